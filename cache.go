@@ -1,0 +1,124 @@
+package locker
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Cache keeps in memory what is held below a prefix, by one watch: reads cost no
+// request. All methods are safe for concurrent use.
+type Cache struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu       sync.RWMutex // guards what follows
+	holders  map[string]Holder
+	revision int64
+	current  time.Time // when the copy was last known to be current
+}
+
+// NewCache starts a Cache of all names that begin with prefix; an empty prefix
+// means all. It blocks until the cache is filled; ctx bounds that and nothing
+// else. The cache lives until it is closed, or the Client is.
+//
+// Errors: the cause of ctx, ErrClosed, and etcd's own; there is no Cache then and
+// nothing to close.
+func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
+	const op = "new cache"
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, prefix, err)
+	}
+	defer end()
+	life, cancel := context.WithCancel(c.ctx)
+	k := &Cache{cancel: cancel, done: make(chan struct{}), holders: make(map[string]Holder)}
+	filled := make(chan struct{})
+	fill := sync.OnceFunc(func() { close(filled) })
+	var refused error // set before done is closed
+	c.tasks.run(func() {
+		defer close(k.done)
+		f := follower{client: c, below: c.keys.Below(prefix)}
+		refused = f.run(life, func(sent time.Time, revision int64, changed []State) {
+			k.update(sent, revision, changed, c.feed.checkpoint())
+			fill()
+		})
+	})
+	select {
+	case <-filled:
+		return k, nil
+	case <-ctx.Done():
+		err = ended(ctx, ctx.Err())
+	case <-k.done:
+		err = refused
+	}
+	k.Close()
+	return nil, wrap(op, prefix, err)
+}
+
+// update takes in what the follower has found. Having reached the revision of the
+// feed's last checkpoint, the copy was current at that time.
+func (k *Cache) update(sent time.Time, revision int64, changed []State, seen checkpoint) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, state := range changed {
+		if state.Held {
+			k.holders[state.Name] = state.Holder
+		} else {
+			delete(k.holders, state.Name)
+		}
+	}
+	k.revision = max(k.revision, revision)
+	if sent.After(k.current) {
+		k.current = sent
+	}
+	if k.revision >= seen.revision && seen.at.After(k.current) {
+		k.current = seen.at
+	}
+}
+
+// Get returns the holder of name, and false if nobody holds it. It does not block,
+// makes no request and allocates nothing. The answer is as old as Age says.
+func (k *Cache) Get(name string) (Holder, bool) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	holder, ok := k.holders[name]
+	return holder, ok
+}
+
+// List returns all holders, by name, at one revision.
+func (k *Cache) List() []Holder {
+	k.mu.RLock()
+	holders := make([]Holder, 0, len(k.holders))
+	for _, holder := range k.holders {
+		holders = append(holders, holder)
+	}
+	k.mu.RUnlock()
+	slices.SortFunc(holders, func(a, b Holder) int { return cmp.Compare(a.Name, b.Name) })
+	return holders
+}
+
+// Revision returns the revision of the cluster that the copy has reached.
+func (k *Cache) Revision() int64 {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.revision
+}
+
+// Age returns how long ago the copy was last known to be current. While etcd
+// answers it stays below about half the Client's TTL; it grows while etcd cannot
+// be reached, and after Close.
+func (k *Cache) Age() time.Duration {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return time.Since(k.current)
+}
+
+// Close ends the watch and waits for its goroutine. What was read last can still
+// be read. To close twice is no error.
+func (k *Cache) Close() {
+	k.cancel()
+	<-k.done
+}

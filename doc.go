@@ -1,0 +1,2 @@
+// Package locker is a lock service on etcd.
+package locker

@@ -1,0 +1,182 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// What an error is about, for errors.Is. The types below carry the details, for
+// errors.As. An error of etcd, and the cause of a context that ended a call, can
+// be found in the chain as well.
+var (
+	ErrLocked   = errors.New("locked by another holder") // *LockedError
+	ErrNotFound = errors.New("not locked")               // *NotFoundError
+	ErrLost     = errors.New("lock lost")                // *LostError
+	ErrInvalid  = errors.New("invalid argument")         // *InvalidError
+
+	// ErrReleased is the cause of a hold that was given up by Unlock.
+	ErrReleased = errors.New("lock released")
+	// ErrClosed says that the Client or the Session was closed.
+	ErrClosed = errors.New("closed")
+	// ErrSessionFull says that a Session of the caller's own has as many entries
+	// as a lease should carry. The sessions that a Client opens by itself are
+	// never full: it opens another.
+	ErrSessionFull = errors.New("session full")
+)
+
+// LockedError says who kept TryLock from taking a name.
+type LockedError struct {
+	// Holder has the Name and, unless the name was just passing from one holder
+	// to the next, the rest as well (the Token is 0 if not).
+	Holder Holder
+}
+
+func (e *LockedError) Error() string {
+	if e.Holder.Token == 0 {
+		return "locked by another holder"
+	}
+	return fmt.Sprintf("locked by the holder of token %d (%q)", e.Holder.Token, e.Holder.Value)
+}
+
+// Is matches ErrLocked.
+func (e *LockedError) Is(target error) bool { return target == ErrLocked }
+
+// NotFoundError says that nobody holds a name.
+type NotFoundError struct{ Name string }
+
+func (e *NotFoundError) Error() string { return "nobody holds " + strconv.Quote(e.Name) }
+
+// Is matches ErrNotFound.
+func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
+
+// Reason says how a hold was lost.
+type Reason int
+
+const (
+	// Expired: the lease could not be renewed in time. Until the deadline nobody
+	// else could hold the name; after it, somebody may.
+	Expired Reason = iota + 1
+	// Revoked: the lease was gone from etcd, or had to be given up.
+	Revoked
+	// Deleted: the entry was removed from the queue by somebody else.
+	Deleted
+)
+
+func (r Reason) String() string {
+	switch r {
+	case Expired:
+		return "expired"
+	case Revoked:
+		return "revoked"
+	case Deleted:
+		return "deleted"
+	}
+	return "Reason(" + strconv.Itoa(int(r)) + ")"
+}
+
+// LostError says that a hold, or a place in the queue, was taken away. It is
+// final: the same Lock never holds again.
+type LostError struct {
+	Name   string // empty if it was a Session that was lost
+	Token  int64  // 0 if it was not yet in the queue
+	Reason Reason
+	Cause  error // what is known of why; may be nil
+}
+
+func (e *LostError) Error() string {
+	text := "lock lost: "
+	if e.Name == "" {
+		text = "session lost: "
+	}
+	text += e.Reason.String()
+	if e.Cause != nil {
+		text += ": " + e.Cause.Error()
+	}
+	return text
+}
+
+// Is matches ErrLost.
+func (e *LostError) Is(target error) bool { return target == ErrLost }
+
+// Unwrap returns the Cause.
+func (e *LostError) Unwrap() error { return e.Cause }
+
+// InvalidError says which argument cannot be used, and why. No request was made.
+type InvalidError struct {
+	Argument string // what it is: "name", "TTL", "prefix", …
+	Value    string // as given; abbreviated if very long
+	Problem  string
+}
+
+func (e *InvalidError) Error() string {
+	return fmt.Sprintf("invalid %s %s: %s", e.Argument, e.Value, e.Problem)
+}
+
+// Is matches ErrInvalid.
+func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
+
+// wrap gives an error the form in which it leaves the package.
+func wrap(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if name == "" {
+		return fmt.Errorf("locker: %s: %w", op, err)
+	}
+	return fmt.Errorf("locker: %s %s: %w", op, quote(name), err)
+}
+
+// quote abbreviates what is too long for a message.
+func quote(text string) string {
+	const limit = 100
+	if len(text) > limit {
+		return strconv.Quote(text[:limit]) + "…"
+	}
+	return strconv.Quote(text)
+}
+
+// ended is the error of a call that its context ended: the context's cause, with
+// the last that was heard from etcd, which is why it had not been done by then.
+func ended(ctx context.Context, last error) error {
+	cause := context.Cause(ctx)
+	if isContextError(last) {
+		return fmt.Errorf("%w (no answer from etcd)", cause)
+	}
+	return fmt.Errorf("%w (etcd: %w)", cause, last)
+}
+
+// transient reports whether a request that failed with err is worth repeating.
+// The outcome of a transient failure is unknown: the request may yet take effect.
+// Any other error is etcd's refusal, which left no effect.
+func transient(err error) bool {
+	if isContextError(err) || errors.Is(err, rpctypes.ErrTooManyRequests) {
+		return true
+	}
+	switch code(err) {
+	// Unknown has "raft proposal dropped" and other passing troubles of a leader
+	// change, which the server does not map to a code.
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.Internal, codes.Unknown:
+		return true
+	}
+	return false
+}
+
+func isContextError(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// code returns the gRPC code of what etcd's client returned: one of its own
+// errors, or a status.
+func code(err error) codes.Code {
+	var etcd rpctypes.EtcdError
+	if errors.As(err, &etcd) {
+		return etcd.Code()
+	}
+	return status.Code(err)
+}

@@ -1,0 +1,116 @@
+// Package key maps the names of locks to the keys of etcd and back.
+//
+// The queue of a name is every key below <prefix><escaped name>/, which is the
+// layout of etcd's concurrency package (Mutex, Election) and of "etcdctl lock"
+// and "etcdctl elect", so that all of them exclude each other.
+package key
+
+import "strings"
+
+// Space is the part of etcd's key space below one prefix.
+type Space struct {
+	prefix string // ends in a slash
+}
+
+// NewSpace returns the space below prefix, which gets a final slash if it has none.
+func NewSpace(prefix string) Space {
+	if !strings.HasSuffix(prefix, "/") {
+		prefix += "/"
+	}
+	return Space{prefix}
+}
+
+// Queue returns the prefix shared by all entries in the queue of name, and by no other key.
+func (s Space) Queue(name string) string { return s.prefix + Escape(name) + "/" }
+
+// Entry returns the key of the entry that member has in the queue of name.
+func (s Space) Entry(name, member string) string { return s.Queue(name) + member }
+
+// Record returns the key of member's own record. It stands in the queue of the
+// empty name, which no lock can have.
+func (s Space) Record(member string) string { return s.prefix + "/" + member }
+
+// Records returns the prefix shared by all records.
+func (s Space) Records() string { return s.prefix + "/" }
+
+// Below returns the prefix shared by the entries of all names that begin with
+// prefix. For an empty prefix that includes the records.
+func (s Space) Below(prefix string) string { return s.prefix + Escape(prefix) }
+
+// Name returns the name whose queue holds the entry key, and false for a key
+// that is no entry of this space.
+func (s Space) Name(key string) (string, bool) {
+	rest, ok := strings.CutPrefix(key, s.prefix)
+	if !ok {
+		return "", false
+	}
+	escaped, _, ok := strings.Cut(rest, "/")
+	if !ok || escaped == "" {
+		return "", false
+	}
+	return Unescape(escaped)
+}
+
+// Escape percent-encodes the slash, the percent sign and control bytes. It works
+// byte by byte, so the escape of a prefix is a prefix of the escape.
+func Escape(name string) string {
+	n := 0
+	for i := range len(name) {
+		if special(name[i]) {
+			n++
+		}
+	}
+	if n == 0 {
+		return name
+	}
+	var b strings.Builder
+	b.Grow(len(name) + 2*n)
+	for i := range len(name) {
+		if c := name[i]; special(c) {
+			b.WriteByte('%')
+			b.WriteByte(digits[c>>4])
+			b.WriteByte(digits[c&15])
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// Unescape is the inverse of Escape. It is false for a text that Escape cannot
+// have made, so that every name has one escape only.
+func Unescape(escaped string) (string, bool) {
+	if !strings.ContainsFunc(escaped, func(r rune) bool { return r < utf8Self && special(byte(r)) }) {
+		return escaped, true
+	}
+	var b strings.Builder
+	b.Grow(len(escaped))
+	for i := 0; i < len(escaped); i++ {
+		c := escaped[i]
+		if c == '%' {
+			if i+2 >= len(escaped) {
+				return "", false
+			}
+			high, low := strings.IndexByte(digits, escaped[i+1]), strings.IndexByte(digits, escaped[i+2])
+			if high < 0 || low < 0 {
+				return "", false
+			}
+			c = byte(high<<4 | low)
+			i += 2
+			if !special(c) {
+				return "", false
+			}
+		} else if special(c) {
+			return "", false
+		}
+		b.WriteByte(c)
+	}
+	return b.String(), true
+}
+
+const (
+	digits   = "0123456789ABCDEF"
+	utf8Self = 0x80 // below it, a rune is its own byte
+)
+
+func special(c byte) bool { return c == '/' || c == '%' || c < 0x20 || c == 0x7f }

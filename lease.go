@@ -1,0 +1,502 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Lock is one hold of a name: a key in the queue of the name, attached to the
+// lease of a session. It ends by Unlock or by a loss and is never acquired again.
+// All methods are safe for concurrent use.
+type Lock struct {
+	session *Session
+	name    string
+	key     string
+	ctx     context.Context // ends with the hold, or with the place in the queue before it
+	cancel  context.CancelCauseFunc
+	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
+
+	// The goroutine that acquires the lock uses these, and whoever cleans up after it.
+	epoch  int64 // of the session's record, at the newest put
+	unsure bool  // a put was sent whose outcome is not known
+
+	mu       sync.Mutex // guards what follows; no request is made under it
+	phase    phase
+	value    string
+	modified int64 // mod revision at which the entry had value
+}
+
+// phase is where in its life a Lock is. Whoever ends it finds out what it was: the
+// end of a hold has to be followed by a departure, that of a queued lock is seen
+// by the goroutine that waits for it.
+type phase int
+
+const (
+	queued phase = iota
+	held
+	over
+)
+
+// newLock returns a lock that is yet to be attached to a session. Its context keeps
+// the values of ctx, but nothing of its end.
+func newLock(ctx context.Context, name, value string) *Lock {
+	l := &Lock{name: name, value: value}
+	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	return l
+}
+
+// Name returns the name that is locked.
+func (l *Lock) Name() string { return l.name }
+
+// Value returns the value that the name was locked with, or the last one that
+// SetValue is known to have set.
+func (l *Lock) Value() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.value
+}
+
+// Key returns the key in etcd that stands for the hold.
+func (l *Lock) Key() string { return l.key }
+
+// Token returns the fencing token, the revision of etcd at which the lock was
+// queued: it is strictly larger for each later hold of the name. A resource that
+// refuses a smaller token after a larger one cannot be harmed by a holder that
+// does not know yet that it is none (M. Kleppmann, "How to do distributed
+// locking", 2016).
+func (l *Lock) Token() int64 { return l.token.Load() }
+
+// Context ends when the hold ends. context.Cause tells why: a *LostError,
+// ErrReleased or ErrClosed. It has the values of the context that Lock was called
+// with and nothing of its end.
+func (l *Lock) Context() context.Context { return l.ctx }
+
+// Deadline returns the time until which the hold is certain without another
+// renewal. It moves while the session is renewed, and means nothing once the hold
+// has ended.
+func (l *Lock) Deadline() time.Time {
+	l.session.mu.Lock()
+	defer l.session.mu.Unlock()
+	return l.session.deadline
+}
+
+// Err returns nil while the lock is held. It compares the deadline with the clock
+// now, so that a process that was stopped, or whose machine slept, learns here
+// that it has lost the lock. It does not block.
+//
+// Errors: ErrLost as *LostError, ErrReleased, ErrClosed.
+func (l *Lock) Err() error {
+	if l.session.check() != nil {
+		<-l.ctx.Done() // the session ends its locks
+	}
+	if l.ctx.Err() == nil {
+		return nil
+	}
+	return wrap("hold", l.name, context.Cause(l.ctx))
+}
+
+// Guard returns the compares that hold in etcd exactly as long as the lock does,
+// for transactions of the caller's own.
+func (l *Lock) Guard() []clientv3.Cmp {
+	return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())}
+}
+
+// Commit applies all ops in one transaction, or none of them if the lock is no
+// longer held: etcd itself decides, so not even a holder that was stopped for an
+// hour can write with it. It blocks until etcd has answered; ctx and the hold
+// bound that.
+//
+// Errors: ErrLost as *LostError, ErrReleased, ErrClosed; the cause of ctx, and
+// etcd's own. Unless the error says that the lock was lost or etcd refused the
+// transaction, the ops may have been applied.
+func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	const op = "commit under"
+	ctx, end, err := l.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, l.name, err)
+	}
+	defer end()
+	resp, err := l.session.client.etcd.Txn(ctx).If(l.Guard()...).Then(ops...).Commit()
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, wrap(op, l.name, ended(ctx, err))
+	case err != nil:
+		return nil, wrap(op, l.name, err)
+	case !resp.Succeeded:
+		return nil, wrap(op, l.name, l.lose(Deleted, nil))
+	}
+	return resp, nil
+}
+
+// SetValue changes the value of the lock if it is still held. It blocks until etcd
+// has confirmed that; ctx and the hold bound it. Of concurrent calls, the one
+// that etcd commits last prevails.
+//
+// Errors: as Commit. If ctx ended, the value may have been set, or be set later,
+// unless another was set after it.
+func (l *Lock) SetValue(ctx context.Context, value string) error {
+	const op = "set value of"
+	ctx, end, err := l.begin(ctx)
+	if err != nil {
+		return wrap(op, l.name, err)
+	}
+	defer end()
+	for {
+		l.mu.Lock()
+		modified := l.modified
+		l.mu.Unlock()
+		// The mod revision orders the writes: one that comes late is refused.
+		resp, first, err := l.session.client.commit(ctx, txn{
+			when:      append(l.Guard(), clientv3.Compare(clientv3.ModRevision(l.key), "=", modified)),
+			then:      []clientv3.Op{clientv3.OpPut(l.key, value, clientv3.WithLease(l.session.lease))},
+			otherwise: []clientv3.Op{clientv3.OpGet(l.key)},
+		})
+		if err != nil {
+			return wrap(op, l.name, l.session.diagnose(err))
+		}
+		if resp.Succeeded {
+			l.learn(value, resp.Header.Revision)
+			return nil
+		}
+		kvs := resp.Responses[0].GetResponseRange().Kvs
+		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() {
+			return wrap(op, l.name, l.lose(Deleted, nil))
+		}
+		l.learn(string(kvs[0].Value), kvs[0].ModRevision)
+		if !first && string(kvs[0].Value) == value {
+			return nil // by an attempt whose answer was lost
+		}
+	}
+}
+
+// learn keeps the newest value seen of the entry.
+func (l *Lock) learn(value string, modified int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if modified > l.modified {
+		l.value, l.modified = value, modified
+	}
+}
+
+// Unlock gives the lock up. The hold ends at once, whatever follows: its context
+// ends with ErrReleased, and the entry is removed from the queue even if it takes
+// a while or ctx has already ended. ctx bounds only the wait for etcd to confirm
+// that; if it ends first, the error has its cause, and the removal goes on in the
+// background until it is done, or costs the session its lease.
+//
+// Errors: ErrLost as *LostError if the lock was lost before, ErrReleased if it was
+// unlocked before, ErrClosed if its Client or Session was closed.
+func (l *Lock) Unlock(ctx context.Context) error {
+	const op = "unlock"
+	c := l.session.client
+	l.session.check()
+	if l.end(ErrReleased) != held {
+		return wrap(op, l.name, context.Cause(l.ctx))
+	}
+	if !c.tasks.begin() {
+		l.session.orphan(l)
+		l.depart()
+		return wrap(op, l.name, ErrClosed)
+	}
+	defer c.tasks.end()
+	result := make(chan error, 1)
+	c.tasks.run(func() { result <- l.withdraw() })
+	select {
+	case err := <-result:
+		return wrap(op, l.name, err)
+	case <-ctx.Done():
+		return wrap(op, l.name, ended(ctx, ctx.Err()))
+	}
+}
+
+// begin starts a call that needs the hold: its context ends with ctx, with the
+// hold, or with the client.
+func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
+	if err := l.session.check(); err != nil {
+		<-l.ctx.Done()
+	}
+	if l.ctx.Err() != nil {
+		return nil, nil, context.Cause(l.ctx)
+	}
+	ctx, end, err := l.session.client.begin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, stop := either(ctx, l.ctx)
+	return ctx, func() { stop(); end() }, nil
+}
+
+// end ends the lock, unless it has ended before, and returns what it was until now.
+func (l *Lock) end(cause error) phase {
+	l.mu.Lock()
+	was := l.phase
+	l.phase = over
+	l.mu.Unlock()
+	if was != over {
+		l.cancel(cause)
+	}
+	return was
+}
+
+// lose ends the lock because its entry is gone, and returns why it ended.
+func (l *Lock) lose(reason Reason, cause error) error {
+	lost := &LostError{Name: l.name, Token: l.token.Load(), Reason: reason, Cause: cause}
+	if l.end(lost) == held {
+		l.depart()
+		l.session.client.log.Warn("lock lost", "name", l.name, "token", lost.Token, "reason", reason)
+	}
+	<-l.ctx.Done()
+	return context.Cause(l.ctx)
+}
+
+// hold turns a queued lock that has come to the front into a held one, if nothing
+// has happened to it.
+func (l *Lock) hold() error {
+	err := l.session.check()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil && l.phase == queued {
+		l.phase = held
+		return nil
+	}
+	<-l.ctx.Done()
+	return context.Cause(l.ctx)
+}
+
+// do calls fn under the lock and releases it; it returns the errors of both.
+func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (result, released error) {
+	fctx, stop := either(ctx, l.ctx)
+	defer stop()
+	defer func() { // also when fn panics
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.session.ttl)
+		defer cancel()
+		released = l.Unlock(ctx)
+		if errors.Is(released, ErrReleased) {
+			released = nil // by fn
+		}
+	}()
+	return fn(fctx, l), nil
+}
+
+// nothingLeft reports whether the lock has certainly nothing in the queue.
+func (l *Lock) nothingLeft() bool { return l.token.Load() == 0 && !l.unsure }
+
+// abandon ends a lock that could not be acquired. Usually it is gone from the
+// queue when abandon returns; if etcd does not answer at once, that goes on in the
+// background.
+func (l *Lock) abandon(cause error) {
+	l.end(cause)
+	if l.nothingLeft() {
+		l.depart()
+		return
+	}
+	done := make(chan struct{})
+	l.session.client.tasks.run(func() {
+		defer close(done)
+		_ = l.withdraw() // it has done what can be done
+	})
+	if !l.unsure {
+		ctx, cancel := context.WithTimeout(l.session.life, grace)
+		defer cancel()
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// grace is how long a call that failed waits for its place in the queue to be gone.
+const grace = 100 * time.Millisecond
+
+// depart is the last step in the life of a lock: the next goroutine of the client
+// that wants the name has its turn.
+func (l *Lock) depart() {
+	c := l.session.client
+	left := l.session.dismiss(l)
+	c.lines.leave(l.name)
+	if left == 0 {
+		c.retire(l.session)
+	}
+}
+
+// rival is another entry in the queue.
+type rival struct {
+	key   string
+	token int64
+}
+
+// near is how many entries ahead of its own a waiter follows one by one. A waiter
+// with more ahead of it watches only the farthest of the nearest, so that the
+// work of a hand-over does not grow with the number of waiters.
+const near = 4
+
+// rivals reads a list of entries, the newest first, that begins with l's own.
+func (l *Lock) rivals(kvs []*mvccpb.KeyValue) (ahead []rival, ok bool) {
+	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != l.token.Load() {
+		return nil, false
+	}
+	for _, kv := range kvs[1:] {
+		ahead = append(ahead, rival{string(kv.Key), kv.CreateRevision})
+	}
+	return ahead, true
+}
+
+// newest asks for the newest entries of the queue: the own one and up to one more
+// ahead of it than are near.
+func (l *Lock) newest(opts ...clientv3.OpOption) clientv3.Op {
+	return clientv3.OpGet(l.session.client.keys.Queue(l.name), append(opts,
+		clientv3.WithPrefix(), clientv3.WithKeysOnly(),
+		clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend),
+		clientv3.WithLimit(near+2))...)
+}
+
+// enqueue puts the entry at the end of the queue, or, to try, only into an empty
+// queue. It returns the entries ahead of it, nearest first; more than near of them
+// means at least that many. It repeats itself until etcd has answered for certain
+// or ctx has ended. On error, an entry may have been left: withdraw removes it.
+func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error) {
+	c, s := l.session.client, l.session
+	queue := c.keys.Queue(l.name)
+	free := clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)
+	if try {
+		free = clientv3.Compare(clientv3.CreateRevision(queue), "=", 0).WithPrefix()
+	}
+	for {
+		var resp *clientv3.TxnResponse
+		err := c.insist(ctx, func(ctx context.Context) (err error) {
+			l.epoch = s.currentEpoch()
+			before := l.unsure
+			l.unsure = true
+			resp, err = c.submit(txn{
+				when:      []clientv3.Cmp{s.inEpoch(l.epoch), free},
+				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
+				otherwise: []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly()), clientv3.OpGet(s.record(), clientv3.WithKeysOnly()), clientv3.OpGet(queue, clientv3.WithFirstCreate()...)},
+			}).wait(ctx)
+			if err == nil || !transient(err) {
+				l.unsure = before
+			}
+			return err
+		})
+		if err != nil {
+			return nil, s.diagnose(err)
+		}
+		if resp.Succeeded {
+			l.queuedAt(resp.Header.Revision, resp.Header.Revision)
+			ahead, _ := l.rivals(resp.Responses[1].GetResponseRange().Kvs)
+			return ahead, nil
+		}
+		own, record, head := resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs, resp.Responses[2].GetResponseRange().Kvs
+		switch {
+		case len(own) > 0:
+			// By an attempt whose answer was lost.
+			l.queuedAt(own[0].CreateRevision, own[0].ModRevision)
+			ahead, _, err := l.look(ctx)
+			return ahead, err
+		case len(record) == 0:
+			if err := s.writeRecord(ctx); err != nil {
+				return nil, err
+			}
+		case record[0].ModRevision != l.epoch:
+			s.learnEpoch(record[0].ModRevision)
+		case len(head) > 0:
+			return nil, &LockedError{Holder: holderOf(l.name, head[0])}
+		}
+	}
+}
+
+// queuedAt notes that the entry is in the queue.
+func (l *Lock) queuedAt(created, modified int64) {
+	l.token.Store(created)
+	l.unsure = false
+	l.mu.Lock()
+	l.modified = modified
+	l.mu.Unlock()
+}
+
+// look reads which entries are ahead now, and at which revision that is so.
+func (l *Lock) look(ctx context.Context) (ahead []rival, revision int64, err error) {
+	c := l.session.client
+	var resp clientv3.OpResponse
+	err = c.insist(ctx, func(ctx context.Context) (err error) {
+		resp, err = c.etcd.Do(ctx, l.newest(clientv3.WithMaxCreateRev(l.token.Load())))
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	ahead, ok := l.rivals(resp.Get().Kvs)
+	if !ok {
+		return nil, 0, l.lose(Deleted, nil)
+	}
+	return ahead, resp.Get().Header.Revision, nil
+}
+
+// take acquires the lock: it joins the queue and, unless it only tries, waits for
+// its turn. On error withdraw must follow.
+func (l *Lock) take(ctx context.Context, try bool) error {
+	ctx, stop := either(ctx, l.ctx)
+	defer stop()
+	ahead, err := l.enqueue(ctx, try)
+	if err != nil {
+		return err
+	}
+	if err := l.awaitTurn(ctx, ahead); err != nil {
+		return err
+	}
+	return l.hold()
+}
+
+// release deletes the entry, this incarnation of it and no other, and reports
+// whether it was there until then. It is a transaction without a put, which etcd
+// accepts even when it has run out of space.
+func (l *Lock) release(ctx context.Context) (found bool, err error) {
+	resp, first, err := l.session.client.commit(ctx, txn{when: l.Guard(), then: []clientv3.Op{clientv3.OpDelete(l.key)}})
+	if err != nil {
+		return false, err
+	}
+	return resp.Succeeded || !first, nil
+}
+
+// withdraw removes whatever the lock may have in the queue, and departs. It is
+// bounded by the TTL: what cannot be confirmed gone by then costs the session its
+// lease, and goes with it.
+func (l *Lock) withdraw() error {
+	defer l.depart()
+	s := l.session
+	ctx, cancel := context.WithTimeout(s.life, s.ttl)
+	defer cancel()
+	found, err := l.remove(ctx)
+	switch {
+	case err == nil && !found:
+		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
+	case err == nil:
+		return nil
+	case s.ctx.Err() != nil:
+		return context.Cause(s.ctx)
+	}
+	s.finish(&LostError{Reason: Revoked, Cause: err})
+	return err
+}
+
+// remove finds out what is in the queue, if need be, and releases it.
+func (l *Lock) remove(ctx context.Context) (found bool, err error) {
+	if l.unsure {
+		created, err := l.session.fence(ctx, l.key, l.epoch)
+		if err != nil {
+			return false, err
+		}
+		if created != 0 {
+			l.token.Store(created)
+		}
+	}
+	if l.token.Load() == 0 {
+		return false, nil
+	}
+	return l.release(ctx)
+}

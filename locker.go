@@ -1,0 +1,379 @@
+package locker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/key"
+)
+
+// Client locks names on an etcd cluster. It is safe for concurrent use, and one is
+// enough for a program: goroutines that want the same name exclude each other and
+// take turns in order of arrival.
+type Client struct {
+	etcd    *clientv3.Client
+	leases  pb.LeaseClient // of etcd, for what its Lease interface cannot do
+	id      string
+	keys    key.Space
+	ttl     time.Duration
+	margin  time.Duration // 0: a tenth of the TTL
+	log     *slog.Logger
+	process string // what stands in the records of the sessions
+
+	patience time.Duration // of one attempt of a request
+
+	ctx   context.Context // ends with Close, with ErrClosed
+	end   context.CancelCauseFunc
+	base  context.Context // of requests; ends when Close has done its work
+	stop  context.CancelFunc
+	tasks tasks
+
+	lines lines
+	feed  *feed
+
+	opening  chan struct{} // has an item while a shared session is being opened
+	mu       sync.Mutex    // guards what follows
+	closed   bool
+	sessions map[*Session]bool // all
+	shared   []*Session        // those for locks without WithSession, the newest last
+}
+
+// New returns a Client over etcd, which it borrows: the caller closes it, after
+// the Client. It makes no request and starts no goroutine.
+//
+// Errors: ErrInvalid as *InvalidError for a nil client or a bad option.
+func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
+	const op = "new client"
+	if etcd == nil {
+		return nil, wrap(op, "", &InvalidError{"client", "nil", "an etcd client is needed"})
+	}
+	c := &Client{
+		etcd:     etcd,
+		id:       strconv.FormatUint(rand.Uint64(), 16),
+		keys:     key.NewSpace(DefaultPrefix),
+		ttl:      DefaultTTL,
+		log:      slog.New(slog.DiscardHandler),
+		process:  string(thisProcess()),
+		opening:  make(chan struct{}, 1),
+		sessions: make(map[*Session]bool),
+	}
+	for _, opt := range opts {
+		if opt == nil {
+			return nil, wrap(op, "", &InvalidError{"option", "nil", "it does nothing"})
+		}
+		if err := opt(c); err != nil {
+			return nil, wrap(op, "", err)
+		}
+	}
+	if c.margin > c.ttl/2 {
+		return nil, wrap(op, "", &InvalidError{"safety margin", c.margin.String(), "it must be at most half the TTL of " + c.ttl.String()})
+	}
+	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
+	c.patience = min(max(c.ttl/4, 500*time.Millisecond), 5*time.Second)
+	c.lines.init()
+	c.ctx, c.end = context.WithCancelCause(context.Background())
+	c.base, c.stop = context.WithCancel(context.Background())
+	c.feed = newFeed(c)
+	return c, nil
+}
+
+// Close ends every hold, whose contexts end with ErrClosed, lets all calls return
+// ErrClosed, revokes the leases, so that nothing is left in etcd, and waits for
+// every goroutine of the Client. It blocks until etcd has confirmed that, at most
+// for the TTL (twice, if a lease was just being taken): after that the leases have
+// run out by themselves, and the error says what was not confirmed. The Client
+// cannot be used again; to close it again is no error.
+func (c *Client) Close() error {
+	if !c.tasks.close() {
+		c.tasks.join()
+		return nil
+	}
+	c.end(ErrClosed)
+	c.mu.Lock()
+	c.closed = true
+	sessions := make([]*Session, 0, len(c.sessions))
+	for s := range c.sessions {
+		sessions = append(sessions, s)
+	}
+	c.mu.Unlock()
+	for _, s := range sessions {
+		s.finish(ErrClosed)
+	}
+	var errs []error
+	for _, s := range sessions {
+		<-s.done
+		errs = append(errs, s.burial)
+	}
+	c.tasks.join()
+	c.stop()
+	return wrap("close", "", errors.Join(errs...))
+}
+
+// Lock locks name with value. It waits its turn, first come first served, also
+// among the goroutines of one Client. ctx bounds the wait only: a hold outlives
+// it. On error nothing is held and nothing is left queued; if etcd does not answer
+// at once, the place in the queue is given up in the background. While etcd cannot
+// be reached Lock goes on trying, until ctx ends.
+//
+// Errors: ErrInvalid for a bad name or session; the cause of ctx, with the last
+// that was heard from etcd; ErrLost if the session was lost, or the entry deleted
+// by somebody else, while it waited; ErrClosed; ErrSessionFull; and etcd's own
+// where it refuses (no permission, no space, value too large).
+func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
+	l, err := c.acquire(ctx, name, value, false, opts)
+	return l, wrap("lock", name, err)
+}
+
+// TryLock locks name with value if nobody holds it or waits for it. It never
+// waits for another holder; ctx bounds how long it waits for etcd. On error
+// nothing is held and nothing is left in the queue, as with Lock.
+//
+// Errors: ErrLocked as *LockedError, with the present holder; else as Lock.
+func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
+	l, err := c.acquire(ctx, name, value, true, opts)
+	return l, wrap("try lock", name, err)
+}
+
+// Do locks name, calls fn in this goroutine, and unlocks after fn has returned. The
+// context of fn has the values of ctx and ends with ctx or with the hold, whichever
+// is first; fn should return then. ctx bounds the wait for the lock. Do returns
+// after the release was confirmed, or after the TTL if etcd does not answer; also
+// if fn panics.
+//
+// Errors: those of Lock, in which case fn was not called; that of fn; ErrLost if
+// the lock did not last until fn returned; and that of the release.
+func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
+	l, err := c.acquire(ctx, name, value, false, opts)
+	if err != nil {
+		return wrap("lock", name, err)
+	}
+	err, unlocked := l.do(ctx, fn)
+	return join(err, unlocked)
+}
+
+// Campaign is Do over and over: it locks name and calls fn; when the lock is lost
+// it waits for fn to return, discards its error and queues again, after a pause
+// that grows from 10 ms to 500 ms while losses follow each other closely. It ends
+// when fn returns while the lock is still held, with fn's error; when ctx ends; or
+// when Lock fails for another reason than a loss.
+//
+// Errors: as Do; ErrLost only if the session of WithSession was lost.
+func (c *Client) Campaign(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
+	const op = "campaign for"
+	for pause := (backoff{}); ; {
+		began := time.Now()
+		l, err := c.acquire(ctx, name, value, false, opts)
+		if err == nil {
+			var result error
+			if result, err = l.do(ctx, fn); !errors.Is(err, ErrLost) || ctx.Err() != nil {
+				return join(result, err)
+			}
+			err = errors.Unwrap(err)
+		}
+		if session, _ := c.sessionFor(opts); !errors.Is(err, ErrLost) || session != nil && session.ctx.Err() != nil {
+			return wrap(op, name, err)
+		}
+		if time.Since(began) > c.ttl {
+			pause = backoff{}
+		}
+		if pause.wait(ctx) != nil {
+			return wrap(op, name, context.Cause(ctx))
+		}
+	}
+}
+
+// Holder is who holds a name.
+type Holder struct {
+	Name, Value string
+	Token       int64            // fencing token
+	Lease       clientv3.LeaseID // 0 for an entry that somebody made without a lease
+}
+
+// Get returns the holder of name. It is a linearizable read: it sees every lock
+// and release that was confirmed before it was called. It blocks until etcd has
+// answered; ctx bounds that.
+//
+// Errors: ErrNotFound as *NotFoundError if nobody holds it; ErrInvalid, ErrClosed,
+// the cause of ctx, and etcd's own.
+func (c *Client) Get(ctx context.Context, name string) (Holder, error) {
+	const op = "get"
+	if err := checkName(name); err != nil {
+		return Holder{}, wrap(op, name, err)
+	}
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return Holder{}, wrap(op, name, err)
+	}
+	defer end()
+	holder, err := c.get(ctx, name)
+	return holder, wrap(op, name, err)
+}
+
+// List returns the holders of all names that begin with prefix, by name, all at
+// one revision. An empty prefix means all names. It blocks until etcd has
+// answered; ctx bounds that.
+//
+// Errors: ErrClosed, the cause of ctx, and etcd's own.
+func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
+	const op = "list"
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, prefix, err)
+	}
+	defer end()
+	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Below(prefix), clientv3.WithPrefix()))
+	if err != nil {
+		return nil, wrap(op, prefix, err)
+	}
+	p := picture{keys: c.keys}
+	states := p.load(resp, "")
+	holders := make([]Holder, len(states))
+	for i, state := range states {
+		holders[i] = state.Holder
+	}
+	return holders, nil
+}
+
+// Owners returns, by lease, which process each session belongs to; with List,
+// which process holds what. Clients of the same prefix write one record for each
+// session. Entries that others made, such as etcdctl, have no owner here. It
+// blocks until etcd has answered; ctx bounds that.
+//
+// Errors: ErrClosed, the cause of ctx, and etcd's own.
+func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error) {
+	const op = "owners"
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, "", err)
+	}
+	defer end()
+	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Records(), clientv3.WithPrefix()))
+	if err != nil {
+		return nil, wrap(op, "", err)
+	}
+	owners := make(map[clientv3.LeaseID]Owner, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		var owner Owner
+		if json.Unmarshal(kv.Value, &owner) == nil { // what others may have put there is no owner
+			owners[clientv3.LeaseID(kv.Lease)] = owner
+		}
+	}
+	return owners, nil
+}
+
+// begin starts a call: its context ends with ctx or with the client. end must be
+// called, after which the call starts no goroutine.
+func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err error) {
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	if !c.tasks.begin() {
+		return nil, nil, ErrClosed
+	}
+	ctx, stop := either(ctx, c.ctx)
+	return ctx, func() { stop(); c.tasks.end() }, nil
+}
+
+// acquire is Lock and, to try, TryLock.
+func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	session, err := c.sessionFor(opts)
+	if err != nil {
+		return nil, err
+	}
+	values := ctx
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if session != nil {
+		var stop func()
+		ctx, stop = either(ctx, session.ctx)
+		defer stop()
+	}
+	if !try {
+		if err := c.lines.join(ctx, name); err != nil {
+			return nil, err
+		}
+	} else if !c.lines.tryJoin(name) {
+		return nil, c.lockedHere(ctx, name)
+	}
+	for {
+		l := newLock(values, name, value)
+		if err := c.attach(ctx, l, session); err != nil {
+			c.lines.leave(name)
+			return nil, err
+		}
+		err := l.take(ctx, try)
+		if err == nil {
+			return l, nil
+		}
+		if session == nil && l.nothingLeft() && errors.Is(err, ErrLost) {
+			// The shared session was lost before it was of any use here.
+			l.end(err)
+			l.session.dismiss(l)
+			continue
+		}
+		l.abandon(err)
+		return nil, err
+	}
+}
+
+// lockedHere is TryLock's error when a goroutine of this client has the name.
+func (c *Client) lockedHere(ctx context.Context, name string) error {
+	holder, err := c.get(ctx, name)
+	if errors.Is(err, ErrNotFound) {
+		holder, err = Holder{Name: name}, nil
+	}
+	if err != nil {
+		return err
+	}
+	return &LockedError{Holder: holder}
+}
+
+func (c *Client) get(ctx context.Context, name string) (Holder, error) {
+	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Queue(name), clientv3.WithFirstCreate()...))
+	if err != nil {
+		return Holder{}, err
+	}
+	if len(resp.Kvs) == 0 {
+		return Holder{}, &NotFoundError{name}
+	}
+	return holderOf(name, resp.Kvs[0]), nil
+}
+
+// read is one linearizable read.
+func (c *Client) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse, error) {
+	var resp clientv3.OpResponse
+	err := c.insist(ctx, func(ctx context.Context) (err error) {
+		resp, err = c.etcd.Do(ctx, op)
+		return err
+	})
+	return resp.Get(), err
+}
+
+func holderOf(name string, head *mvccpb.KeyValue) Holder {
+	return Holder{Name: name, Value: string(head.Value), Token: head.CreateRevision, Lease: clientv3.LeaseID(head.Lease)}
+}
+
+// join puts together what fn returned and what the release did, which is no news
+// if fn returned that itself.
+func join(result, released error) error {
+	if released == nil || result != nil && errors.Is(result, errors.Unwrap(released)) {
+		return result
+	}
+	return errors.Join(result, released)
+}

@@ -1,0 +1,136 @@
+package locker
+
+import (
+	"log/slog"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/jagregory/locker/v2/internal/key"
+)
+
+// Option adjusts a Client.
+type Option func(*Client) error
+
+// The defaults of New.
+const (
+	DefaultPrefix = "locker/"
+	DefaultTTL    = 10 * time.Second
+)
+
+// WithPrefix sets the prefix of all keys in etcd; the default is "locker/". A
+// slash is added if there is none at its end. Clients with the same prefix
+// exclude each other; a prefix must not lie below that of other clients.
+func WithPrefix(prefix string) Option {
+	return func(c *Client) error {
+		c.keys = key.NewSpace(prefix)
+		return checkText("prefix", prefix)
+	}
+}
+
+// WithTTL sets the time to live of leases, which is how long a holder that has
+// died keeps a name; the default is 10 s. etcd counts in whole seconds, so that a
+// fraction is rounded up, and may grant more: its least is 1.5 times its election
+// time-out. At least a second and at most a year.
+func WithTTL(ttl time.Duration) Option {
+	return func(c *Client) error {
+		c.ttl = ttl
+		return checkTTL(ttl)
+	}
+}
+
+// WithSafetyMargin sets how long before its lease could run out a hold ends; the
+// default is a tenth of the TTL. It covers what the clock of this machine may be
+// slower than those of etcd over one TTL, and the time from a holder's check of
+// its lock to the effect of what it does then. More than 0, at most half the TTL.
+func WithSafetyMargin(d time.Duration) Option {
+	return func(c *Client) error {
+		c.margin = d
+		if d <= 0 {
+			return &InvalidError{"safety margin", d.String(), "it must be more than 0"}
+		}
+		return nil
+	}
+}
+
+// WithLogger sets where the client logs what no call returns: sessions lost,
+// locks deleted by others (Warn), renewals that have to be repeated (Debug). The
+// default is to log nothing.
+func WithLogger(l *slog.Logger) Option {
+	return func(c *Client) error {
+		c.log = l
+		if l == nil {
+			return &InvalidError{"logger", "nil", "leave the option out to log nothing"}
+		}
+		return nil
+	}
+}
+
+// LockOption adjusts one lock.
+type LockOption func(*lockConfig)
+
+type lockConfig struct{ session *Session }
+
+// WithSession attaches the lock to a session of the caller's own: it is lost with
+// that session and with no other. The default is a session that the Client shares
+// among its locks.
+func WithSession(s *Session) LockOption {
+	return func(cfg *lockConfig) { cfg.session = s }
+}
+
+// sessionFor returns the session that the options ask for, nil for a shared one.
+func (c *Client) sessionFor(opts []LockOption) (*Session, error) {
+	var cfg lockConfig
+	for _, opt := range opts {
+		opt(&cfg)
+	}
+	if cfg.session != nil && cfg.session.client != c {
+		return nil, &InvalidError{"session", cfg.session.member, "it belongs to another Client"}
+	}
+	return cfg.session, nil
+}
+
+// marginOf returns the safety margin for leases with that TTL.
+func (c *Client) marginOf(ttl time.Duration) time.Duration {
+	if c.margin == 0 {
+		return ttl / 10
+	}
+	return min(c.margin, ttl/2)
+}
+
+// MaxNameLength is how many bytes a name may have.
+const MaxNameLength = 1024
+
+func checkName(name string) error {
+	if len(name) > MaxNameLength {
+		return &InvalidError{"name", quote(name), "it is longer than 1024 bytes"}
+	}
+	return checkText("name", name)
+}
+
+func checkText(what, text string) error {
+	problem := ""
+	switch {
+	case text == "":
+		problem = "it is empty"
+	case !utf8.ValidString(text):
+		problem = "it is not valid UTF-8"
+	case strings.ContainsFunc(text, unicode.IsControl):
+		problem = "it has a control character"
+	default:
+		return nil
+	}
+	return &InvalidError{what, quote(text), problem}
+}
+
+func checkTTL(ttl time.Duration) error {
+	const longest = 365 * 24 * time.Hour
+	switch {
+	case ttl < time.Second:
+		return &InvalidError{"TTL", ttl.String(), "it must be at least a second"}
+	case ttl > longest:
+		return &InvalidError{"TTL", ttl.String(), "it must be at most a year"}
+	}
+	return nil
+}

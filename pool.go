@@ -1,0 +1,91 @@
+package locker
+
+import (
+	"context"
+	"slices"
+)
+
+// attach attaches l to the session, or to a shared one that has room.
+func (c *Client) attach(ctx context.Context, l *Lock, session *Session) error {
+	if session != nil {
+		return session.admit(l)
+	}
+	for {
+		c.mu.Lock()
+		shared := slices.Clone(c.shared)
+		c.mu.Unlock()
+		for _, s := range slices.Backward(shared) {
+			if s.admit(l) == nil {
+				return nil
+			}
+		}
+		if err := c.share(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// share opens another shared session, unless one has room. One goroutine at a time
+// does that, the others wait for it.
+func (c *Client) share(ctx context.Context) error {
+	select {
+	case c.opening <- struct{}{}:
+		defer func() { <-c.opening }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	c.mu.Lock()
+	room := slices.ContainsFunc(c.shared, func(s *Session) bool { return s.load() < entriesPerLease })
+	c.mu.Unlock()
+	if room {
+		return nil
+	}
+	s := c.newSession(0)
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sessions[s] { // it may be over already
+		c.shared = append(c.shared, s)
+	}
+	return nil
+}
+
+// retire closes a shared session that has become empty if the others have plenty
+// of room, so that the leases of a rush do not stay for ever.
+func (c *Client) retire(s *Session) {
+	c.mu.Lock()
+	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.load() <= entriesPerLease/2 })
+	surplus := others && slices.Contains(c.shared, s)
+	c.mu.Unlock()
+	if surplus {
+		s.finishIf(ErrClosed, func() bool { return len(s.locks) == 0 })
+	}
+}
+
+// enlist counts a session among those that Close has to end, and reports false if
+// Close was there first.
+func (c *Client) enlist(s *Session) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.sessions[s] = true
+	}
+	return !c.closed
+}
+
+// delist is the end of what enlist and share began.
+func (c *Client) delist(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sessions, s)
+	c.shared = slices.DeleteFunc(c.shared, func(other *Session) bool { return other == s })
+}
+
+// load returns how many locks are attached to the session.
+func (s *Session) load() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.locks)
+}

@@ -1,0 +1,542 @@
+package locker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+)
+
+// Session is a lease of etcd and its renewal. All locks attached to it share its
+// fate: when it can no longer be sure of its lease, all of them are lost at once.
+// A Client opens sessions by itself; an own one separates the fate of some locks
+// from that of the others. All methods are safe for concurrent use.
+type Session struct {
+	client  *Client
+	lease   clientv3.LeaseID
+	member  string          // what its entries are called in every queue
+	adopted <-chan struct{} // closed at the end of an adopted session; nil for an own lease
+
+	ctx    context.Context // ends when the session is over, with the reason
+	cancel context.CancelCauseFunc
+	life   context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
+	bury   context.CancelFunc
+	done   chan struct{} // closed when its goroutine has ended
+	burial error         // what kept it from leaving nothing; set before done is closed
+
+	mu       sync.Mutex // guards what follows; no request is made under it
+	over     bool
+	ttl      time.Duration // as granted
+	deadline time.Time     // until then the lease is certain
+	alarm    *time.Timer   // at the deadline
+	trouble  error         // of the last renewal
+	epoch    int64         // mod revision of the session's record, see fence
+	locks    map[*Lock]struct{}
+	orphans  []*Lock       // holds of an adopted session that its end has to release
+	empty    chan struct{} // closed when it is over and locks is empty
+}
+
+// entriesPerLease bounds the entries of one session: to revoke a lease, and with
+// authentication to renew it, etcd walks all of its keys while others wait.
+const entriesPerLease = 1000
+
+// SessionOption adjusts a Session of the caller's own.
+type SessionOption func(*Session) error
+
+// WithSessionTTL sets the time to live of the session's lease; the default is
+// that of the Client. The rules of WithTTL apply.
+func WithSessionTTL(ttl time.Duration) SessionOption {
+	return func(s *Session) error {
+		s.ttl = ttl
+		return checkTTL(ttl)
+	}
+}
+
+// NewSession opens a session with a lease of its own. It blocks until etcd has
+// granted the lease; ctx bounds that and nothing else. On error nothing is left
+// behind, or it is removed in the background.
+//
+// Errors: ErrInvalid, ErrClosed, the cause of ctx, and etcd's own.
+func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Session, error) {
+	s := c.newSession(0)
+	for _, opt := range opts {
+		if err := opt(s); err != nil {
+			return nil, wrap("new session", "", err)
+		}
+	}
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap("new session", "", err)
+	}
+	defer end()
+	return s, wrap("new session", "", s.open(ctx))
+}
+
+// AdoptSession attaches locks to the lease of a session that the program already
+// has. It blocks for a renewal of the lease, which tells how long it lives, at
+// most for the Client's TTL. The adopted session is renewed by both; when it ends
+// (its Done is closed) the locks attached to it are lost. Entries attached to it
+// have keys of their own, so that a concurrency.Mutex of the same session and
+// name is excluded like any other.
+//
+// Errors: ErrInvalid for nil, ErrClosed, ErrLost if the lease is gone, etcd's own.
+func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
+	const op = "adopt session"
+	if session == nil {
+		return nil, wrap(op, "", &InvalidError{"session", "nil", "a concurrency.Session is needed"})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), c.ttl)
+	defer cancel()
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, "", err)
+	}
+	defer end()
+	s := c.newSession(session.Lease())
+	s.adopted = session.Done()
+	// Not the plain lease ID: a Mutex over the same session uses that as its key,
+	// and takes a key that exists for its own.
+	s.member = fmt.Sprintf("%x-%08x", s.lease, rand.Uint32())
+	return s, wrap(op, "", s.open(ctx))
+}
+
+// Context ends when the session is over: context.Cause is a *LostError without a
+// Name if it was lost, or ErrClosed.
+func (s *Session) Context() context.Context { return s.ctx }
+
+// Lease returns the ID of the lease.
+func (s *Session) Lease() clientv3.LeaseID { return s.lease }
+
+// Close ends all holds of the session, whose contexts end with ErrClosed, lets
+// calls waiting on it return, and revokes the lease; an adopted session is only
+// let go, with its lease untouched and nothing of Locker's left on it. It blocks
+// until etcd has confirmed that, at most for the TTL: after that the lease
+// has run out by itself, and the error says that it was not confirmed. To close a
+// session again, or one that was lost, is no error.
+func (s *Session) Close() error {
+	s.finish(ErrClosed)
+	<-s.done
+	return wrap("close session", "", s.burial)
+}
+
+func (c *Client) newSession(lease clientv3.LeaseID) *Session {
+	if lease == clientv3.NoLease {
+		// Chosen here, so that a grant that is repeated because its answer was
+		// lost cannot leave a second lease behind.
+		lease = clientv3.LeaseID(rand.Int64N(1<<63-1) + 1)
+	}
+	s := &Session{
+		client: c,
+		lease:  lease,
+		member: fmt.Sprintf("%x", lease),
+		ttl:    c.ttl,
+		done:   make(chan struct{}),
+		empty:  make(chan struct{}),
+		locks:  make(map[*Lock]struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.life, s.bury = context.WithCancel(c.base)
+	return s
+}
+
+// open takes or checks the lease, writes the record and starts the renewal. On
+// error the session is over.
+func (s *Session) open(ctx context.Context) (err error) {
+	if s.adopted == nil {
+		err = s.grant(ctx)
+	} else {
+		err = s.greet(ctx)
+	}
+	if err == nil && !s.client.enlist(s) {
+		err = ErrClosed
+	}
+	if err != nil {
+		s.finish(err)
+	}
+	// From here the session's goroutine owns the lease, be it only to revoke what
+	// a grant without an answer may have left.
+	s.client.tasks.run(s.run)
+	if err != nil {
+		return err
+	}
+	ctx, stop := either(ctx, s.ctx)
+	defer stop()
+	if err := s.writeRecord(ctx); err != nil {
+		s.finish(err)
+		return err
+	}
+	s.client.log.Debug("session opened", "lease", s.member, "ttl", s.ttl)
+	return nil
+}
+
+// grant asks for the lease until it is there.
+func (s *Session) grant(ctx context.Context) error {
+	seconds := int64((s.ttl + time.Second - 1) / time.Second)
+	sent := time.Now()
+	return s.client.insist(ctx, func(ctx context.Context) error {
+		now := time.Now()
+		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+		switch {
+		case err == nil:
+			s.start(now, resp.TTL)
+			return nil
+		case errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist):
+			// An earlier attempt was granted, for no less than it asked.
+			s.start(sent, seconds)
+			return nil
+		}
+		return clientv3.ContextError(ctx, err)
+	})
+}
+
+// greet renews an adopted lease for the first time.
+func (s *Session) greet(ctx context.Context) error {
+	return s.client.insist(ctx, func(ctx context.Context) error {
+		k := s.newKeepAlive()
+		defer k.cancel()
+		defer context.AfterFunc(ctx, k.cancel)()
+		r := k.renew(s)
+		switch {
+		case r.err != nil:
+			return clientv3.ContextError(ctx, r.err)
+		case r.ttl <= 0:
+			return &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
+		}
+		s.start(r.sent, r.ttl)
+		return nil
+	})
+}
+
+// start sets the first deadline.
+func (s *Session) start(sent time.Time, seconds int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ttl = time.Duration(seconds) * time.Second
+	s.deadline = s.until(sent)
+	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
+}
+
+// until returns the deadline that a renewal sent at that time leads to. etcd
+// counts the TTL from a later moment, so it cannot delete before.
+func (s *Session) until(sent time.Time) time.Time {
+	return sent.Add(s.ttl - s.client.marginOf(s.ttl))
+}
+
+// check ends the session if its deadline has passed, and returns why it is over,
+// or nil. It is called at every use, because a timer is of no use to a process
+// that was stopped, or whose machine slept.
+func (s *Session) check() error {
+	s.mu.Lock()
+	deadline, trouble := s.deadline, s.trouble
+	s.mu.Unlock()
+	if passed(deadline) {
+		s.finish(&LostError{Reason: Expired, Cause: trouble})
+	}
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	return nil
+}
+
+// passed reports whether a deadline has passed on either clock: the monotonic one,
+// which may stand still while the machine sleeps, or the wall clock, which does
+// not but may be set back.
+func passed(deadline time.Time) bool {
+	now := time.Now()
+	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))
+}
+
+// finish ends the session and all holds on it. Only the first call counts.
+func (s *Session) finish(cause error) { s.finishIf(cause, func() bool { return true }) }
+
+func (s *Session) finishIf(cause error, condition func() bool) {
+	s.mu.Lock()
+	if s.over || !condition() {
+		s.mu.Unlock()
+		return
+	}
+	s.over = true
+	if s.alarm != nil {
+		s.alarm.Stop()
+	}
+	locks := make([]*Lock, 0, len(s.locks))
+	for l := range s.locks {
+		locks = append(locks, l)
+	}
+	if len(locks) == 0 {
+		close(s.empty)
+	}
+	s.mu.Unlock()
+
+	s.client.delist(s)
+	var lost *LostError
+	isLost := errors.As(cause, &lost)
+	if isLost {
+		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "locks", len(locks))
+	}
+	s.cancel(cause)
+	for _, l := range locks {
+		each := cause
+		if isLost {
+			each = &LostError{Name: l.name, Token: l.token.Load(), Reason: lost.Reason, Cause: lost.Cause}
+		}
+		if l.end(each) == held {
+			s.orphan(l)
+			l.depart()
+		}
+	}
+}
+
+// orphan remembers a hold whose entry does not go with the lease.
+func (s *Session) orphan(l *Lock) {
+	if s.adopted != nil {
+		s.mu.Lock()
+		s.orphans = append(s.orphans, l)
+		s.mu.Unlock()
+	}
+}
+
+// admit attaches l to the session.
+func (s *Session) admit(l *Lock) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+		<-s.ctx.Done()
+		return context.Cause(s.ctx)
+	case len(s.locks) >= entriesPerLease:
+		return ErrSessionFull
+	}
+	s.locks[l] = struct{}{}
+	l.session, l.key = s, s.client.keys.Entry(l.name, s.member)
+	return nil
+}
+
+// dismiss is the end of what admit began, and tells how many locks are left.
+func (s *Session) dismiss(l *Lock) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.locks[l]; ok {
+		delete(s.locks, l)
+		if s.over && len(s.locks) == 0 {
+			close(s.empty)
+		}
+	}
+	return len(s.locks)
+}
+
+// run is the session's goroutine: it renews the lease and audits the entries until
+// the session is over, and then leaves nothing behind.
+func (s *Session) run() {
+	defer close(s.done)
+	defer s.bury()
+	if s.adopted != nil {
+		ctx, stop := context.WithCancel(s.ctx)
+		defer stop()
+		s.client.tasks.run(func() {
+			select {
+			case <-s.adopted:
+				s.finish(&LostError{Reason: Revoked, Cause: errAdoptedEnded})
+			case <-ctx.Done():
+			}
+		})
+	}
+	for kept := (*keepAlive)(nil); sleep(s.ctx, s.ttl/3) == nil; {
+		if s.check() == nil {
+			kept = s.renew(kept)
+			s.audit()
+		}
+	}
+
+	ctx, cancel := context.WithTimeout(s.life, s.ttl)
+	defer cancel()
+	if s.adopted != nil {
+		s.burial = s.letGo(ctx)
+	} else {
+		s.burial = s.client.insist(ctx, s.revoke)
+	}
+	if s.burial != nil {
+		s.client.log.Warn("session not confirmed gone; its lease runs out by itself", "lease", s.member, "error", s.burial)
+	}
+}
+
+var errAdoptedEnded = errors.New("the adopted session has ended")
+
+func (s *Session) revoke(ctx context.Context) error {
+	_, err := s.client.etcd.Revoke(ctx, s.lease)
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil
+	}
+	return err
+}
+
+// letGo removes the entries and the record of an adopted session.
+func (s *Session) letGo(ctx context.Context) error {
+	s.mu.Lock()
+	orphans := s.orphans
+	s.mu.Unlock()
+	for _, l := range orphans {
+		if _, err := l.release(ctx); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-s.empty: // whoever was waiting has withdrawn
+	case <-ctx.Done():
+		return ended(ctx, ctx.Err())
+	}
+	_, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}})
+	return err
+}
+
+// audit ends the holds whose entries somebody else has deleted: one request for
+// the whole lease, and one more for each entry that is missing from the answer.
+func (s *Session) audit() {
+	s.mu.Lock()
+	queued := make([]*Lock, 0, len(s.locks))
+	for l := range s.locks {
+		if l.token.Load() != 0 {
+			queued = append(queued, l)
+		}
+	}
+	s.mu.Unlock()
+	if len(queued) == 0 || s.ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.client.patience)
+	defer cancel()
+	resp, err := s.client.etcd.TimeToLive(ctx, s.lease, clientv3.WithAttachedKeys())
+	if err != nil || resp.GrantedTTL == 0 { // a lease that is gone is the renewal's to find out
+		return
+	}
+	present := make(map[string]bool, len(resp.Keys))
+	for _, key := range resp.Keys {
+		present[string(key)] = true
+	}
+	for _, l := range queued {
+		if present[l.key] {
+			continue
+		}
+		// The answer may come from a member that has not caught up: ask for certain.
+		entry, err := s.client.etcd.Get(ctx, l.key, clientv3.WithKeysOnly())
+		if err == nil && (len(entry.Kvs) == 0 || entry.Kvs[0].CreateRevision != l.token.Load()) {
+			l.lose(Deleted, nil)
+		}
+	}
+}
+
+// Owner says which process a session belongs to.
+type Owner struct {
+	Host    string    `json:"host"`
+	PID     int       `json:"pid"`
+	Program string    `json:"program"`
+	Start   time.Time `json:"start"`   // of the Client
+	Version string    `json:"version"` // of this library
+}
+
+// Version is the version of this library, as it stands in the records of its sessions.
+const Version = "2.0.0"
+
+func thisProcess() []byte {
+	host, _ := os.Hostname() // better a record without it than no lock
+	program := ""
+	if len(os.Args) > 0 {
+		program = filepath.Base(os.Args[0])
+	}
+	record, err := json.Marshal(Owner{host, os.Getpid(), program, time.Now().UTC().Truncate(time.Millisecond), Version})
+	if err != nil {
+		return []byte("{}")
+	}
+	return record
+}
+
+func (s *Session) record() string { return s.client.keys.Record(s.member) }
+
+// currentEpoch returns the mod revision that the record has as far as is known.
+func (s *Session) currentEpoch() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.epoch
+}
+
+// learnEpoch keeps the newest mod revision seen of the record.
+func (s *Session) learnEpoch(epoch int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.epoch = max(s.epoch, epoch)
+}
+
+// writeRecord puts the record if it is missing.
+func (s *Session) writeRecord(ctx context.Context) error {
+	key := s.record()
+	resp, _, err := s.client.commit(ctx, txn{
+		when:      []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
+		then:      []clientv3.Op{s.putRecord()},
+		otherwise: []clientv3.Op{clientv3.OpGet(key, clientv3.WithKeysOnly())},
+	})
+	if err != nil {
+		return s.diagnose(err)
+	}
+	if resp.Succeeded {
+		s.learnEpoch(resp.Header.Revision)
+	} else if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		s.learnEpoch(kvs[0].ModRevision)
+	}
+	return nil
+}
+
+func (s *Session) putRecord() clientv3.Op {
+	return clientv3.OpPut(s.record(), s.client.process, clientv3.WithLease(s.lease))
+}
+
+// inEpoch is the compare that every put of an entry carries: the record has not
+// been written since.
+func (s *Session) inEpoch(epoch int64) clientv3.Cmp {
+	return clientv3.Compare(clientv3.ModRevision(s.record()), "=", epoch)
+}
+
+// fence settles the outcome of puts that were never answered. A transaction whose
+// request timed out may still be committed later, so that the entry is not there
+// proves nothing. But every put is guarded by the mod revision of the session's
+// record: once the record has been written again, those puts are refused, and
+// what is there then is all there will be. fence writes the record, unless it has
+// changed since epoch anyway, and returns the create revision of the entry at
+// key, 0 if there is none.
+func (s *Session) fence(ctx context.Context, key string, epoch int64) (int64, error) {
+	entry := clientv3.OpGet(key, clientv3.WithKeysOnly())
+	resp, _, err := s.client.commit(ctx, txn{
+		when:      []clientv3.Cmp{s.inEpoch(epoch)},
+		then:      []clientv3.Op{entry, s.putRecord()},
+		otherwise: []clientv3.Op{entry},
+	})
+	if err != nil {
+		return 0, s.diagnose(err)
+	}
+	if resp.Succeeded {
+		s.learnEpoch(resp.Header.Revision)
+	}
+	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		return kvs[0].CreateRevision, nil
+	}
+	return 0, nil
+}
+
+// diagnose looks at the error of a write: if the lease is gone, the session is lost.
+func (s *Session) diagnose(err error) error {
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		s.finish(&LostError{Reason: Revoked, Cause: err})
+		<-s.ctx.Done()
+		return context.Cause(s.ctx)
+	}
+	return err
+}

@@ -1,0 +1,54 @@
+package locker
+
+import (
+	"context"
+	"sync"
+)
+
+// tasks counts the calls and the goroutines of a client, so that Close can wait
+// for the last of them.
+type tasks struct {
+	mu     sync.Mutex // guards closed, so that none begins after Close has begun to wait
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// begin counts a call in, and reports false once the client is closed.
+func (t *tasks) begin() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.wg.Add(1)
+	}
+	return !t.closed
+}
+
+// end counts out what begin counted in.
+func (t *tasks) end() { t.wg.Done() }
+
+// run starts a goroutine. Only what is itself counted may call it.
+func (t *tasks) run(f func()) { t.wg.Go(f) }
+
+// close lets none begin any more, and reports false if it was closed before.
+func (t *tasks) close() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := t.closed
+	t.closed = true
+	return !was
+}
+
+// join waits until all have ended.
+func (t *tasks) join() { t.wg.Wait() }
+
+// either returns a copy of ctx that ends with other as well, with the cause of
+// whichever ended first.
+func either(ctx, other context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	if other.Err() != nil {
+		cancel(context.Cause(other))
+		return ctx, func() {}
+	}
+	stop := context.AfterFunc(other, func() { cancel(context.Cause(other)) })
+	return ctx, func() { stop(); cancel(nil) }
+}

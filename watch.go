@@ -1,0 +1,354 @@
+package locker
+
+import (
+	"cmp"
+	"container/list"
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/key"
+)
+
+// State is what was true of a name at one revision.
+type State struct {
+	Holder         // Name is set also when nobody holds it
+	Held     bool  // whether somebody does
+	Revision int64 // of the cluster, when the state was true
+}
+
+// Watch yields the state of name now, then each newer one, until ctx ends or the
+// loop is left. A state is who holds the name, if anybody, and with what value.
+// States may be skipped while the loop is busy, the newest never is, and none
+// comes out of order; a slow loop costs no more memory than the queue of the name.
+// Disconnects, compaction and leader changes do not end it: it catches up. While
+// etcd cannot be reached no state comes; a Cache tells its Age.
+//
+// A non-nil error is the last thing it yields: the cause of ctx, ErrInvalid,
+// ErrClosed, or etcd's refusal. The sequence can be iterated more than once, also
+// concurrently; each time is a watch of its own.
+func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error] {
+	const op = "watch"
+	if err := checkName(name); err != nil {
+		return failed(name, wrap(op, name, err))
+	}
+	return c.states(ctx, op, follower{client: c, below: c.keys.Queue(name), name: name})
+}
+
+// WatchPrefix is Watch for every name that begins with prefix, also those yet to
+// come: first the state of each name that is held, by name, then each newer one
+// in the order of revisions. Of a name that changes more than once while the loop
+// is busy, the newest state is kept. An empty prefix means all names.
+func (c *Client) WatchPrefix(ctx context.Context, prefix string) iter.Seq2[State, error] {
+	return c.states(ctx, "watch prefix", follower{client: c, below: c.keys.Below(prefix)})
+}
+
+// states yields what a follower finds, in a goroutine of its own, which lives as
+// long as the loop.
+func (c *Client) states(ctx context.Context, op string, f follower) iter.Seq2[State, error] {
+	return func(yield func(State, error) bool) {
+		if !c.tasks.begin() {
+			failed(f.name, wrap(op, f.name, ErrClosed))(yield)
+			return
+		}
+		ctx, stop := either(ctx, c.ctx)
+		defer stop()
+		ctx, cancel := context.WithCancelCause(ctx)
+		news, done := newNews(f.name != ""), make(chan struct{})
+		c.tasks.run(func() {
+			defer close(done)
+			cancel(f.run(ctx, func(_ time.Time, _ int64, changed []State) { news.add(changed) }))
+		})
+		c.tasks.end() // Close waits for the goroutine, but not for the body of the loop
+		defer func() {
+			cancel(nil)
+			<-done
+		}()
+		for {
+			select {
+			case <-news.ready:
+			case <-ctx.Done():
+				failed(f.name, wrap(op, f.name, context.Cause(ctx)))(yield)
+				return
+			}
+			for state, ok := news.next(); ok; state, ok = news.next() {
+				if !yield(state, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func failed(name string, err error) iter.Seq2[State, error] {
+	return func(yield func(State, error) bool) { yield(State{Holder: Holder{Name: name}}, err) }
+}
+
+// news is what a loop has not been told yet: the newest state of each name.
+type news struct {
+	ready chan struct{} // has an item when there is something to tell
+
+	mu      sync.Mutex               // guards what follows
+	order   list.List                // of State, the oldest first
+	pending map[string]*list.Element // in order
+	told    map[string]Holder        // the last that was told of each name that is held
+	fresh   bool                     // tell the first state even if nobody holds the name
+}
+
+func newNews(fresh bool) *news {
+	return &news{
+		ready:   make(chan struct{}, 1),
+		pending: make(map[string]*list.Element),
+		told:    make(map[string]Holder),
+		fresh:   fresh,
+	}
+}
+
+func (n *news) add(states []State) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, state := range states {
+		if older, ok := n.pending[state.Name]; ok {
+			n.order.Remove(older)
+		}
+		n.pending[state.Name] = n.order.PushBack(state)
+	}
+	if n.order.Len() > 0 {
+		select {
+		case n.ready <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// next returns the oldest state that differs from the last told of its name.
+func (n *news) next() (State, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for n.order.Len() > 0 {
+		state := n.order.Remove(n.order.Front()).(State)
+		delete(n.pending, state.Name)
+		last, wasHeld := n.told[state.Name]
+		if state.Held {
+			n.told[state.Name] = state.Holder
+		} else {
+			delete(n.told, state.Name)
+		}
+		if n.fresh || state.Held != wasHeld || state.Holder != last && state.Held {
+			n.fresh = false
+			return state, true
+		}
+	}
+	return State{}, false
+}
+
+// follower keeps a picture of the queues below a key of etcd.
+type follower struct {
+	client *Client
+	below  string
+	name   string // if it is the queue of one name: reported at first even if nobody holds it
+}
+
+// run calls update after each read and each answer of the watch, with the time at
+// which a read was sent (zero for a watch), the revision reached, and the states
+// that have changed, in the order of their revisions. It returns when ctx ends or
+// when etcd refuses.
+func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
+	p := picture{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
+	for pause := (backoff{}); ; {
+		// First the watch, then the read: so nothing is missed in between.
+		w, err := f.client.feed.open(ctx, f.below, clientv3.WithPrefix())
+		sent := time.Now()
+		resp, refused := f.client.read(ctx, clientv3.OpGet(f.below, clientv3.WithPrefix()))
+		if refused == nil {
+			update(sent, resp.Header.Revision, p.load(resp, f.name))
+			if err == nil {
+				pause = backoff{}
+				for answer := range w.events {
+					if answer.Err() != nil {
+						break
+					}
+					changed := p.apply(answer.Events, resp.Header.Revision)
+					update(time.Time{}, answer.Header.Revision, changed)
+				}
+			}
+		}
+		if err == nil {
+			w.close()
+		}
+		if refused != nil {
+			return refused
+		}
+		if pause.wait(ctx) != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// picture is a copy of queues: for each name its entries, the holder's first.
+type picture struct {
+	keys   key.Space
+	queues map[string][]*mvccpb.KeyValue
+}
+
+// load replaces the picture by what was read and returns the states that differ,
+// by name, and that of always, if set, in any case.
+func (p *picture) load(resp *clientv3.GetResponse, always string) (changed []State) {
+	before := p.queues
+	p.queues = make(map[string][]*mvccpb.KeyValue)
+	for _, kv := range resp.Kvs {
+		if name, ok := p.keys.Name(string(kv.Key)); ok {
+			p.queues[name] = append(p.queues[name], kv)
+		}
+	}
+	for name, queue := range p.queues {
+		slices.SortFunc(queue, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
+		if !sameHead(before[name], queue) || name == always {
+			changed = append(changed, p.state(name, resp.Header.Revision))
+		}
+	}
+	for name := range before {
+		if len(p.queues[name]) == 0 {
+			changed = append(changed, p.state(name, resp.Header.Revision))
+		}
+	}
+	if always != "" && len(p.queues[always]) == 0 && len(before[always]) == 0 {
+		changed = append(changed, p.state(always, resp.Header.Revision))
+	}
+	slices.SortFunc(changed, func(a, b State) int { return cmp.Compare(a.Name, b.Name) })
+	return changed
+}
+
+// apply takes in the events after a revision and returns the states that differ,
+// revision by revision: what happens within one transaction is one change.
+func (p *picture) apply(events []*clientv3.Event, after int64) (changed []State) {
+	for len(events) > 0 {
+		revision := events[0].Kv.ModRevision
+		n := slices.IndexFunc(events, func(ev *clientv3.Event) bool { return ev.Kv.ModRevision != revision })
+		if n < 0 {
+			n = len(events)
+		}
+		if revision > after {
+			changed = append(changed, p.applyOne(events[:n], revision)...)
+		}
+		events = events[n:]
+	}
+	return changed
+}
+
+// applyOne takes in the events of one revision.
+func (p *picture) applyOne(events []*clientv3.Event, revision int64) (changed []State) {
+	before := make(map[string][]*mvccpb.KeyValue, 1)
+	for _, ev := range events {
+		name, ok := p.keys.Name(string(ev.Kv.Key))
+		if !ok {
+			continue
+		}
+		queue := p.queues[name]
+		if _, seen := before[name]; !seen {
+			before[name] = slices.Clone(queue)
+		}
+		i := slices.IndexFunc(queue, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == string(ev.Kv.Key) })
+		switch {
+		case ev.Type == mvccpb.Event_PUT && i >= 0 && queue[i].CreateRevision == ev.Kv.CreateRevision:
+			queue[i] = ev.Kv
+		case ev.Type == mvccpb.Event_PUT:
+			queue = append(queue, ev.Kv)
+		case i >= 0:
+			queue = slices.Delete(queue, i, i+1)
+		}
+		if p.queues[name] = queue; len(queue) == 0 {
+			delete(p.queues, name)
+		}
+	}
+	for name, queue := range before {
+		if !sameHead(queue, p.queues[name]) {
+			changed = append(changed, p.state(name, revision))
+		}
+	}
+	slices.SortFunc(changed, func(a, b State) int { return cmp.Compare(a.Name, b.Name) })
+	return changed
+}
+
+func (p *picture) state(name string, revision int64) State {
+	state := State{Holder: Holder{Name: name}, Revision: revision}
+	if queue := p.queues[name]; len(queue) > 0 {
+		state.Held = true
+		state.Holder = holderOf(name, queue[0])
+	}
+	return state
+}
+
+func sameHead(a, b []*mvccpb.KeyValue) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
+	}
+	return a[0].CreateRevision == b[0].CreateRevision && a[0].ModRevision == b[0].ModRevision
+}
+
+// awaitTurn returns nil once no entry is ahead of l's own any more. It does not
+// poll: it follows the deletions in the short range just ahead of its own entry,
+// which it watches too. The list says which incarnations of the keys are meant,
+// so that a key that has been used again is not taken for the entry ahead.
+func (l *Lock) awaitTurn(ctx context.Context, ahead []rival) error {
+	c := l.session.client
+	for pause := (backoff{}); len(ahead) > 0; {
+		watched, opts := c.keys.Queue(l.name), []clientv3.OpOption{clientv3.WithFilterPut(), clientv3.WithPrefix()}
+		if len(ahead) > near {
+			watched, opts = ahead[near].key, opts[:1]
+		}
+		w, unwatched := c.feed.open(ctx, watched, opts...)
+		now, revision, err := l.look(ctx)
+		switch {
+		case err != nil || unwatched != nil:
+		case len(now) > near && now[near].key != watched, len(now) <= near && len(ahead) > near:
+			// Those ahead have moved on meanwhile: watch what is ahead now.
+		default:
+			now, err = l.passBy(w, now, revision)
+		}
+		if unwatched == nil {
+			w.close()
+		}
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		if unwatched != nil || len(now) > 0 && slices.Equal(now, ahead) {
+			if pause.wait(ctx) != nil {
+				return context.Cause(ctx)
+			}
+		}
+		ahead = now
+	}
+	return nil
+}
+
+// passBy removes from ahead what is deleted after revision, until nothing is left
+// of it, the farthest of many has gone, or the watch has ended.
+func (l *Lock) passBy(w *watch, ahead []rival, revision int64) ([]rival, error) {
+	many := len(ahead) > near
+	for len(ahead) > 0 && (!many || len(ahead) > near) {
+		answer, ok := <-w.events
+		if !ok || answer.Err() != nil {
+			break
+		}
+		for _, ev := range answer.Events {
+			if ev.Kv.ModRevision <= revision {
+				continue
+			}
+			if string(ev.Kv.Key) == l.key {
+				return nil, l.lose(Deleted, errors.New("while waiting"))
+			}
+			ahead = slices.DeleteFunc(ahead, func(r rival) bool { return r.key == string(ev.Kv.Key) })
+		}
+	}
+	return ahead, nil
+}

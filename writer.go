@@ -1,0 +1,139 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
+)
+
+// txn is a guarded write: then if all of when holds, otherwise.
+type txn struct {
+	when            []clientv3.Cmp
+	then, otherwise []clientv3.Op
+}
+
+// pending is a write under way. It runs to its end whatever becomes of the
+// caller that waits for it, so that its outcome is known whenever etcd tells.
+type pending struct {
+	done chan struct{} // closed once resp and err are set
+	resp *clientv3.TxnResponse
+	err  error
+}
+
+// submit sends t to etcd, once, and does not wait for the answer. It is the one
+// place from which queues and records are written.
+func (c *Client) submit(t txn) *pending {
+	p := &pending{done: make(chan struct{})}
+	c.tasks.run(func() {
+		defer close(p.done)
+		ctx, cancel := context.WithTimeout(c.base, c.patience)
+		defer cancel()
+		p.resp, p.err = c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
+	})
+	return p
+}
+
+// wait returns the outcome, or the context's error with the write still under way.
+func (p *pending) wait(ctx context.Context) (*clientv3.TxnResponse, error) {
+	select {
+	case <-p.done:
+		return p.resp, p.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// commit submits t until etcd has answered for certain or ctx has ended. Since t
+// may then have been applied more than once, it must be idempotent. first tells
+// that the answer is that of the first attempt.
+func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse, first bool, err error) {
+	attempts := 0
+	err = c.insist(ctx, func(ctx context.Context) (err error) {
+		attempts++
+		resp, err = c.submit(t).wait(ctx)
+		return err
+	})
+	return resp, attempts == 1, err
+}
+
+// insist calls try until it succeeds, is refused, or ctx ends. Each attempt has a
+// time-out of its own, so that a member that is frozen costs one attempt and not
+// the call: the next goes to another member.
+func (c *Client) insist(ctx context.Context, try func(context.Context) error) error {
+	var last error
+	for pause := (backoff{}); ; {
+		attempt, cancel := context.WithTimeout(ctx, c.patience)
+		err := try(attempt)
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			// The end of ctx itself is no news; what etcd said before may be.
+			if last == nil || !isContextError(err) {
+				last = err
+			}
+			return ended(ctx, c.explain(last))
+		case c.etcd.Ctx().Err() != nil:
+			return errors.Join(errEtcdClosed, err)
+		case !transient(err):
+			return err
+		}
+		last = err
+		if pause.wait(ctx) != nil {
+			return ended(ctx, c.explain(last))
+		}
+	}
+}
+
+// explain finds out what kept a request from being answered: etcd's client waits
+// for a connection and does not say why there is none.
+func (c *Client) explain(err error) error {
+	conn := c.etcd.ActiveConnection()
+	if !isContextError(err) || conn.GetState() == connectivity.Ready {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.base, grace)
+	defer cancel()
+	// This one does not wait: it fails with the error of the last connection.
+	_, failure := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(c.keys.Records()), CountOnly: true})
+	if status.Code(failure) == codes.Unavailable {
+		return failure
+	}
+	return err
+}
+
+var errEtcdClosed = errors.New("the etcd client was closed")
+
+// backoff is a growing pause between attempts, spread at random so that clients
+// that failed together do not come back together.
+type backoff struct{ pause time.Duration }
+
+const (
+	shortestPause = 10 * time.Millisecond
+	longestPause  = 500 * time.Millisecond
+)
+
+// wait returns nil after the pause, or the context's error at its end.
+func (b *backoff) wait(ctx context.Context) error {
+	b.pause = min(max(2*b.pause, shortestPause), longestPause)
+	return sleep(ctx, b.pause/2+rand.N(b.pause))
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
