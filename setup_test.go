@@ -1,0 +1,123 @@
+package locker_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for anything before it fails.
+const patience = 30 * time.Second
+
+// within returns the context of a test: it ends when the test does, or has taken too long.
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// bundle is what most tests need: an etcd of their own and a raw connection to it.
+type bundle struct {
+	server *embedtest.Server
+	etcd   *clientv3.Client
+}
+
+func setup(t testing.TB, opts ...embedtest.Option) bundle {
+	server := embedtest.Start(t, opts...)
+	return bundle{server, server.Client(t)}
+}
+
+// client returns a Client over a connection of its own, closed with the test.
+func (b bundle) client(t testing.TB, opts ...locker.Option) *locker.Client {
+	return newClient(t, b.server.Client(t), opts...)
+}
+
+// newClient returns a Client over etcd, closed with the test.
+func newClient(t testing.TB, etcd *clientv3.Client, opts ...locker.Option) *locker.Client {
+	c, err := locker.New(etcd, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// lock locks name or fails the test.
+func lock(t testing.TB, c *locker.Client, name, value string, opts ...locker.LockOption) *locker.Lock {
+	t.Helper()
+	l, err := c.Lock(within(t), name, value, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// outcome is what a call in another goroutine returned.
+type outcome struct {
+	lock *locker.Lock
+	err  error
+}
+
+// lockAsync locks name in another goroutine.
+func lockAsync(ctx context.Context, c *locker.Client, name, value string, opts ...locker.LockOption) <-chan outcome {
+	result := make(chan outcome, 1)
+	go func() {
+		l, err := c.Lock(ctx, name, value, opts...)
+		result <- outcome{l, err}
+	}()
+	return result
+}
+
+// receive returns what comes from ch, or fails the test.
+func receive[T any](t testing.TB, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+		panic("unreachable")
+	}
+}
+
+// eventually calls condition until it is true, or fails the test.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !condition(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came true: %s", what)
+		}
+	}
+}
+
+// keys returns the keys in etcd below prefix.
+func (b bundle) keys(t testing.TB, prefix string) []string {
+	t.Helper()
+	resp, err := b.etcd.Get(within(t), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := make([]string, len(resp.Kvs))
+	for i, kv := range resp.Kvs {
+		keys[i] = string(kv.Key)
+	}
+	return keys
+}
+
+// queued waits until n entries are in the queue of name below the default prefix.
+func (b bundle) queued(t testing.TB, name string, n int) {
+	t.Helper()
+	eventually(t, "the queue has the right length", func() bool {
+		return len(b.keys(t, locker.DefaultPrefix+name+"/")) == n
+	})
+}
