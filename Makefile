@@ -1,6 +1,6 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
-PACKAGES    = ./... ./examples/...
+PACKAGES    = ./... ./examples/... ./interop/...
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12

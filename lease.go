@@ -109,12 +109,12 @@ func (l *Lock) Guard() []clientv3.Cmp {
 
 // Commit applies all ops in one transaction, or none of them if the lock is no
 // longer held: etcd itself decides, so not even a holder that was stopped for an
-// hour can write with it. It blocks until etcd has answered; ctx and the hold
-// bound that.
+// hour can write with it. It blocks until etcd has answered; ctx bounds that, and
+// the life of the lease.
 //
-// Errors: ErrLost as *LostError, ErrReleased, ErrClosed; the cause of ctx, and
-// etcd's own. Unless the error says that the lock was lost or etcd refused the
-// transaction, the ops may have been applied.
+// Errors: ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
+// was applied. Any other, such as the cause of ctx, or ErrClosed if the Client was
+// closed meanwhile: etcd did not answer, and they may have been.
 func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	const op = "commit under"
 	ctx, end, err := l.begin(ctx)
@@ -135,11 +135,11 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 }
 
 // SetValue changes the value of the lock if it is still held. It blocks until etcd
-// has confirmed that; ctx and the hold bound it. Of concurrent calls, the one
-// that etcd commits last prevails.
+// has confirmed that; ctx bounds it, and the life of the lease. Of concurrent
+// calls, the one that etcd commits last prevails.
 //
-// Errors: as Commit. If ctx ended, the value may have been set, or be set later,
-// unless another was set after it.
+// Errors: as Commit. If etcd did not answer, the value may have been set, or be
+// set later, unless another is set before.
 func (l *Lock) SetValue(ctx context.Context, value string) error {
 	const op = "set value of"
 	ctx, end, err := l.begin(ctx)
@@ -215,8 +215,9 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	}
 }
 
-// begin starts a call that needs the hold: its context ends with ctx, with the
-// hold, or with the client.
+// begin starts a call that needs the hold. If the hold ends during the call, etcd
+// decides what becomes of it: the context of the call ends with ctx, with the
+// client, or when the session is buried, not with the hold.
 func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if err := l.session.check(); err != nil {
 		<-l.ctx.Done()
@@ -228,7 +229,7 @@ func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, stop := either(ctx, l.ctx)
+	ctx, stop := either(ctx, l.session.life)
 	return ctx, func() { stop(); end() }, nil
 }
 
@@ -258,11 +259,14 @@ func (l *Lock) lose(reason Reason, cause error) error {
 // hold turns a queued lock that has come to the front into a held one, if nothing
 // has happened to it.
 func (l *Lock) hold() error {
-	err := l.session.check()
+	alive := l.session.check() == nil
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err == nil && l.phase == queued {
+	ok := alive && l.phase == queued
+	if ok {
 		l.phase = held
+	}
+	l.mu.Unlock()
+	if ok {
 		return nil
 	}
 	<-l.ctx.Done()

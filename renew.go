@@ -93,6 +93,7 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 		case a := <-answers:
 			delete(asked, a.by)
 			if a.err == nil && a.ttl > 0 {
+				s.renewed = a.sent
 				s.extend(a.sent)
 				return a.by
 			}

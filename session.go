@@ -30,9 +30,11 @@ type Session struct {
 	ctx    context.Context // ends when the session is over, with the reason
 	cancel context.CancelCauseFunc
 	life   context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
-	bury   context.CancelFunc
+	bury   context.CancelCauseFunc
 	done   chan struct{} // closed when its goroutine has ended
 	burial error         // what kept it from leaving nothing; set before done is closed
+
+	renewed time.Time // when the last renewal was sent that was answered; of its goroutine
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	over     bool
@@ -42,7 +44,7 @@ type Session struct {
 	trouble  error         // of the last renewal
 	epoch    int64         // mod revision of the session's record, see fence
 	locks    map[*Lock]struct{}
-	orphans  []*Lock       // holds of an adopted session that its end has to release
+	orphans  []*Lock       // holds of an adopted session that its end has to release; none comes after empty is closed
 	empty    chan struct{} // closed when it is over and locks is empty
 }
 
@@ -145,7 +147,7 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 		locks:  make(map[*Lock]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.life, s.bury = context.WithCancel(c.base)
+	s.life, s.bury = context.WithCancelCause(c.base)
 	return s
 }
 
@@ -221,7 +223,7 @@ func (s *Session) greet(ctx context.Context) error {
 func (s *Session) start(sent time.Time, seconds int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ttl = time.Duration(seconds) * time.Second
+	s.renewed, s.ttl = sent, time.Duration(seconds)*time.Second
 	s.deadline = s.until(sent)
 	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
 }
@@ -309,16 +311,19 @@ func (s *Session) orphan(l *Lock) {
 // admit attaches l to the session.
 func (s *Session) admit(l *Lock) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	over, full := s.over, len(s.locks) >= entriesPerLease
+	if !over && !full {
+		s.locks[l] = struct{}{}
+		l.session, l.key = s, s.client.keys.Entry(l.name, s.member)
+	}
+	s.mu.Unlock()
 	switch {
-	case s.over:
+	case over:
 		<-s.ctx.Done()
 		return context.Cause(s.ctx)
-	case len(s.locks) >= entriesPerLease:
+	case full:
 		return ErrSessionFull
 	}
-	s.locks[l] = struct{}{}
-	l.session, l.key = s, s.client.keys.Entry(l.name, s.member)
 	return nil
 }
 
@@ -339,7 +344,7 @@ func (s *Session) dismiss(l *Lock) int {
 // the session is over, and then leaves nothing behind.
 func (s *Session) run() {
 	defer close(s.done)
-	defer s.bury()
+	defer s.bury(errBuried)
 	if s.adopted != nil {
 		ctx, stop := context.WithCancel(s.ctx)
 		defer stop()
@@ -351,7 +356,7 @@ func (s *Session) run() {
 			}
 		})
 	}
-	for kept := (*keepAlive)(nil); sleep(s.ctx, s.ttl/3) == nil; {
+	for kept := (*keepAlive)(nil); sleep(s.ctx, time.Until(s.renewed.Add(s.ttl/3))) == nil; {
 		if s.check() == nil {
 			kept = s.renew(kept)
 			s.audit()
@@ -370,7 +375,10 @@ func (s *Session) run() {
 	}
 }
 
-var errAdoptedEnded = errors.New("the adopted session has ended")
+var (
+	errAdoptedEnded = errors.New("the adopted session has ended")
+	errBuried       = errors.New("the session is over, and etcd has not answered")
+)
 
 func (s *Session) revoke(ctx context.Context) error {
 	_, err := s.client.etcd.Revoke(ctx, s.lease)
@@ -382,18 +390,15 @@ func (s *Session) revoke(ctx context.Context) error {
 
 // letGo removes the entries and the record of an adopted session.
 func (s *Session) letGo(ctx context.Context) error {
-	s.mu.Lock()
-	orphans := s.orphans
-	s.mu.Unlock()
-	for _, l := range orphans {
+	select {
+	case <-s.empty: // all holds have ended, and whoever was waiting has withdrawn
+	case <-ctx.Done():
+		return ended(ctx, ctx.Err())
+	}
+	for _, l := range s.orphans {
 		if _, err := l.release(ctx); err != nil {
 			return err
 		}
-	}
-	select {
-	case <-s.empty: // whoever was waiting has withdrawn
-	case <-ctx.Done():
-		return ended(ctx, ctx.Err())
 	}
 	_, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}})
 	return err
@@ -440,12 +445,14 @@ type Owner struct {
 	Host    string    `json:"host"`
 	PID     int       `json:"pid"`
 	Program string    `json:"program"`
-	Start   time.Time `json:"start"`   // of the Client
+	Start   time.Time `json:"start"`
 	Version string    `json:"version"` // of this library
 }
 
 // Version is the version of this library, as it stands in the records of its sessions.
 const Version = "2.0.0"
+
+var processStart = time.Now()
 
 func thisProcess() []byte {
 	host, _ := os.Hostname() // better a record without it than no lock
@@ -453,7 +460,7 @@ func thisProcess() []byte {
 	if len(os.Args) > 0 {
 		program = filepath.Base(os.Args[0])
 	}
-	record, err := json.Marshal(Owner{host, os.Getpid(), program, time.Now().UTC().Truncate(time.Millisecond), Version})
+	record, err := json.Marshal(Owner{host, os.Getpid(), program, processStart.UTC().Truncate(time.Millisecond), Version})
 	if err != nil {
 		return []byte("{}")
 	}

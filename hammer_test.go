@@ -1,0 +1,237 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+var hammerFor = flag.Duration("hammer", 20*time.Second, "how long the hammer test runs")
+
+// hammer is many goroutines that lock a few names through a few clients, with
+// everything that may go wrong without a fault of the network.
+type hammer struct {
+	server *embedtest.Server
+	names  [20]struct {
+		mu     sync.Mutex
+		holder *locker.Lock
+		token  int64
+		tokens []int64 // all that were reported
+	}
+	clients                                         [5]atomic.Pointer[locker.Client]
+	holds, denied, cancelled, lost, closed, expired atomic.Int64
+}
+
+func TestManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	h := &hammer{server: b.server}
+	for i := range h.clients {
+		h.open(t, i)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), *hammerFor)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				h.turn(ctx, t)
+			}
+		})
+	}
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			h.disturb(ctx, t)
+		}
+	})
+	wg.Wait()
+	for i := range h.clients {
+		if err := h.clients[i].Load().Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}
+	t.Logf("%d holds, %d denied, %d cancelled, %d lost, %d clients closed, %d leases expired",
+		h.holds.Load(), h.denied.Load(), h.cancelled.Load(), h.lost.Load(), h.closed.Load(), h.expired.Load())
+	for what, n := range map[string]int64{"holds": h.holds.Load(), "denials": h.denied.Load(), "cancellations": h.cancelled.Load(), "losses": h.lost.Load(), "clients closed": h.closed.Load()} {
+		if n == 0 {
+			t.Errorf("the run had no %s: it proves nothing", what)
+		}
+	}
+	if left := b.keys(t, ""); len(left) > 0 {
+		t.Errorf("left in etcd: %v", left)
+	}
+	leases, err := b.etcd.Leases(within(t))
+	if err != nil || len(leases.Leases) > 0 {
+		t.Errorf("leases left: %v, %v", leases.Leases, err)
+	}
+	h.compareWithHistory(t, b)
+}
+
+func (h *hammer) open(t *testing.T, i int) {
+	c, err := locker.New(h.server.Client(t), locker.WithTTL(5*time.Second))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	h.clients[i].Store(c)
+}
+
+// disturb expires the lease of a holder or closes a client, now and then.
+func (h *hammer) disturb(ctx context.Context, t *testing.T) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(rand.N(200 * time.Millisecond)):
+	}
+	i := rand.IntN(len(h.clients))
+	c := h.clients[i].Load()
+	if rand.IntN(4) == 0 {
+		h.open(t, i)
+		if err := c.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		h.closed.Add(1)
+		return
+	}
+	if holders, err := c.List(ctx, ""); err == nil && len(holders) > 0 {
+		h.server.ExpireLease(t, holders[0].Lease)
+		h.expired.Add(1)
+	}
+}
+
+// turn takes a name in one of the ways there are, holds it for a moment and gives it up.
+func (h *hammer) turn(ctx context.Context, t *testing.T) {
+	c := h.clients[rand.IntN(len(h.clients))].Load()
+	n := rand.IntN(len(h.names))
+	name, value := fmt.Sprintf("name-%d/x", n), fmt.Sprint(rand.Uint32())
+	var (
+		l   *locker.Lock
+		err error
+	)
+	switch rand.IntN(4) {
+	case 0:
+		l, err = c.TryLock(ctx, name, value)
+	case 1:
+		short, cancel := context.WithTimeout(ctx, rand.N(20*time.Millisecond))
+		defer cancel()
+		l, err = c.Lock(short, name, value)
+	default:
+		l, err = c.Lock(ctx, name, value)
+	}
+	if err != nil {
+		h.failed(t, err)
+		return
+	}
+	h.took(t, n, l)
+	if rand.IntN(3) == 0 {
+		if err := l.SetValue(ctx, value+"+"); err != nil {
+			h.failed(t, err)
+		}
+	}
+	// A holder that does not know better says so up to the moment it gives up.
+	h.names[n].mu.Lock()
+	if h.names[n].holder == l {
+		h.names[n].holder = nil
+	}
+	h.names[n].mu.Unlock()
+	if err := l.Unlock(context.WithoutCancel(ctx)); err != nil {
+		h.failed(t, err)
+	}
+}
+
+// took checks a new hold against those before it. Where the lease was revoked from
+// outside, its holder is told within a renewal interval only; so etcd decides which
+// of two that believe to hold does: both must never be.
+func (h *hammer) took(t *testing.T, n int, l *locker.Lock) {
+	holds := func(l *locker.Lock) bool {
+		_, err := l.Commit(context.WithoutCancel(t.Context()))
+		return err == nil
+	}
+	h.holds.Add(1)
+	name := &h.names[n]
+	name.mu.Lock()
+	defer name.mu.Unlock()
+	if l.Token() <= name.token && holds(l) {
+		t.Errorf("%s: token %d after %d", l.Name(), l.Token(), name.token)
+	}
+	if former := name.holder; former != nil && former.Err() == nil && l.Err() == nil && holds(l) && holds(former) {
+		t.Errorf("%s: %d and %d hold", l.Name(), former.Token(), l.Token())
+	}
+	name.holder = l
+	name.token = max(name.token, l.Token())
+	name.tokens = append(name.tokens, l.Token())
+}
+
+func (h *hammer) failed(t *testing.T, err error) {
+	switch {
+	case errors.Is(err, locker.ErrLocked):
+		h.denied.Add(1)
+	case errors.Is(err, context.DeadlineExceeded):
+		h.cancelled.Add(1)
+	case errors.Is(err, locker.ErrLost):
+		h.lost.Add(1)
+	case errors.Is(err, locker.ErrClosed):
+	default:
+		t.Errorf("unexpected: %v", err)
+	}
+}
+
+// compareWithHistory replays all that ever happened in etcd: every hold that was
+// reported must have been the head of its queue at some revision.
+func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	now, err := b.etcd.Get(ctx, "none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	queues := make(map[string][]int64) // create revisions, by queue
+	created := make(map[string]int64)  // by key
+	heads := make(map[int64]bool)
+	for answer := range b.etcd.Watch(ctx, "locker/", clientv3.WithPrefix(), clientv3.WithRev(1), clientv3.WithProgressNotify()) {
+		if answer.Err() != nil {
+			t.Fatal(answer.Err())
+		}
+		for _, ev := range answer.Events {
+			key := string(ev.Kv.Key)
+			queue := key[:strings.LastIndexByte(key, '/')]
+			if ev.Type == clientv3.EventTypeDelete {
+				queues[queue] = slices.DeleteFunc(queues[queue], func(rev int64) bool { return rev == created[key] })
+			} else if ev.IsCreate() {
+				created[key] = ev.Kv.CreateRevision
+				queues[queue] = append(queues[queue], ev.Kv.CreateRevision)
+			}
+			if len(queues[queue]) > 0 {
+				heads[queues[queue][0]] = true
+			}
+		}
+		if last := len(answer.Events); last > 0 && answer.Events[last-1].Kv.ModRevision >= now.Header.Revision {
+			break
+		}
+	}
+	reported := 0
+	for i := range h.names {
+		for _, token := range h.names[i].tokens {
+			reported++
+			if !heads[token] {
+				t.Errorf("the hold with token %d was never the head of its queue", token)
+			}
+		}
+	}
+	if reported == 0 || len(heads) < reported {
+		t.Errorf("%d holds were reported, %d heads seen", reported, len(heads))
+	}
+}
