@@ -131,3 +131,39 @@ func (s *Session) worry(err error) {
 	s.mu.Unlock()
 	s.client.log.Debug("renewal failed, trying again", "lease", s.member, "error", err)
 }
+
+// audit ends the holds whose entries somebody else has deleted: one request for
+// the whole lease, and one more for each entry that is missing from the answer.
+func (s *Session) audit() {
+	s.mu.Lock()
+	queued := make([]*Lock, 0, len(s.locks))
+	for l := range s.locks {
+		if l.token.Load() != 0 {
+			queued = append(queued, l)
+		}
+	}
+	s.mu.Unlock()
+	if len(queued) == 0 || s.ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.client.patience)
+	defer cancel()
+	resp, err := s.client.etcd.TimeToLive(ctx, s.lease, clientv3.WithAttachedKeys())
+	if err != nil || resp.GrantedTTL == 0 { // a lease that is gone is the renewal's to find out
+		return
+	}
+	present := make(map[string]bool, len(resp.Keys))
+	for _, key := range resp.Keys {
+		present[string(key)] = true
+	}
+	for _, l := range queued {
+		if present[l.key] {
+			continue
+		}
+		// The answer may come from a member that has not caught up: ask for certain.
+		entry, err := s.client.etcd.Get(ctx, l.key, clientv3.WithKeysOnly())
+		if err == nil && (len(entry.Kvs) == 0 || entry.Kvs[0].CreateRevision != l.token.Load()) {
+			l.lose(Deleted, nil)
+		}
+	}
+}

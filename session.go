@@ -2,12 +2,9 @@ package locker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -402,140 +399,6 @@ func (s *Session) letGo(ctx context.Context) error {
 	}
 	_, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}})
 	return err
-}
-
-// audit ends the holds whose entries somebody else has deleted: one request for
-// the whole lease, and one more for each entry that is missing from the answer.
-func (s *Session) audit() {
-	s.mu.Lock()
-	queued := make([]*Lock, 0, len(s.locks))
-	for l := range s.locks {
-		if l.token.Load() != 0 {
-			queued = append(queued, l)
-		}
-	}
-	s.mu.Unlock()
-	if len(queued) == 0 || s.ctx.Err() != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.client.patience)
-	defer cancel()
-	resp, err := s.client.etcd.TimeToLive(ctx, s.lease, clientv3.WithAttachedKeys())
-	if err != nil || resp.GrantedTTL == 0 { // a lease that is gone is the renewal's to find out
-		return
-	}
-	present := make(map[string]bool, len(resp.Keys))
-	for _, key := range resp.Keys {
-		present[string(key)] = true
-	}
-	for _, l := range queued {
-		if present[l.key] {
-			continue
-		}
-		// The answer may come from a member that has not caught up: ask for certain.
-		entry, err := s.client.etcd.Get(ctx, l.key, clientv3.WithKeysOnly())
-		if err == nil && (len(entry.Kvs) == 0 || entry.Kvs[0].CreateRevision != l.token.Load()) {
-			l.lose(Deleted, nil)
-		}
-	}
-}
-
-// Owner says which process a session belongs to.
-type Owner struct {
-	Host    string    `json:"host"`
-	PID     int       `json:"pid"`
-	Program string    `json:"program"`
-	Start   time.Time `json:"start"`
-	Version string    `json:"version"` // of this library
-}
-
-// Version is the version of this library, as it stands in the records of its sessions.
-const Version = "2.0.0"
-
-var processStart = time.Now()
-
-func thisProcess() []byte {
-	host, _ := os.Hostname() // better a record without it than no lock
-	program := ""
-	if len(os.Args) > 0 {
-		program = filepath.Base(os.Args[0])
-	}
-	record, err := json.Marshal(Owner{host, os.Getpid(), program, processStart.UTC().Truncate(time.Millisecond), Version})
-	if err != nil {
-		return []byte("{}")
-	}
-	return record
-}
-
-func (s *Session) record() string { return s.client.keys.Record(s.member) }
-
-// currentEpoch returns the mod revision that the record has as far as is known.
-func (s *Session) currentEpoch() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.epoch
-}
-
-// learnEpoch keeps the newest mod revision seen of the record.
-func (s *Session) learnEpoch(epoch int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.epoch = max(s.epoch, epoch)
-}
-
-// writeRecord puts the record if it is missing.
-func (s *Session) writeRecord(ctx context.Context) error {
-	key := s.record()
-	resp, _, err := s.client.commit(ctx, txn{
-		when:      []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
-		then:      []clientv3.Op{s.putRecord()},
-		otherwise: []clientv3.Op{clientv3.OpGet(key, clientv3.WithKeysOnly())},
-	})
-	if err != nil {
-		return s.diagnose(err)
-	}
-	if resp.Succeeded {
-		s.learnEpoch(resp.Header.Revision)
-	} else if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-		s.learnEpoch(kvs[0].ModRevision)
-	}
-	return nil
-}
-
-func (s *Session) putRecord() clientv3.Op {
-	return clientv3.OpPut(s.record(), s.client.process, clientv3.WithLease(s.lease))
-}
-
-// inEpoch is the compare that every put of an entry carries: the record has not
-// been written since.
-func (s *Session) inEpoch(epoch int64) clientv3.Cmp {
-	return clientv3.Compare(clientv3.ModRevision(s.record()), "=", epoch)
-}
-
-// fence settles the outcome of puts that were never answered. A transaction whose
-// request timed out may still be committed later, so that the entry is not there
-// proves nothing. But every put is guarded by the mod revision of the session's
-// record: once the record has been written again, those puts are refused, and
-// what is there then is all there will be. fence writes the record, unless it has
-// changed since epoch anyway, and returns the create revision of the entry at
-// key, 0 if there is none.
-func (s *Session) fence(ctx context.Context, key string, epoch int64) (int64, error) {
-	entry := clientv3.OpGet(key, clientv3.WithKeysOnly())
-	resp, _, err := s.client.commit(ctx, txn{
-		when:      []clientv3.Cmp{s.inEpoch(epoch)},
-		then:      []clientv3.Op{entry, s.putRecord()},
-		otherwise: []clientv3.Op{entry},
-	})
-	if err != nil {
-		return 0, s.diagnose(err)
-	}
-	if resp.Succeeded {
-		s.learnEpoch(resp.Header.Revision)
-	}
-	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-		return kvs[0].CreateRevision, nil
-	}
-	return 0, nil
 }
 
 // diagnose looks at the error of a write: if the lease is gone, the session is lost.

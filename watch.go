@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"container/list"
 	"context"
-	"errors"
 	"iter"
 	"slices"
 	"sync"
@@ -290,65 +289,4 @@ func sameHead(a, b []*mvccpb.KeyValue) bool {
 		return len(a) == len(b)
 	}
 	return a[0].CreateRevision == b[0].CreateRevision && a[0].ModRevision == b[0].ModRevision
-}
-
-// awaitTurn returns nil once no entry is ahead of l's own any more. It does not
-// poll: it follows the deletions in the short range just ahead of its own entry,
-// which it watches too. The list says which incarnations of the keys are meant,
-// so that a key that has been used again is not taken for the entry ahead.
-func (l *Lock) awaitTurn(ctx context.Context, ahead []rival) error {
-	c := l.session.client
-	for pause := (backoff{}); len(ahead) > 0; {
-		watched, opts := c.keys.Queue(l.name), []clientv3.OpOption{clientv3.WithFilterPut(), clientv3.WithPrefix()}
-		if len(ahead) > near {
-			watched, opts = ahead[near].key, opts[:1]
-		}
-		w, unwatched := c.feed.open(ctx, watched, opts...)
-		now, revision, err := l.look(ctx)
-		switch {
-		case err != nil || unwatched != nil:
-		case len(now) > near && now[near].key != watched, len(now) <= near && len(ahead) > near:
-			// Those ahead have moved on meanwhile: watch what is ahead now.
-		default:
-			now, err = l.passBy(w, now, revision)
-		}
-		if unwatched == nil {
-			w.close()
-		}
-		if err == nil && ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		if unwatched != nil || len(now) > 0 && slices.Equal(now, ahead) {
-			if pause.wait(ctx) != nil {
-				return context.Cause(ctx)
-			}
-		}
-		ahead = now
-	}
-	return nil
-}
-
-// passBy removes from ahead what is deleted after revision, until nothing is left
-// of it, the farthest of many has gone, or the watch has ended.
-func (l *Lock) passBy(w *watch, ahead []rival, revision int64) ([]rival, error) {
-	many := len(ahead) > near
-	for len(ahead) > 0 && (!many || len(ahead) > near) {
-		answer, ok := <-w.events
-		if !ok || answer.Err() != nil {
-			break
-		}
-		for _, ev := range answer.Events {
-			if ev.Kv.ModRevision <= revision {
-				continue
-			}
-			if string(ev.Kv.Key) == l.key {
-				return nil, l.lose(Deleted, errors.New("while waiting"))
-			}
-			ahead = slices.DeleteFunc(ahead, func(r rival) bool { return r.key == string(ev.Kv.Key) })
-		}
-	}
-	return ahead, nil
 }

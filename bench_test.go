@@ -1,0 +1,65 @@
+package locker_test
+
+import (
+	"testing"
+
+	"github.com/jagregory/locker/v2"
+)
+
+func BenchmarkCacheGet(b *testing.B) {
+	s := setup(b)
+	c := s.client(b)
+	lock(b, c, "a", "1")
+	k := newCache(b, c, "")
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, ok := k.Get("a"); !ok {
+				b.Error("not found")
+			}
+		}
+	})
+}
+
+func BenchmarkLockUnlock(b *testing.B) {
+	s := setup(b)
+	c := s.client(b)
+	unlock(b, lock(b, c, "a", "1")) // opens the session
+	b.ReportAllocs()
+	for b.Loop() {
+		l, err := c.Lock(b.Context(), "a", "1")
+		if err == nil {
+			err = l.Unlock(b.Context())
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkHandOver measures from one hold to the next while two clients want the
+// same name all the time.
+func BenchmarkHandOver(b *testing.B) {
+	s := setup(b)
+	holds := make(chan *locker.Lock)
+	for range 2 {
+		c := s.client(b)
+		unlock(b, lock(b, c, "a", "1")) // opens the session
+		go func() {
+			for {
+				l, err := c.Lock(b.Context(), "a", "1")
+				if err != nil {
+					return // the benchmark is over
+				}
+				holds <- l
+				if err := l.Unlock(b.Context()); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		<-holds
+	}
+}

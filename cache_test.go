@@ -1,0 +1,295 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jagregory/locker/v2"
+)
+
+func newCache(t testing.TB, c *locker.Client, prefix string) *locker.Cache {
+	t.Helper()
+	k, err := c.NewCache(within(t), prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
+}
+
+// list returns what etcd says that is held below prefix.
+func list(t testing.TB, c *locker.Client, prefix string) []locker.Holder {
+	t.Helper()
+	holders, err := c.List(within(t), prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return holders
+}
+
+func TestACacheIsFilledFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t)
+	a, ab := lock(t, c, "a", "1"), lock(t, c, "a/b", "2")
+	lock(t, c, "c", "3")
+	k := newCache(t, c, "a")
+	for _, l := range []*locker.Lock{a, ab} {
+		if holder, ok := k.Get(l.Name()); !ok || holder != holderBy(l) {
+			t.Errorf("Get(%q) = %+v, %v, want %+v", l.Name(), holder, ok, holderBy(l))
+		}
+	}
+	if got, want := k.List(), []locker.Holder{holderBy(a), holderBy(ab)}; !slices.Equal(got, want) {
+		t.Errorf("List = %+v, want %+v", got, want)
+	}
+	for _, name := range []string{"c", "", "a/", "nobody's"} {
+		if holder, ok := k.Get(name); ok || holder != (locker.Holder{}) {
+			t.Errorf("Get(%q) = %+v, %v", name, holder, ok)
+		}
+	}
+	if k.Revision() < ab.Token() {
+		t.Errorf("Revision = %d, but it has seen %d", k.Revision(), ab.Token())
+	}
+}
+
+func TestACacheFollowsEachChange(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t)
+	k := newCache(t, b.client(t), "")
+	if got := k.List(); len(got) != 0 {
+		t.Fatalf("List = %+v", got)
+	}
+	agrees := func(what string) {
+		t.Helper()
+		eventually(t, what, func() bool { return slices.Equal(k.List(), list(t, c, "")) })
+	}
+	revision := k.Revision()
+	var locks []*locker.Lock
+	for _, name := range []string{"b", "a/b", "a", "%"} {
+		locks = append(locks, lock(t, c, name, "1"))
+		agrees("locked " + name)
+	}
+	for _, l := range locks {
+		setValue(t, l, "2")
+		agrees("changed " + l.Name())
+	}
+	for _, l := range locks {
+		unlock(t, l)
+		agrees("unlocked " + l.Name())
+		if now := k.Revision(); now <= revision {
+			t.Errorf("the revision was %d and is %d after a change", revision, now)
+		} else {
+			revision = now
+		}
+	}
+}
+
+func TestACacheIsAtEachRevisionWhatWasHeld(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	proxy := b.server.Proxy(t)
+	type sample struct {
+		revision int64
+		holders  []locker.Holder
+	}
+	ctx, cancel := context.WithCancel(within(t))
+	var wg sync.WaitGroup
+	caches := []*locker.Cache{newCache(t, b.client(t), ""), newCache(t, newClient(t, proxy.Client(t)), "")}
+	samples := make([][]sample, len(caches))
+	for i, k := range caches {
+		wg.Go(func() {
+			last := sample{revision: -1}
+			for ctx.Err() == nil {
+				now := sample{k.Revision(), k.List()}
+				if now.revision < last.revision {
+					t.Errorf("the revision went from %d to %d", last.revision, now.revision)
+				}
+				if now.revision == k.Revision() && now.revision != last.revision {
+					samples[i], last = append(samples[i], now), now
+				}
+				<-time.After(50 * time.Microsecond)
+			}
+		})
+	}
+	wg.Go(func() {
+		shake := time.NewTicker(50 * time.Millisecond)
+		defer shake.Stop()
+		for ctx.Err() == nil {
+			<-shake.C
+			proxy.Reset()
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	so := makeHistory(t, b)
+	for i, k := range caches {
+		eventually(t, fmt.Sprintf("cache %d knows the end", i), func() bool {
+			return slices.Equal(k.List(), list(t, b.client(t), ""))
+		})
+	}
+	cancel()
+	wg.Wait()
+	for i := range samples {
+		t.Logf("%d samples of cache %d", len(samples[i]), i)
+		for _, s := range samples[i] {
+			if want := so.held(s.revision); !slices.Equal(s.holders, want) {
+				t.Errorf("cache %d at revision %d has %+v, but held were %+v", i, s.revision, s.holders, want)
+			}
+		}
+	}
+}
+
+// etcd sends a watch that has fallen behind no more than 1,000 revisions at once.
+func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	proxy := b.server.Proxy(t)
+	l := lock(t, b.client(t), "a", "start")
+	k := newCache(t, newClient(t, proxy.Client(t)), "")
+	proxy.Cut()
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 500 {
+				if _, err := b.etcd.Put(within(t), "locker/b/1", "passing"); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	setValue(t, l, "newest")
+	want := holderBy(l)
+	now, err := b.etcd.Get(within(t), l.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := now.Kvs[0].ModRevision
+	proxy.Heal()
+	for k.Revision() < reached {
+		if within(t).Err() != nil {
+			t.Fatal("it never caught up")
+		}
+	}
+	if holder, _ := k.Get("a"); holder != want {
+		t.Errorf("the copy claims revision %d, but has %+v where %+v was since %d", k.Revision(), holder, want, reached)
+	}
+	eventually(t, "it has caught up", func() bool { holder, _ := k.Get("a"); return holder == want })
+}
+
+func TestTheAgeOfACacheTellsWhetherItIsCurrent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	proxy := b.server.Proxy(t)
+	const ttl = 2 * time.Second
+	k := newCache(t, newClient(t, proxy.Client(t), locker.WithTTL(ttl)), "")
+	// With nothing going on at all, it is confirmed to be current again and again.
+	first := time.Now()
+	for oldest := time.Duration(0); time.Since(first) < 2*ttl; {
+		if oldest = max(oldest, k.Age()); oldest > 5*ttl {
+			t.Fatalf("the age grew to %v with etcd there", oldest)
+		}
+		<-time.After(time.Millisecond)
+	}
+	if k.Age() > time.Since(first) {
+		t.Errorf("the age is %v, nothing has confirmed it for %v", k.Age(), time.Since(first))
+	}
+	for what, fault := range map[string]func(...int){"frozen": proxy.Freeze, "cut": proxy.Cut} {
+		fault()
+		began := time.Now()
+		eventually(t, what+": the age grows", func() bool { return k.Age() > 2*ttl })
+		if age, most := k.Age(), time.Since(began)+5*ttl; age > most {
+			t.Errorf("the age is %v, after %v without etcd", age, time.Since(began))
+		}
+		l := lock(t, b.client(t), what, "1")
+		proxy.Heal()
+		eventually(t, what+": the copy is current again", func() bool {
+			holder, _ := k.Get(what)
+			return holder == holderBy(l) && k.Age() < ttl
+		})
+	}
+}
+
+func TestAClosedCacheCanStillBeRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	other := b.client(t)
+	l := lock(t, other, "a", "1")
+	want := []locker.Holder{holderBy(l)}
+	for what, end := range map[string]func(*locker.Client, *locker.Cache){
+		"the cache":  func(_ *locker.Client, k *locker.Cache) { k.Close(); k.Close() },
+		"the client": func(c *locker.Client, _ *locker.Cache) { _ = c.Close() },
+	} {
+		c := b.client(t)
+		k := newCache(t, c, "")
+		end(c, k)
+		revision, age := k.Revision(), k.Age()
+		unlock(t, lock(t, other, "b", "2"))
+		if got := k.List(); !slices.Equal(got, want) {
+			t.Errorf("closed %s: List = %+v, want %+v", what, got, want)
+		}
+		if holder, ok := k.Get("a"); !ok || holder != want[0] {
+			t.Errorf("closed %s: Get = %+v, %v", what, holder, ok)
+		}
+		if k.Revision() != revision || k.Age() <= age {
+			t.Errorf("closed %s: revision %d then %d, age %v then %v", what, revision, k.Revision(), age, k.Age())
+		}
+	}
+}
+
+func TestNewCacheReturnsWhenItCannotBeFilled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	proxy := b.server.Proxy(t)
+	c := newClient(t, proxy.Client(t))
+	proxy.Cut()
+	reason := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(within(t))
+	result := make(chan error, 2)
+	make := func(ctx context.Context) {
+		k, err := c.NewCache(ctx, "")
+		if k != nil {
+			err = errors.New("there is a cache")
+		}
+		result <- err
+	}
+	go make(ctx)
+	cancel(reason)
+	if err := receive(t, result); !errors.Is(err, reason) {
+		t.Errorf("error = %v, want the cause of the context", err)
+	}
+	go make(within(t))
+	_ = c.Close()
+	if err := receive(t, result); !errors.Is(err, locker.ErrClosed) {
+		t.Errorf("error = %v, want ErrClosed", err)
+	}
+	go make(within(t))
+	if err := receive(t, result); !errors.Is(err, locker.ErrClosed) {
+		t.Errorf("error = %v, want ErrClosed", err)
+	}
+}
+
+// Not parallel: what other tests allocate would be counted as well.
+func TestGetOfACacheAllocatesNothing(t *testing.T) {
+	b := setup(t)
+	c := b.client(t)
+	lock(t, c, "a", "1")
+	k := newCache(t, c, "")
+	if n := testing.AllocsPerRun(100_000, func() {
+		if _, ok := k.Get("a"); !ok {
+			t.Error("not found")
+		}
+		if _, ok := k.Get("b"); ok {
+			t.Error("found")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -1,0 +1,176 @@
+package locker
+
+import (
+	"context"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// take acquires the lock: it joins the queue and, unless it only tries, waits for
+// its turn. On error withdraw must follow.
+func (l *Lock) take(ctx context.Context, try bool) error {
+	ctx, stop := either(ctx, l.ctx)
+	defer stop()
+	ahead, err := l.enqueue(ctx, try)
+	if err != nil {
+		return err
+	}
+	if err := l.awaitTurn(ctx, ahead); err != nil {
+		return err
+	}
+	return l.hold()
+}
+
+// enqueue puts the entry at the end of the queue, or, to try, only into an empty
+// queue. It returns the entries ahead of it, nearest first; more than near of them
+// means at least that many. It repeats itself until etcd has answered for certain
+// or ctx has ended. On error, an entry may have been left: withdraw removes it.
+func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error) {
+	c, s := l.session.client, l.session
+	queue := c.keys.Queue(l.name)
+	free := clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)
+	if try {
+		free = clientv3.Compare(clientv3.CreateRevision(queue), "=", 0).WithPrefix()
+	}
+	for {
+		var resp *clientv3.TxnResponse
+		err := c.insist(ctx, func(ctx context.Context) (err error) {
+			l.epoch = s.currentEpoch()
+			before := l.unsure
+			l.unsure = true
+			resp, err = c.submit(txn{
+				when:      []clientv3.Cmp{s.inEpoch(l.epoch), free},
+				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
+				otherwise: []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly()), clientv3.OpGet(s.record(), clientv3.WithKeysOnly()), clientv3.OpGet(queue, clientv3.WithFirstCreate()...)},
+			}).wait(ctx)
+			if err == nil || !transient(err) {
+				l.unsure = before
+			}
+			return err
+		})
+		if err != nil {
+			return nil, s.diagnose(err)
+		}
+		if resp.Succeeded {
+			l.queuedAt(resp.Header.Revision, resp.Header.Revision)
+			ahead, _ := l.rivals(resp.Responses[1].GetResponseRange().Kvs)
+			return ahead, nil
+		}
+		own, record, head := resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs, resp.Responses[2].GetResponseRange().Kvs
+		switch {
+		case len(own) > 0:
+			// By an attempt whose answer was lost.
+			l.queuedAt(own[0].CreateRevision, own[0].ModRevision)
+			ahead, _, err := l.look(ctx)
+			return ahead, err
+		case len(record) == 0:
+			if err := s.writeRecord(ctx); err != nil {
+				return nil, err
+			}
+		case record[0].ModRevision != l.epoch:
+			s.learnEpoch(record[0].ModRevision)
+		case len(head) > 0:
+			return nil, &LockedError{Holder: holderOf(l.name, head[0])}
+		}
+	}
+}
+
+// queuedAt notes that the entry is in the queue.
+func (l *Lock) queuedAt(created, modified int64) {
+	l.token.Store(created)
+	l.unsure = false
+	l.mu.Lock()
+	l.modified = modified
+	l.mu.Unlock()
+}
+
+// release deletes the entry, this incarnation of it and no other, and reports
+// whether it was there until then. It is a transaction without a put, which etcd
+// accepts even when it has run out of space.
+func (l *Lock) release(ctx context.Context) (found bool, err error) {
+	resp, first, err := l.session.client.commit(ctx, txn{when: l.Guard(), then: []clientv3.Op{clientv3.OpDelete(l.key)}})
+	if err != nil {
+		return false, err
+	}
+	return resp.Succeeded || !first, nil
+}
+
+// withdraw removes whatever the lock may have in the queue, and departs. It is
+// bounded by the TTL: what cannot be confirmed gone by then costs the session its
+// lease, and goes with it.
+func (l *Lock) withdraw() error {
+	defer l.depart()
+	s := l.session
+	ctx, cancel := context.WithTimeout(s.life, s.ttl)
+	defer cancel()
+	found, err := l.remove(ctx)
+	switch {
+	case err == nil && !found:
+		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
+	case err == nil:
+		return nil
+	case s.ctx.Err() != nil:
+		return context.Cause(s.ctx)
+	}
+	s.finish(&LostError{Reason: Revoked, Cause: err})
+	return err
+}
+
+// remove finds out what is in the queue, if need be, and releases it.
+func (l *Lock) remove(ctx context.Context) (found bool, err error) {
+	if l.unsure {
+		created, err := l.session.fence(ctx, l.key, l.epoch)
+		if err != nil {
+			return false, err
+		}
+		if created != 0 {
+			l.token.Store(created)
+		}
+	}
+	if l.token.Load() == 0 {
+		return false, nil
+	}
+	return l.release(ctx)
+}
+
+// nothingLeft reports whether the lock has certainly nothing in the queue.
+func (l *Lock) nothingLeft() bool { return l.token.Load() == 0 && !l.unsure }
+
+// abandon ends a lock that could not be acquired. Usually it is gone from the
+// queue when abandon returns; if etcd does not answer at once, that goes on in the
+// background.
+func (l *Lock) abandon(cause error) {
+	l.end(cause)
+	if l.nothingLeft() {
+		l.depart()
+		return
+	}
+	done := make(chan struct{})
+	l.session.client.tasks.run(func() {
+		defer close(done)
+		_ = l.withdraw() // it has done what can be done
+	})
+	if !l.unsure {
+		ctx, cancel := context.WithTimeout(l.session.life, grace)
+		defer cancel()
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// grace is how long a call that failed waits for its place in the queue to be gone.
+const grace = 100 * time.Millisecond
+
+// depart is the last step in the life of a lock: the next goroutine of the client
+// that wants the name has its turn.
+func (l *Lock) depart() {
+	c := l.session.client
+	left := l.session.dismiss(l)
+	c.lines.leave(l.name)
+	if left == 0 {
+		c.retire(l.session)
+	}
+}

@@ -1,0 +1,357 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+// newSession opens a session or fails the test.
+func newSession(t testing.TB, c *locker.Client, opts ...locker.SessionOption) *locker.Session {
+	t.Helper()
+	s, err := c.NewSession(within(t), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// leaseOf returns the lease of a hold.
+func leaseOf(t testing.TB, c *locker.Client, l *locker.Lock) clientv3.LeaseID {
+	t.Helper()
+	holder, err := c.Get(within(t), l.Name())
+	if err != nil || holder.Token != l.Token() {
+		t.Fatalf("held by %+v, %v, and not by token %d", holder, err, l.Token())
+	}
+	return holder.Lease
+}
+
+func TestAHoldThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second // renewed each second
+	for name, test := range map[string]struct {
+		reason locker.Reason
+		end    func(ctx context.Context, etcd *clientv3.Client, key string, lease clientv3.LeaseID) error
+	}{
+		"entry deleted": {locker.Deleted, func(ctx context.Context, etcd *clientv3.Client, key string, _ clientv3.LeaseID) error {
+			_, err := etcd.Delete(ctx, key)
+			return err
+		}},
+		"lease revoked": {locker.Revoked, func(ctx context.Context, etcd *clientv3.Client, _ string, lease clientv3.LeaseID) error {
+			_, err := etcd.Revoke(ctx, lease)
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			holder := b.client(t, locker.WithTTL(ttl))
+			l := lock(t, holder, "a", "")
+			other := lock(t, holder, "other", "") // on the same lease
+			waiting := lockAsync(within(t), b.client(t), "a", "")
+			b.queued(t, "a", 2)
+			if err := test.end(within(t), b.etcd, l.Key(), leaseOf(t, holder, l)); err != nil {
+				t.Fatal(err)
+			}
+			ended := time.Now()
+			next := receive(t, waiting)
+			if next.err != nil {
+				t.Fatal(next.err)
+			}
+			lost(t, l, test.reason)
+			if took := time.Since(ended); took > ttl {
+				t.Errorf("it took %v to notice", took)
+			}
+			if err := l.Unlock(within(t)); !errors.Is(err, locker.ErrLost) {
+				t.Errorf("Unlock returned %v", err)
+			}
+			if holder := leaseOf(t, holder, next.lock); holder == 0 {
+				t.Error("the next hold has no lease")
+			}
+			if test.reason == locker.Revoked {
+				lost(t, other, test.reason)
+			} else if renewed(t, other); other.Err() != nil {
+				t.Errorf("another lock: %v", other.Err())
+			}
+		})
+	}
+}
+
+func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
+	t.Parallel()
+	revoke := func(t *testing.T, b bundle, _ *embedtest.Proxy, lease clientv3.LeaseID) {
+		b.server.ExpireLease(t, lease)
+	}
+	cut := func(_ *testing.T, _ bundle, proxy *embedtest.Proxy, _ clientv3.LeaseID) { proxy.Cut() }
+	for name, test := range map[string]struct {
+		own   bool // a session of its own, and not a shared one
+		fault func(*testing.T, bundle, *embedtest.Proxy, clientv3.LeaseID)
+	}{
+		"own session revoked":    {true, revoke},
+		"own session cut off":    {true, cut},
+		"shared session revoked": {false, revoke},
+		"shared session cut off": {false, cut},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			holder := lock(t, b.client(t), "a", "")
+			proxy := b.server.Proxy(t)
+			c := newClient(t, proxy.Client(t), locker.WithTTL(time.Second))
+			var opts []locker.LockOption
+			if test.own {
+				opts = append(opts, locker.WithSession(newSession(t, c)))
+			}
+			waiting := lockAsync(within(t), c, "a", "", opts...)
+			b.queued(t, "a", 2)
+			var lease clientv3.LeaseID
+			for id := range leases(t, b) {
+				if id != leaseOf(t, b.client(t), holder) {
+					lease = id
+				}
+			}
+			test.fault(t, b, proxy, lease)
+			// The cut is not healed: what it waits for is its deadline.
+			if result := receive(t, waiting); result.lock != nil || !errors.Is(result.err, locker.ErrLost) {
+				t.Errorf("Lock returned a lock: %v, and %v", result.lock != nil, result.err)
+			}
+			if err := holder.Err(); err != nil {
+				t.Errorf("the holder: %v", err)
+			}
+			b.queued(t, "a", 1)
+		})
+	}
+}
+
+func TestALostSessionIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	proxy := b.server.Proxy(t)
+	c := newClient(t, proxy.Client(t), locker.WithTTL(time.Second))
+	own := newSession(t, c)
+	held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
+	before := leases(t, b)
+	if !before[own.Lease()] || len(before) != 2 {
+		t.Errorf("session %x has none of the leases %v", own.Lease(), before)
+	}
+	proxy.Cut()
+	lost(t, held, locker.Expired)
+	lost(t, shared, locker.Expired)
+	proxy.Heal() // perhaps before etcd has deleted anything
+
+	var loss *locker.LostError
+	receive(t, own.Context().Done())
+	if cause := context.Cause(own.Context()); !errors.As(cause, &loss) || loss.Reason != locker.Expired || loss.Name != "" {
+		t.Errorf("the session ended with %v", cause)
+	}
+	if l, err := c.Lock(within(t), "new", "", locker.WithSession(own)); l != nil || !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Lock on it returned a lock: %v, and %v", l != nil, err)
+	}
+	after := lock(t, c, "shared", "")
+	if lease := leaseOf(t, c, after); before[lease] {
+		t.Errorf("lease %x is back", lease)
+	}
+	renewed(t, after)
+	eventually(t, "the leases that were lost are gone", func() bool {
+		for lease := range leases(t, b) {
+			if before[lease] {
+				return false
+			}
+		}
+		return true
+	})
+	for _, l := range []*locker.Lock{held, shared} {
+		if err := l.Err(); !errors.Is(err, locker.ErrLost) {
+			t.Errorf("what was lost is %v", err)
+		}
+	}
+	if err := own.Close(); err != nil {
+		t.Errorf("Close of a lost session returned %v", err)
+	}
+}
+
+func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t, locker.WithTTL(time.Second))
+	first := lock(t, c, "a", "")
+	second, third := lockAsync(within(t), c, "a", ""), lockAsync(within(t), c, "a", "")
+	for before := first; ; {
+		b.server.ExpireLease(t, leaseOf(t, c, before))
+		lost(t, before, locker.Revoked)
+		var next outcome
+		select {
+		case next = <-second:
+		case next = <-third:
+		case <-time.After(patience):
+			t.Fatal("nobody had a turn")
+		}
+		if next.err != nil {
+			t.Fatal(next.err)
+		}
+		if next.lock.Token() <= before.Token() {
+			t.Errorf("token %d after %d", next.lock.Token(), before.Token())
+		}
+		if before != first {
+			break
+		}
+		before = next.lock
+	}
+}
+
+func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Second
+	b := setup(t)
+	err := b.client(t, locker.WithTTL(ttl)).Do(within(t), "a", "", func(ctx context.Context, l *locker.Lock) error {
+		<-time.After(3 * ttl) // it looks at nothing meanwhile
+		if keys := b.keys(t, l.Key()); len(keys) != 1 {
+			t.Errorf("the entry is gone, and there is %v", keys)
+		}
+		return errors.Join(ctx.Err(), l.Err())
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	b.queued(t, "a", 0)
+}
+
+func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Second
+	for name, fault := range map[string]func(*embedtest.Proxy){
+		"cut":    func(p *embedtest.Proxy) { p.Cut() },
+		"frozen": func(p *embedtest.Proxy) { p.Freeze() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			proxy := b.server.Proxy(t)
+			c := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
+			own := newSession(t, c)
+			held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
+			blocked := lock(t, b.client(t), "blocked", "")
+			waiting := lockAsync(within(t), c, "blocked", "")
+			b.queued(t, "blocked", 2)
+			fault(proxy)
+			opening := lockAsync(within(t), c, "late", "")
+
+			began := time.Now()
+			if err := own.Close(); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Close of the session returned %v", err)
+			}
+			if err := c.Close(); !errors.Is(err, context.DeadlineExceeded) && time.Since(began) < ttl {
+				t.Errorf("Close returned %v", err)
+			}
+			if took := time.Since(began); took > 10*ttl {
+				t.Errorf("it took %v", took)
+			}
+			for _, l := range []*locker.Lock{held, shared} {
+				receive(t, l.Context().Done())
+			}
+			if err := held.Err(); !errors.Is(err, locker.ErrClosed) {
+				t.Errorf("the hold of the session ended with %v", err)
+			}
+			for _, call := range []<-chan outcome{waiting, opening} {
+				if result := receive(t, call); result.lock != nil || !errors.Is(result.err, locker.ErrClosed) && !errors.Is(result.err, locker.ErrLost) {
+					t.Errorf("Lock returned a lock: %v, and %v", result.lock != nil, result.err)
+				}
+			}
+			b.queued(t, "own", 0)
+			b.queued(t, "shared", 0)
+			b.queued(t, "late", 0)
+			b.queued(t, "blocked", 1)
+			if err := blocked.Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
+	t.Parallel()
+	const held, taken, rounds = 100, 50, 30
+	b := setup(t)
+	c := b.client(t)
+	for round := range rounds {
+		s := newSession(t, c)
+		lockAll := func(what string, n int) (results []<-chan outcome) {
+			for i := range n {
+				results = append(results, lockAsync(within(t), c, what+strconv.Itoa(i), "", locker.WithSession(s)))
+			}
+			return results
+		}
+		for _, result := range lockAll("held", held) {
+			if err := receive(t, result).err; err != nil {
+				t.Fatal(err)
+			}
+		}
+		results := lockAll("taken", taken)
+		first := receive(t, results[round%taken])
+		closed := make(chan error, 1)
+		go func() { closed <- s.Close() }()
+		for i, result := range results {
+			if i == round%taken {
+				continue
+			}
+			// It may have been in time, but is over now.
+			if r := receive(t, result); r.err == nil {
+				receive(t, r.lock.Context().Done())
+			} else if !errors.Is(r.err, locker.ErrClosed) {
+				t.Errorf("Lock returned %v", r.err)
+			}
+		}
+		if first.err == nil {
+			receive(t, first.lock.Context().Done())
+		}
+		if err := receive(t, closed); err != nil {
+			t.Errorf("Close returned %v", err)
+		}
+	}
+	eventually(t, "nothing is left", func() bool { return len(b.keys(t, locker.DefaultPrefix)) == 0 })
+}
+
+func TestAnAdoptedSessionThatIsLetGoKeepsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	program := b.server.Client(t)
+	original, err := concurrency.NewSession(program, concurrency.WithTTL(60))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = original.Close() })
+	c := b.client(t)
+	for range 20 {
+		s, err := c.AdoptSession(original)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var locks sync.WaitGroup
+		for i := range 20 {
+			locks.Go(func() {
+				if _, err := c.Lock(within(t), "a"+strconv.Itoa(i), "", locker.WithSession(s)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		locks.Wait()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if left := b.keys(t, locker.DefaultPrefix); len(left) != 0 {
+			t.Fatalf("it left %v", left)
+		}
+	}
+	if !leases(t, b)[original.Lease()] {
+		t.Error("the lease is gone")
+	}
+}
