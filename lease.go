@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -22,8 +23,8 @@ type Lock struct {
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
 	// The goroutine that acquires the lock uses these, and whoever cleans up after it.
-	epoch  int64 // of the session's record, at the newest put
-	unsure bool  // a put was sent whose outcome is not known
+	epoch      int64 // of the session's record, at the newest put
+	unanswered int   // puts that were sent and may take effect yet
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
@@ -128,7 +129,7 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	case err != nil:
 		return nil, wrap(op, l.name, err)
 	case !resp.Succeeded:
-		return nil, wrap(op, l.name, l.lose(Deleted, nil))
+		return nil, wrap(op, l.name, l.gone(ctx))
 	}
 	return resp, nil
 }
@@ -165,7 +166,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		}
 		kvs := resp.Responses[0].GetResponseRange().Kvs
 		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() {
-			return wrap(op, l.name, l.lose(Deleted, nil))
+			return wrap(op, l.name, l.gone(ctx))
 		}
 		l.learn(string(kvs[0].Value), kvs[0].ModRevision)
 		if !first && string(kvs[0].Value) == value {
@@ -244,12 +245,19 @@ func (l *Lock) end(cause error) phase {
 	return was
 }
 
-// lose ends the lock because its entry is gone, and returns why it ended.
-func (l *Lock) lose(reason Reason, cause error) error {
-	lost := &LostError{Name: l.name, Token: l.token.Load(), Reason: reason, Cause: cause}
-	if l.end(lost) == held {
-		l.depart()
-		l.session.client.log.Warn("lock lost", "name", l.name, "token", lost.Token, "reason", reason)
+// gone ends the lock because its entry is not in the queue any more, and returns
+// why the lock ended. It asks whether the lease is gone as well: then so are all
+// other locks of the session.
+func (l *Lock) gone(ctx context.Context) error {
+	s := l.session
+	if resp, err := s.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
+		s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
+	} else {
+		lost := &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
+		if l.end(lost) == held {
+			s.client.log.Warn("lock deleted by somebody else", "name", l.name, "token", lost.Token)
+			l.leave()
+		}
 	}
 	<-l.ctx.Done()
 	return context.Cause(l.ctx)

@@ -37,15 +37,14 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 		var resp *clientv3.TxnResponse
 		err := c.insist(ctx, func(ctx context.Context) (err error) {
 			l.epoch = s.currentEpoch()
-			before := l.unsure
-			l.unsure = true
+			l.unanswered++
 			resp, err = c.submit(txn{
 				when:      []clientv3.Cmp{s.inEpoch(l.epoch), free},
 				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
 				otherwise: []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly()), clientv3.OpGet(s.record(), clientv3.WithKeysOnly()), clientv3.OpGet(queue, clientv3.WithFirstCreate()...)},
 			}).wait(ctx)
 			if err == nil || !transient(err) {
-				l.unsure = before
+				l.unanswered--
 			}
 			return err
 		})
@@ -61,6 +60,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 		switch {
 		case len(own) > 0:
 			// By an attempt whose answer was lost.
+			l.unanswered = max(l.unanswered-1, 0)
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision)
 			ahead, _, err := l.look(ctx)
 			return ahead, err
@@ -79,7 +79,6 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 // queuedAt notes that the entry is in the queue.
 func (l *Lock) queuedAt(created, modified int64) {
 	l.token.Store(created)
-	l.unsure = false
 	l.mu.Lock()
 	l.modified = modified
 	l.mu.Unlock()
@@ -117,9 +116,10 @@ func (l *Lock) withdraw() error {
 	return err
 }
 
-// remove finds out what is in the queue, if need be, and releases it.
+// remove releases what is in the queue, after making sure that nothing can come
+// after it.
 func (l *Lock) remove(ctx context.Context) (found bool, err error) {
-	if l.unsure {
+	if l.unanswered > 0 {
 		created, err := l.session.fence(ctx, l.key, l.epoch)
 		if err != nil {
 			return false, err
@@ -135,23 +135,15 @@ func (l *Lock) remove(ctx context.Context) (found bool, err error) {
 }
 
 // nothingLeft reports whether the lock has certainly nothing in the queue.
-func (l *Lock) nothingLeft() bool { return l.token.Load() == 0 && !l.unsure }
+func (l *Lock) nothingLeft() bool { return l.token.Load() == 0 && l.unanswered == 0 }
 
 // abandon ends a lock that could not be acquired. Usually it is gone from the
 // queue when abandon returns; if etcd does not answer at once, that goes on in the
 // background.
 func (l *Lock) abandon(cause error) {
 	l.end(cause)
-	if l.nothingLeft() {
-		l.depart()
-		return
-	}
-	done := make(chan struct{})
-	l.session.client.tasks.run(func() {
-		defer close(done)
-		_ = l.withdraw() // it has done what can be done
-	})
-	if !l.unsure {
+	unanswered := l.unanswered
+	if done := l.leave(); unanswered == 0 {
 		ctx, cancel := context.WithTimeout(l.session.life, grace)
 		defer cancel()
 		select {
@@ -159,6 +151,22 @@ func (l *Lock) abandon(cause error) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// leave makes sure that nothing of the lock is left in the queue, and departs. If
+// that takes requests, it goes on in the background until done is closed.
+func (l *Lock) leave() (done <-chan struct{}) {
+	left := make(chan struct{})
+	if l.nothingLeft() {
+		l.depart()
+		close(left)
+		return left
+	}
+	l.session.client.tasks.run(func() {
+		defer close(left)
+		_ = l.withdraw() // it has done what can be done
+	})
+	return left
 }
 
 // grace is how long a call that failed waits for its place in the queue to be gone.

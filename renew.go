@@ -163,7 +163,7 @@ func (s *Session) audit() {
 		// The answer may come from a member that has not caught up: ask for certain.
 		entry, err := s.client.etcd.Get(ctx, l.key, clientv3.WithKeysOnly())
 		if err == nil && (len(entry.Kvs) == 0 || entry.Kvs[0].CreateRevision != l.token.Load()) {
-			l.lose(Deleted, nil)
+			_ = l.gone(ctx)
 		}
 	}
 }

@@ -67,18 +67,23 @@ func WithSessionTTL(ttl time.Duration) SessionOption {
 //
 // Errors: ErrInvalid, ErrClosed, the cause of ctx, and etcd's own.
 func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Session, error) {
+	const op = "new session"
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, "", err)
+	}
+	defer end()
 	s := c.newSession(0)
 	for _, opt := range opts {
 		if err := opt(s); err != nil {
-			return nil, wrap("new session", "", err)
+			s.bury(err)
+			return nil, wrap(op, "", err)
 		}
 	}
-	ctx, end, err := c.begin(ctx)
-	if err != nil {
-		return nil, wrap("new session", "", err)
+	if err := s.open(ctx); err != nil {
+		return nil, wrap(op, "", err)
 	}
-	defer end()
-	return s, wrap("new session", "", s.open(ctx))
+	return s, nil
 }
 
 // AdoptSession attaches locks to the lease of a session that the program already
@@ -106,7 +111,10 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	// Not the plain lease ID: a Mutex over the same session uses that as its key,
 	// and takes a key that exists for its own.
 	s.member = fmt.Sprintf("%x-%08x", s.lease, rand.Uint32())
-	return s, wrap(op, "", s.open(ctx))
+	if err := s.open(ctx); err != nil {
+		return nil, wrap(op, "", err)
+	}
+	return s, nil
 }
 
 // Context ends when the session is over: context.Cause is a *LostError without a
@@ -392,13 +400,16 @@ func (s *Session) letGo(ctx context.Context) error {
 	case <-ctx.Done():
 		return ended(ctx, ctx.Err())
 	}
+	// First the record: without it, no put that is still under way can take effect.
+	if _, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}}); err != nil {
+		return err
+	}
 	for _, l := range s.orphans {
 		if _, err := l.release(ctx); err != nil {
 			return err
 		}
 	}
-	_, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}})
-	return err
+	return nil
 }
 
 // diagnose looks at the error of a write: if the lease is gone, the session is lost.

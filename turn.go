@@ -2,7 +2,6 @@ package locker
 
 import (
 	"context"
-	"errors"
 	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -27,7 +26,7 @@ func (l *Lock) awaitTurn(ctx context.Context, ahead []rival) error {
 		case len(now) > near && now[near].key != watched, len(now) <= near && len(ahead) > near:
 			// Those ahead have moved on meanwhile: watch what is ahead now.
 		default:
-			now, err = l.passBy(w, now, revision)
+			now, err = l.passBy(ctx, w, now, revision)
 		}
 		if unwatched == nil {
 			w.close()
@@ -50,7 +49,7 @@ func (l *Lock) awaitTurn(ctx context.Context, ahead []rival) error {
 
 // passBy removes from ahead what is deleted after revision, until nothing is left
 // of it, the farthest of many has gone, or the watch has ended.
-func (l *Lock) passBy(w *watch, ahead []rival, revision int64) ([]rival, error) {
+func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int64) ([]rival, error) {
 	many := len(ahead) > near
 	for len(ahead) > 0 && (!many || len(ahead) > near) {
 		answer, ok := <-w.events
@@ -62,7 +61,7 @@ func (l *Lock) passBy(w *watch, ahead []rival, revision int64) ([]rival, error) 
 				continue
 			}
 			if string(ev.Kv.Key) == l.key {
-				return nil, l.lose(Deleted, errors.New("while waiting"))
+				return nil, l.gone(ctx)
 			}
 			ahead = slices.DeleteFunc(ahead, func(r rival) bool { return r.key == string(ev.Kv.Key) })
 		}
@@ -83,7 +82,7 @@ func (l *Lock) look(ctx context.Context) (ahead []rival, revision int64, err err
 	}
 	ahead, ok := l.rivals(resp.Get().Kvs)
 	if !ok {
-		return nil, 0, l.lose(Deleted, nil)
+		return nil, 0, l.gone(ctx)
 	}
 	return ahead, resp.Get().Header.Revision, nil
 }

@@ -174,7 +174,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 						break
 					}
 					changed := p.apply(answer.Events, resp.Header.Revision)
-					update(time.Time{}, answer.Header.Revision, changed)
+					update(time.Time{}, reached(answer), changed)
 				}
 			}
 		}
@@ -188,6 +188,18 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// reached returns the revision up to which a watch has told everything: while it is
+// catching up, the header of an answer has one that it has yet to reach.
+func reached(answer clientv3.WatchResponse) int64 {
+	if n := len(answer.Events); n > 0 {
+		return answer.Events[n-1].Kv.ModRevision
+	}
+	if answer.IsProgressNotify() {
+		return answer.Header.Revision
+	}
+	return 0
 }
 
 // picture is a copy of queues: for each name its entries, the holder's first.
