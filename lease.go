@@ -211,8 +211,11 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	case err := <-result:
 		return wrap(op, l.name, err)
 	case <-ctx.Done():
-		return wrap(op, l.name, ended(ctx, ctx.Err()))
 	}
+	if errors.Is(context.Cause(ctx), ErrReleased) {
+		return wrap(op, l.name, <-result) // ctx is of the hold that has just ended
+	}
+	return wrap(op, l.name, ended(ctx, ctx.Err()))
 }
 
 // begin starts a call that needs the hold. If the hold ends during the call, etcd

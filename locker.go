@@ -44,7 +44,7 @@ type Client struct {
 	opening  chan struct{} // has an item while a shared session is being opened
 	mu       sync.Mutex    // guards what follows
 	closed   bool
-	sessions map[*Session]bool // all
+	sessions map[*Session]bool // all that are not buried yet
 	shared   []*Session        // those for locks without WithSession, the newest last
 }
 
@@ -68,10 +68,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		sessions: make(map[*Session]bool),
 	}
 	for _, opt := range opts {
-		if opt == nil {
-			return nil, wrap(op, "", &InvalidError{"option", "nil", "it does nothing"})
-		}
-		if err := opt(c); err != nil {
+		if err := apply(opt, c); err != nil {
 			return nil, wrap(op, "", err)
 		}
 	}
@@ -90,9 +87,9 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 // Close ends every hold, whose contexts end with ErrClosed, lets all calls return
 // ErrClosed, revokes the leases, so that nothing is left in etcd, and waits for
 // every goroutine of the Client. It blocks until etcd has confirmed that, at most
-// for the TTL (twice, if a lease was just being taken): after that the leases have
-// run out by themselves, and the error says what was not confirmed. The Client
-// cannot be used again; to close it again is no error.
+// for the TTL: after that the leases have run out by themselves, and the error says
+// what was not confirmed. The Client cannot be used again; to close it again is no
+// error.
 func (c *Client) Close() error {
 	if !c.tasks.close() {
 		c.tasks.join()
@@ -114,8 +111,8 @@ func (c *Client) Close() error {
 		<-s.done
 		errs = append(errs, s.burial)
 	}
-	c.tasks.join()
 	c.stop()
+	c.tasks.join()
 	return wrap("close", "", errors.Join(errs...))
 }
 
@@ -153,9 +150,13 @@ func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOp
 // Errors: those of Lock, in which case fn was not called; that of fn; ErrLost if
 // the lock did not last until fn returned; and that of the release.
 func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
+	const op = "do under"
+	if _, err := c.checkCampaign(fn, opts); err != nil {
+		return wrap(op, name, err)
+	}
 	l, err := c.acquire(ctx, name, value, false, opts)
 	if err != nil {
-		return wrap("lock", name, err)
+		return wrap(op, name, err)
 	}
 	err, unlocked := l.do(ctx, fn)
 	return join(err, unlocked)
@@ -170,6 +171,10 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 // Errors: as Do; ErrLost only if the session of WithSession was lost.
 func (c *Client) Campaign(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
 	const op = "campaign for"
+	session, err := c.checkCampaign(fn, opts)
+	if err != nil {
+		return wrap(op, name, err)
+	}
 	for pause := (backoff{}); ; {
 		began := time.Now()
 		l, err := c.acquire(ctx, name, value, false, opts)
@@ -180,16 +185,25 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 			}
 			err = errors.Unwrap(err)
 		}
-		if session, _ := c.sessionFor(opts); !errors.Is(err, ErrLost) || session != nil && session.ctx.Err() != nil {
+		if !errors.Is(err, ErrLost) || session != nil && session.ctx.Err() != nil {
 			return wrap(op, name, err)
 		}
 		if time.Since(began) > c.ttl {
 			pause = backoff{}
 		}
 		if pause.wait(ctx) != nil {
-			return wrap(op, name, context.Cause(ctx))
+			return wrap(op, name, c.interrupted(ctx))
 		}
 	}
+}
+
+// checkCampaign checks the arguments of Do and Campaign that Lock does not have.
+func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []LockOption) (*Session, error) {
+	session, err := c.sessionFor(opts)
+	if err == nil && fn == nil {
+		err = &InvalidError{"function", "nil", "there is nothing to do"}
+	}
+	return session, err
 }
 
 // Holder is who holds a name.
@@ -274,14 +288,20 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 // begin starts a call: its context ends with ctx or with the client. end must be
 // called, after which the call starts no goroutine.
 func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err error) {
+	ctx, stop, err := c.enter(ctx)
+	return ctx, func() { stop(); c.tasks.end() }, err
+}
+
+// enter is begin for a call that counts itself out of the tasks.
+func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.CancelFunc, err error) {
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}
 	if !c.tasks.begin() {
 		return nil, nil, ErrClosed
 	}
-	ctx, stop := either(ctx, c.ctx)
-	return ctx, func() { stop(); c.tasks.end() }, nil
+	ctx, stop = either(ctx, c.ctx)
+	return ctx, stop, nil
 }
 
 // acquire is Lock and, to try, TryLock.
@@ -305,8 +325,8 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		defer stop()
 	}
 	if !try {
-		if err := c.lines.join(ctx, name); err != nil {
-			return nil, err
+		if c.lines.join(ctx, name) != nil {
+			return nil, c.interrupted(ctx)
 		}
 	} else if !c.lines.tryJoin(name) {
 		return nil, c.lockedHere(ctx, name)

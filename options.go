@@ -68,7 +68,7 @@ func WithLogger(l *slog.Logger) Option {
 }
 
 // LockOption adjusts one lock.
-type LockOption func(*lockConfig)
+type LockOption func(*lockConfig) error
 
 type lockConfig struct{ session *Session }
 
@@ -76,14 +76,30 @@ type lockConfig struct{ session *Session }
 // that session and with no other. The default is a session that the Client shares
 // among its locks.
 func WithSession(s *Session) LockOption {
-	return func(cfg *lockConfig) { cfg.session = s }
+	return func(cfg *lockConfig) error {
+		cfg.session = s
+		if s == nil {
+			return &InvalidError{"session", "nil", "leave the option out for a shared one"}
+		}
+		return nil
+	}
+}
+
+// apply applies an option.
+func apply[O ~func(T) error, T any](opt O, to T) error {
+	if opt == nil {
+		return &InvalidError{"option", "nil", "it does nothing"}
+	}
+	return opt(to)
 }
 
 // sessionFor returns the session that the options ask for, nil for a shared one.
 func (c *Client) sessionFor(opts []LockOption) (*Session, error) {
 	var cfg lockConfig
 	for _, opt := range opts {
-		opt(&cfg)
+		if err := apply(opt, &cfg); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.session != nil && cfg.session.client != c {
 		return nil, &InvalidError{"session", cfg.session.member, "it belongs to another Client"}

@@ -32,12 +32,12 @@ func (c *Client) share(ctx context.Context) error {
 	case c.opening <- struct{}{}:
 		defer func() { <-c.opening }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return c.interrupted(ctx)
 	}
 	c.mu.Lock()
-	room := slices.ContainsFunc(c.shared, func(s *Session) bool { return s.load() < entriesPerLease })
+	found := slices.ContainsFunc(c.shared, func(s *Session) bool { return s.room() > 0 })
 	c.mu.Unlock()
-	if room {
+	if found {
 		return nil
 	}
 	s := c.newSession(0)
@@ -46,7 +46,7 @@ func (c *Client) share(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.sessions[s] { // it may be over already
+	if s.room() > 0 { // else it is over already
 		c.shared = append(c.shared, s)
 	}
 	return nil
@@ -56,12 +56,19 @@ func (c *Client) share(ctx context.Context) error {
 // of room, so that the leases of a rush do not stay for ever.
 func (c *Client) retire(s *Session) {
 	c.mu.Lock()
-	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.load() <= entriesPerLease/2 })
+	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.room() >= entriesPerLease/2 })
 	surplus := others && slices.Contains(c.shared, s)
 	c.mu.Unlock()
 	if surplus {
 		s.finishIf(ErrClosed, func() bool { return len(s.locks) == 0 })
 	}
+}
+
+// unshare gives out a session no more.
+func (c *Client) unshare(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shared = slices.DeleteFunc(c.shared, func(other *Session) bool { return other == s })
 }
 
 // enlist counts a session among those that Close has to end, and reports false if
@@ -75,17 +82,19 @@ func (c *Client) enlist(s *Session) bool {
 	return !c.closed
 }
 
-// delist is the end of what enlist and share began.
+// delist is the end of what enlist began: nothing is left of the session.
 func (c *Client) delist(s *Session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.sessions, s)
-	c.shared = slices.DeleteFunc(c.shared, func(other *Session) bool { return other == s })
 }
 
-// load returns how many locks are attached to the session.
-func (s *Session) load() int {
+// room returns how many more locks could be attached to the session.
+func (s *Session) room() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.locks)
+	if s.over {
+		return 0
+	}
+	return entriesPerLease - len(s.locks)
 }

@@ -75,7 +75,7 @@ func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Sessio
 	defer end()
 	s := c.newSession(0)
 	for _, opt := range opts {
-		if err := opt(s); err != nil {
+		if err := apply(opt, s); err != nil {
 			s.bury(err)
 			return nil, wrap(op, "", err)
 		}
@@ -127,9 +127,9 @@ func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 // Close ends all holds of the session, whose contexts end with ErrClosed, lets
 // calls waiting on it return, and revokes the lease; an adopted session is only
 // let go, with its lease untouched and nothing of Locker's left on it. It blocks
-// until etcd has confirmed that, at most for the TTL: after that the lease
-// has run out by itself, and the error says that it was not confirmed. To close a
-// session again, or one that was lost, is no error.
+// until etcd has confirmed that, at most for the TTL: after that the lease has run
+// out by itself, and the error says that it was not confirmed. A session that was
+// lost, or closed before, may be closed as well.
 func (s *Session) Close() error {
 	s.finish(ErrClosed)
 	<-s.done
@@ -159,13 +159,16 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 // open takes or checks the lease, writes the record and starts the renewal. On
 // error the session is over.
 func (s *Session) open(ctx context.Context) (err error) {
-	if s.adopted == nil {
-		err = s.grant(ctx)
-	} else {
-		err = s.greet(ctx)
+	if !s.client.enlist(s) {
+		s.finish(ErrClosed)
+		s.bury(ErrClosed)
+		return ErrClosed
 	}
-	if err == nil && !s.client.enlist(s) {
-		err = ErrClosed
+	if s.adopted == nil {
+		err = s.client.insist(ctx, s.grant)
+	}
+	if err == nil && s.alarm == nil { // it was there already
+		err = s.client.insist(ctx, s.greet)
 	}
 	if err != nil {
 		s.finish(err)
@@ -186,42 +189,36 @@ func (s *Session) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// grant asks for the lease until it is there.
+// grant asks for the lease, once. If an earlier attempt was granted, how long the
+// lease lives is for a renewal to find out.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
 	sent := time.Now()
-	return s.client.insist(ctx, func(ctx context.Context) error {
-		now := time.Now()
-		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
-		switch {
-		case err == nil:
-			s.start(now, resp.TTL)
-			return nil
-		case errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist):
-			// An earlier attempt was granted, for no less than it asked.
-			s.start(sent, seconds)
-			return nil
-		}
-		return clientv3.ContextError(ctx, err)
-	})
+	resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+	switch {
+	case err == nil:
+		s.start(sent, resp.TTL)
+		return nil
+	case errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist):
+		return nil
+	}
+	return clientv3.ContextError(ctx, err)
 }
 
-// greet renews an adopted lease for the first time.
+// greet renews a lease that is there already for the first time, once.
 func (s *Session) greet(ctx context.Context) error {
-	return s.client.insist(ctx, func(ctx context.Context) error {
-		k := s.newKeepAlive()
-		defer k.cancel()
-		defer context.AfterFunc(ctx, k.cancel)()
-		r := k.renew(s)
-		switch {
-		case r.err != nil:
-			return clientv3.ContextError(ctx, r.err)
-		case r.ttl <= 0:
-			return &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
-		}
-		s.start(r.sent, r.ttl)
-		return nil
-	})
+	k := s.newKeepAlive()
+	defer k.cancel()
+	defer context.AfterFunc(ctx, k.cancel)()
+	r := k.renew(s)
+	switch {
+	case r.err != nil:
+		return clientv3.ContextError(ctx, r.err)
+	case r.ttl <= 0:
+		return &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
+	}
+	s.start(r.sent, r.ttl)
+	return nil
 }
 
 // start sets the first deadline.
@@ -231,6 +228,9 @@ func (s *Session) start(sent time.Time, seconds int64) {
 	s.renewed, s.ttl = sent, time.Duration(seconds)*time.Second
 	s.deadline = s.until(sent)
 	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
+	if s.over {
+		s.alarm.Stop() // closed while the lease was being taken
+	}
 }
 
 // until returns the deadline that a renewal sent at that time leads to. etcd
@@ -244,15 +244,14 @@ func (s *Session) until(sent time.Time) time.Time {
 // that was stopped, or whose machine slept.
 func (s *Session) check() error {
 	s.mu.Lock()
-	deadline, trouble := s.deadline, s.trouble
+	deadline, trouble, isOver := s.deadline, s.trouble, s.over
 	s.mu.Unlock()
-	if passed(deadline) {
-		s.finish(&LostError{Reason: Expired, Cause: trouble})
+	if !isOver && !passed(deadline) {
+		return nil
 	}
-	if s.ctx.Err() != nil {
-		return context.Cause(s.ctx)
-	}
-	return nil
+	s.finish(&LostError{Reason: Expired, Cause: trouble})
+	<-s.ctx.Done()
+	return context.Cause(s.ctx)
 }
 
 // passed reports whether a deadline has passed on either clock: the monotonic one,
@@ -266,6 +265,7 @@ func passed(deadline time.Time) bool {
 // finish ends the session and all holds on it. Only the first call counts.
 func (s *Session) finish(cause error) { s.finishIf(cause, func() bool { return true }) }
 
+// finishIf is finish under a condition on what the mutex guards.
 func (s *Session) finishIf(cause error, condition func() bool) {
 	s.mu.Lock()
 	if s.over || !condition() {
@@ -285,22 +285,28 @@ func (s *Session) finishIf(cause error, condition func() bool) {
 	}
 	s.mu.Unlock()
 
-	s.client.delist(s)
+	// First the contexts of the holds, which is what their holders go by; only when
+	// they have ended may the session be buried and its lease revoked.
 	var lost *LostError
 	isLost := errors.As(cause, &lost)
-	if isLost {
-		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "locks", len(locks))
-	}
-	s.cancel(cause)
+	var holds []*Lock
 	for _, l := range locks {
 		each := cause
 		if isLost {
 			each = &LostError{Name: l.name, Token: l.token.Load(), Reason: lost.Reason, Cause: lost.Cause}
 		}
 		if l.end(each) == held {
-			s.orphan(l)
-			l.depart()
+			holds = append(holds, l)
 		}
+	}
+	s.cancel(cause)
+	s.client.unshare(s)
+	for _, l := range holds {
+		s.orphan(l)
+		l.depart()
+	}
+	if isLost {
+		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))
 	}
 }
 
@@ -349,6 +355,7 @@ func (s *Session) dismiss(l *Lock) int {
 // the session is over, and then leaves nothing behind.
 func (s *Session) run() {
 	defer close(s.done)
+	defer s.client.delist(s)
 	defer s.bury(errBuried)
 	if s.adopted != nil {
 		ctx, stop := context.WithCancel(s.ctx)

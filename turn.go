@@ -32,14 +32,14 @@ func (l *Lock) awaitTurn(ctx context.Context, ahead []rival) error {
 			w.close()
 		}
 		if err == nil && ctx.Err() != nil {
-			err = context.Cause(ctx)
+			err = c.interrupted(ctx)
 		}
 		if err != nil {
 			return err
 		}
 		if unwatched != nil || len(now) > 0 && slices.Equal(now, ahead) {
 			if pause.wait(ctx) != nil {
-				return context.Cause(ctx)
+				return c.interrupted(ctx)
 			}
 		}
 		ahead = now

@@ -52,11 +52,11 @@ func (c *Client) WatchPrefix(ctx context.Context, prefix string) iter.Seq2[State
 // long as the loop.
 func (c *Client) states(ctx context.Context, op string, f follower) iter.Seq2[State, error] {
 	return func(yield func(State, error) bool) {
-		if !c.tasks.begin() {
-			failed(f.name, wrap(op, f.name, ErrClosed))(yield)
+		ctx, stop, err := c.enter(ctx)
+		if err != nil {
+			failed(f.name, wrap(op, f.name, err))(yield)
 			return
 		}
-		ctx, stop := either(ctx, c.ctx)
 		defer stop()
 		ctx, cancel := context.WithCancelCause(ctx)
 		news, done := newNews(f.name != ""), make(chan struct{})

@@ -33,7 +33,7 @@ func (c *Client) submit(t txn) *pending {
 	p := &pending{done: make(chan struct{})}
 	c.tasks.run(func() {
 		defer close(p.done)
-		ctx, cancel := context.WithTimeout(c.base, c.patience)
+		ctx, cancel := context.WithTimeout(c.base, c.ttl)
 		defer cancel()
 		p.resp, p.err = c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
 	})
@@ -65,12 +65,20 @@ func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse,
 
 // insist calls try until it succeeds, is refused, or ctx ends. Each attempt has a
 // time-out of its own, so that a member that is frozen costs one attempt and not
-// the call: the next goes to another member.
+// the call: the next goes to another member. It grows, in case it is the network
+// that is slow.
 func (c *Client) insist(ctx context.Context, try func(context.Context) error) error {
 	var last error
+	patience := c.patience
 	for pause := (backoff{}); ; {
-		attempt, cancel := context.WithTimeout(ctx, c.patience)
+		if c.etcd.Ctx().Err() != nil {
+			return errors.Join(errEtcdClosed, last)
+		}
+		attempt, cancel := context.WithTimeout(ctx, patience)
 		err := try(attempt)
+		if attempt.Err() != nil {
+			patience *= 2
+		}
 		cancel()
 		switch {
 		case err == nil:
@@ -81,8 +89,6 @@ func (c *Client) insist(ctx context.Context, try func(context.Context) error) er
 				last = err
 			}
 			return ended(ctx, c.explain(last))
-		case c.etcd.Ctx().Err() != nil:
-			return errors.Join(errEtcdClosed, err)
 		case !transient(err):
 			return err
 		}
@@ -108,6 +114,15 @@ func (c *Client) explain(err error) error {
 		return failure
 	}
 	return err
+}
+
+// interrupted is the error of a wait that ctx has ended. It was for others, not for
+// etcd, but if there is no connection that is worth to be told.
+func (c *Client) interrupted(ctx context.Context) error {
+	if c.etcd.ActiveConnection().GetState() == connectivity.Ready {
+		return context.Cause(ctx)
+	}
+	return ended(ctx, c.explain(ctx.Err()))
 }
 
 var errEtcdClosed = errors.New("the etcd client was closed")
