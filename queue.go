@@ -38,11 +38,11 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 		err := c.insist(ctx, func(ctx context.Context) (err error) {
 			l.epoch = s.currentEpoch()
 			l.unanswered++
-			resp, err = c.submit(txn{
+			resp, err = c.submit(ctx, txn{
 				when:      []clientv3.Cmp{s.inEpoch(l.epoch), free},
 				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
 				otherwise: []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly()), clientv3.OpGet(s.record(), clientv3.WithKeysOnly()), clientv3.OpGet(queue, clientv3.WithFirstCreate()...)},
-			}).wait(ctx)
+			})
 			if err == nil || !transient(err) {
 				l.unanswered--
 			}

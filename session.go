@@ -31,7 +31,8 @@ type Session struct {
 	done   chan struct{} // closed when its goroutine has ended
 	burial error         // what kept it from leaving nothing; set before done is closed
 
-	renewed time.Time // when the last renewal was sent that was answered; of its goroutine
+	grants  sync.WaitGroup // requests for the lease under way
+	renewed time.Time      // when the last renewal was sent that was answered; of its goroutine
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	over     bool
@@ -194,7 +195,11 @@ func (s *Session) open(ctx context.Context) (err error) {
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
 	sent := time.Now()
-	resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+	s.grants.Add(1)
+	resp, err := detached(ctx, s.client, func(ctx context.Context) (*pb.LeaseGrantResponse, error) {
+		defer s.grants.Done()
+		return s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+	})
 	switch {
 	case err == nil:
 		s.start(sent, resp.TTL)
@@ -380,6 +385,7 @@ func (s *Session) run() {
 	if s.adopted != nil {
 		s.burial = s.letGo(ctx)
 	} else {
+		s.grants.Wait() // what is granted after it was revoked would stay
 		s.burial = s.client.insist(ctx, s.revoke)
 	}
 	if s.burial != nil {

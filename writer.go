@@ -19,34 +19,34 @@ type txn struct {
 	then, otherwise []clientv3.Op
 }
 
-// pending is a write under way. It runs to its end whatever becomes of the
-// caller that waits for it, so that its outcome is known whenever etcd tells.
-type pending struct {
-	done chan struct{} // closed once resp and err are set
-	resp *clientv3.TxnResponse
-	err  error
+// submit sends t to etcd, once. It is the one place from which queues and records
+// are written.
+func (c *Client) submit(ctx context.Context, t txn) (*clientv3.TxnResponse, error) {
+	return detached(ctx, c, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
+	})
 }
 
-// submit sends t to etcd, once, and does not wait for the answer. It is the one
-// place from which queues and records are written.
-func (c *Client) submit(t txn) *pending {
-	p := &pending{done: make(chan struct{})}
+// detached waits for a request, or until ctx ends. The request itself runs to its
+// end, at most for the TTL, whatever becomes of its caller: so that etcd finishes
+// with it before it is told to undo it, and as few outcomes as possible are unknown.
+func detached[T any](ctx context.Context, c *Client, request func(context.Context) (T, error)) (answer T, err error) {
+	type outcome struct {
+		answer T
+		err    error
+	}
+	done := make(chan outcome, 1)
 	c.tasks.run(func() {
-		defer close(p.done)
 		ctx, cancel := context.WithTimeout(c.base, c.ttl)
 		defer cancel()
-		p.resp, p.err = c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
+		answer, err := request(ctx)
+		done <- outcome{answer, err}
 	})
-	return p
-}
-
-// wait returns the outcome, or the context's error with the write still under way.
-func (p *pending) wait(ctx context.Context) (*clientv3.TxnResponse, error) {
 	select {
-	case <-p.done:
-		return p.resp, p.err
+	case o := <-done:
+		return o.answer, o.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return answer, ctx.Err()
 	}
 }
 
@@ -57,7 +57,7 @@ func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse,
 	attempts := 0
 	err = c.insist(ctx, func(ctx context.Context) (err error) {
 		attempts++
-		resp, err = c.submit(t).wait(ctx)
+		resp, err = c.submit(ctx, t)
 		return err
 	})
 	return resp, attempts == 1, err

@@ -1,0 +1,316 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// wantLost fails the test unless err says that l was lost for the reason.
+func wantLost(t testing.TB, err error, l *locker.Lock, reason locker.Reason) {
+	t.Helper()
+	var lost *locker.LostError
+	if !errors.Is(err, locker.ErrLost) || !errors.As(err, &lost) {
+		t.Errorf("not a LostError: %v", err)
+	} else if lost.Name != l.Name() || lost.Token != l.Token() || lost.Reason != reason {
+		t.Errorf("%+v, want %s, token %d, %v", lost, l.Name(), l.Token(), reason)
+	}
+}
+
+// delete deletes the entry of l, as an operator might.
+func (b bundle) delete(t testing.TB, l *locker.Lock) {
+	t.Helper()
+	resp, err := b.etcd.Delete(within(t), l.Key())
+	if err != nil || resp.Deleted != 1 {
+		t.Fatalf("delete the entry of %q: %v", l.Name(), err)
+	}
+}
+
+// value returns what is at key, or "" if nothing is.
+func (b bundle) value(t testing.TB, key string) string {
+	t.Helper()
+	resp, err := b.etcd.Get(within(t), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(resp.Kvs) == 0 {
+		return ""
+	}
+	return string(resp.Kvs[0].Value)
+}
+
+type contextKey struct{}
+
+func TestAHoldOutlivesTheContextThatAcquiredIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t)
+	ctx, cancel := context.WithTimeout(context.WithValue(within(t), contextKey{}, "kept"), patience/2)
+	l, err := c.Lock(ctx, "a", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, limited := l.Context().Deadline(); limited || l.Context().Err() != nil || l.Err() != nil {
+		t.Errorf("the hold ends with the context: %v, %v", l.Context().Err(), l.Err())
+	}
+	if l.Context().Value(contextKey{}) != "kept" {
+		t.Error("the context of the hold has lost the values")
+	}
+	if err := l.SetValue(within(t), "w"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnlockEndsTheHold(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := lock(t, b.client(t), "a", "v")
+	if l.Err() != nil || l.Context().Err() != nil {
+		t.Fatalf("not held: %v", l.Err())
+	}
+	unlock(t, l)
+	want(t, context.Cause(l.Context()), locker.ErrReleased)
+	want(t, l.Err(), locker.ErrReleased)
+	want(t, l.SetValue(within(t), "w"), locker.ErrReleased)
+	_, err := l.Commit(within(t), clientv3.OpPut("written", "yes"))
+	want(t, err, locker.ErrReleased)
+	if b.value(t, "written") != "" {
+		t.Error("Commit wrote after Unlock")
+	}
+	b.queued(t, "a", 0)
+}
+
+func TestTheSecondUnlockSaysReleased(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.client(t)
+	l := lock(t, c, "a", "v")
+	var released, repeated atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			switch err := l.Unlock(ctx); {
+			case err == nil:
+				released.Add(1)
+			case errors.Is(err, locker.ErrReleased):
+				repeated.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if released.Load() != 1 || repeated.Load() != 7 {
+		t.Errorf("released %d times, repeated %d times", released.Load(), repeated.Load())
+	}
+	newer := lock(t, c, "a", "newer")
+	want(t, l.Unlock(ctx), locker.ErrReleased)
+	if newer.Err() != nil || get(t, c, "a").Token != newer.Token() {
+		t.Errorf("the newer hold was touched: %v", newer.Err())
+	}
+}
+
+func TestUnlockWithAnEndedContextReleasesAllTheSame(t *testing.T) {
+	t.Parallel()
+	b, enough := setup(t), errors.New("enough")
+	l := lock(t, b.client(t), "a", "v")
+	ctx, cancel := context.WithCancelCause(within(t))
+	cancel(enough)
+	if err := l.Unlock(ctx); err != nil && !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	want(t, context.Cause(l.Context()), locker.ErrReleased)
+	lock(t, b.client(t), "a", "next")
+}
+
+func TestAStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
+	t.Parallel()
+	uses := map[string]func(context.Context, *locker.Lock) error{
+		"Unlock":   func(ctx context.Context, l *locker.Lock) error { return l.Unlock(ctx) },
+		"SetValue": func(ctx context.Context, l *locker.Lock) error { return l.SetValue(ctx, "stale") },
+		"Commit": func(ctx context.Context, l *locker.Lock) error {
+			_, err := l.Commit(ctx, clientv3.OpPut("written", "stale"), clientv3.OpDelete("kept"))
+			return err
+		},
+	}
+	for verb, use := range uses {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			b, ctx := setup(t), within(t)
+			l := lock(t, b.client(t, locker.WithTTL(time.Minute)), "a", "v") // too long to notice by itself
+			b.delete(t, l)
+			for _, key := range []string{l.Key(), "kept"} { // the very key, of another incarnation
+				if _, err := b.etcd.Put(ctx, key, "newer"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if l.Err() != nil {
+				t.Fatalf("it was noticed before: %v", l.Err())
+			}
+			wantLost(t, use(ctx, l), l, locker.Deleted)
+			if verb == "Unlock" { // which ends the hold at once, before it learns that it was lost
+				want(t, context.Cause(l.Context()), locker.ErrReleased)
+			} else {
+				wantLost(t, context.Cause(l.Context()), l, locker.Deleted)
+				want(t, l.Err(), locker.ErrLost)
+			}
+			if b.value(t, l.Key()) != "newer" || b.value(t, "kept") != "newer" || b.value(t, "written") != "" {
+				t.Errorf("the stale handle wrote: %q, %q, %q", b.value(t, l.Key()), b.value(t, "kept"), b.value(t, "written"))
+			}
+		})
+	}
+}
+
+func TestALostLockStaysLostBesideANewerHold(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.client(t, locker.WithTTL(time.Second))
+	stale := lock(t, c, "a", "stale")
+	b.delete(t, stale)
+	receive(t, stale.Context().Done())
+	newer := lock(t, c, "a", "newer")
+	if newer.Key() != stale.Key() || newer.Token() <= stale.Token() {
+		t.Fatalf("%s, token %d after %s, token %d", newer.Key(), newer.Token(), stale.Key(), stale.Token())
+	}
+	wantLost(t, stale.Unlock(ctx), stale, locker.Deleted)
+	wantLost(t, stale.Unlock(ctx), stale, locker.Deleted)
+	wantLost(t, stale.SetValue(ctx, "stale"), stale, locker.Deleted)
+	_, err := stale.Commit(ctx, clientv3.OpPut("written", "yes"))
+	wantLost(t, err, stale, locker.Deleted)
+	if b.value(t, "written") != "" || newer.Err() != nil || get(t, c, "a") != holderOf(t, b, newer) {
+		t.Errorf("the newer hold was touched: %v", newer.Err())
+	}
+	unlock(t, newer)
+}
+
+func TestARevokedLeaseEndsTheHold(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.client(t, locker.WithTTL(time.Second))
+	l := lock(t, c, "a", "v")
+	waiter := lockAsync(ctx, c, "a", "next") // of the same client, on a session that is yet to come
+	b.server.ExpireLease(t, get(t, c, "a").Lease)
+	receive(t, l.Context().Done())
+	wantLost(t, context.Cause(l.Context()), l, locker.Revoked)
+	wantLost(t, l.Err(), l, locker.Revoked)
+	wantLost(t, l.Unlock(ctx), l, locker.Revoked)
+	if got := receive(t, waiter); got.err != nil || got.lock.Token() <= l.Token() {
+		t.Errorf("next: %v", got.err)
+	}
+}
+
+func TestTheDeadlineMovesWithTheRenewals(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := lock(t, b.client(t, locker.WithTTL(time.Second)), "a", "v")
+	first := l.Deadline()
+	eventually(t, "the deadline has moved by more than the TTL", func() bool { return l.Deadline().Sub(first) > time.Second })
+	if l.Err() != nil {
+		t.Error(l.Err())
+	}
+}
+
+func TestTheGuardHoldsInEtcdAsLongAsTheLock(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.client(t)
+	guarded := func(l *locker.Lock, value string) bool {
+		resp, err := b.etcd.Txn(ctx).If(l.Guard()...).Then(clientv3.OpPut("resource", value)).Commit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Succeeded
+	}
+	first := lock(t, c, "a", "v")
+	if !guarded(first, "first") {
+		t.Error("refused while held")
+	}
+	if err := first.SetValue(ctx, "w"); err != nil || !guarded(first, "first") {
+		t.Errorf("refused after SetValue: %v", err)
+	}
+	unlock(t, first)
+	if guarded(first, "stale") {
+		t.Error("accepted after the release")
+	}
+	second := lock(t, c, "a", "v")
+	if guarded(first, "stale") || !guarded(second, "second") || b.value(t, "resource") != "second" {
+		t.Errorf("the guard does not tell holds apart: %q", b.value(t, "resource"))
+	}
+}
+
+func TestCommitAppliesAllOrNothing(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	l := lock(t, b.client(t, locker.WithTTL(time.Minute)), "a", "v")
+	resp, err := l.Commit(ctx, clientv3.OpPut("x", "1"), clientv3.OpPut("y", "1"), clientv3.OpGet("x"))
+	if err != nil || len(resp.Responses) != 3 || string(resp.Responses[2].GetResponseRange().Kvs[0].Value) != "1" {
+		t.Fatalf("%v, %v", err, resp)
+	}
+	if b.value(t, "x") != "1" || b.value(t, "y") != "1" {
+		t.Error("not all was applied")
+	}
+	_, err = l.Commit(ctx, clientv3.OpPut("x", "2"), clientv3.OpPut("x", "3"))
+	want(t, err, rpctypes.ErrDuplicateKey)
+	if l.Err() != nil || b.value(t, "x") != "1" {
+		t.Errorf("after a refusal by etcd: %v, %q", l.Err(), b.value(t, "x"))
+	}
+	b.delete(t, l)
+	resp, err = l.Commit(ctx, clientv3.OpPut("x", "4"), clientv3.OpPut("y", "4"))
+	wantLost(t, err, l, locker.Deleted)
+	if resp != nil || b.value(t, "x") != "1" || b.value(t, "y") != "1" {
+		t.Errorf("applied without the lock: %q, %q", b.value(t, "x"), b.value(t, "y"))
+	}
+}
+
+func TestSetValueIsSeenByOthers(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	l, other := lock(t, b.client(t), "a", "v"), b.client(t)
+	before := holderOf(t, b, l)
+	for _, value := range []string{"w", "", "w", "w", "ä\x00\xff"} {
+		if err := l.SetValue(ctx, value); err != nil {
+			t.Fatal(err)
+		}
+		before.Value = value
+		if l.Value() != value || get(t, other, "a") != before {
+			t.Errorf("%q, %+v, want %+v", l.Value(), get(t, other, "a"), before)
+		}
+	}
+}
+
+func TestConcurrentSetValuesEndInTheSameValueEverywhere(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.client(t)
+	l := lock(t, c, "a", "v")
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 5 {
+				if err := l.SetValue(ctx, fmt.Sprint(i, "-", j)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	holder := get(t, c, "a")
+	if l.Value() != holder.Value || !strings.HasSuffix(holder.Value, "-4") || holder.Token != l.Token() {
+		t.Errorf("%q here, %+v there", l.Value(), holder)
+	}
+	resp, err := b.etcd.Get(ctx, l.Key())
+	if err != nil || resp.Kvs[0].Version != 1+8*5 {
+		t.Errorf("%v, %d writes", err, resp.Kvs[0].Version)
+	}
+}

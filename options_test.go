@@ -1,0 +1,289 @@
+package locker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+// countedEtcd returns a connection and the number of requests and streams that were begun on it.
+func countedEtcd(t testing.TB, server *embedtest.Server) (*clientv3.Client, *atomic.Int64) {
+	var requests atomic.Int64
+	count := embedtest.Intercept(func(_ context.Context, _ string, _ any, call func() error) error {
+		requests.Add(1)
+		return call()
+	})
+	config := server.ClientConfig()
+	config.DialOptions = append(config.DialOptions, count.DialOption(), grpc.WithChainStreamInterceptor(
+		func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			requests.Add(1)
+			return stream(ctx, desc, conn, method, opts...)
+		}))
+	etcd, err := clientv3.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { etcd.Close() })
+	return etcd, &requests
+}
+
+// wantInvalid fails the test unless err says that the argument is invalid.
+func wantInvalid(t testing.TB, err error, argument string) {
+	t.Helper()
+	var invalid *locker.InvalidError
+	if !errors.Is(err, locker.ErrInvalid) || !errors.As(err, &invalid) {
+		t.Fatalf("not an InvalidError: %v", err)
+	}
+	if invalid.Argument != argument || invalid.Problem == "" {
+		t.Errorf("an InvalidError for %q, want %q: %v", invalid.Argument, argument, err)
+	}
+	if len(err.Error()) > 500 || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' }) {
+		t.Errorf("not fit to be printed: %q", err)
+	}
+}
+
+// lastError returns the error that ends a sequence.
+func lastError[T any](seq func(func(T, error) bool)) error {
+	for _, err := range seq {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recovered returns what f returned, or an error if it panicked.
+func recovered(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = errors.New("a panic")
+		}
+	}()
+	return f()
+}
+
+func TestBadNamesAreRefusedWithoutARequest(t *testing.T) {
+	t.Parallel()
+	etcd, requests := countedEtcd(t, embedtest.Start(t))
+	c, ctx := newClient(t, etcd), within(t)
+	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
+	calls := map[string]func(string) error{
+		"Lock":     func(name string) error { _, err := c.Lock(ctx, name, "v"); return err },
+		"TryLock":  func(name string) error { _, err := c.TryLock(ctx, name, "v"); return err },
+		"Do":       func(name string) error { return c.Do(ctx, name, "v", never) },
+		"Campaign": func(name string) error { return c.Campaign(ctx, name, "v", never) },
+		"Get":      func(name string) error { _, err := c.Get(ctx, name); return err },
+		"Watch":    func(name string) error { return lastError(c.Watch(ctx, name)) },
+	}
+	names := []string{
+		"", strings.Repeat("a", locker.MaxNameLength+1), strings.Repeat("ä", 1<<20),
+		"\x00", "a\nb", "a\x1b[1m", "a\x7f", "a\u0085b", "\xff", "a\xc3", "\xed\xa0\x80",
+	}
+	for verb, call := range calls {
+		for _, name := range names {
+			err := call(name)
+			wantInvalid(t, err, "name")
+			if !strings.HasPrefix(err.Error(), "locker: ") {
+				t.Errorf("%s: not wrapped: %v", verb, err)
+			}
+		}
+	}
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+	if err := c.Do(ctx, "a", "v", func(context.Context, *locker.Lock) error { return nil }); err != nil || requests.Load() == 0 {
+		t.Errorf("a good name: %v, %d requests", err, requests.Load())
+	}
+}
+
+func TestBadOptionsAreRefusedWithoutARequest(t *testing.T) {
+	t.Parallel()
+	etcd, requests := countedEtcd(t, embedtest.Start(t))
+	tests := map[string]struct {
+		argument string
+		options  []locker.Option
+	}{
+		"no option":         {"option", []locker.Option{nil}},
+		"no prefix":         {"prefix", []locker.Option{locker.WithPrefix("")}},
+		"control prefix":    {"prefix", []locker.Option{locker.WithPrefix("a\n/")}},
+		"non-UTF-8 prefix":  {"prefix", []locker.Option{locker.WithPrefix("\xff/")}},
+		"no TTL":            {"TTL", []locker.Option{locker.WithTTL(0)}},
+		"negative TTL":      {"TTL", []locker.Option{locker.WithTTL(-time.Hour)}},
+		"short TTL":         {"TTL", []locker.Option{locker.WithTTL(time.Second - 1)}},
+		"long TTL":          {"TTL", []locker.Option{locker.WithTTL(365*24*time.Hour + 1)}},
+		"longest TTL":       {"TTL", []locker.Option{locker.WithTTL(math.MaxInt64)}},
+		"no margin":         {"safety margin", []locker.Option{locker.WithSafetyMargin(0)}},
+		"negative margin":   {"safety margin", []locker.Option{locker.WithSafetyMargin(-1)}},
+		"long margin":       {"safety margin", []locker.Option{locker.WithSafetyMargin(locker.DefaultTTL/2 + 1)}},
+		"long margin later": {"safety margin", []locker.Option{locker.WithSafetyMargin(4 * time.Second), locker.WithTTL(6 * time.Second)}},
+		"no logger":         {"logger", []locker.Option{locker.WithLogger(nil)}},
+		"one of several":    {"TTL", []locker.Option{locker.WithPrefix("a"), locker.WithTTL(0), locker.WithTTL(time.Second)}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, err := locker.New(etcd, test.options...)
+			wantInvalid(t, err, test.argument)
+			if c != nil {
+				t.Error("a client with an error")
+			}
+		})
+	}
+	_, err := locker.New(nil)
+	wantInvalid(t, err, "client")
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+}
+
+func TestBadSessionsAreRefusedWithoutARequest(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	etcd, requests := countedEtcd(t, b.server)
+	c, ctx := newClient(t, etcd), within(t)
+	foreign, err := b.client(t).NewSession(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, session := range map[string]*locker.Session{"of another client": foreign, "zero": {}, "nil": nil} {
+		_, err := c.Lock(ctx, "a", "v", locker.WithSession(session))
+		wantInvalid(t, err, "session")
+		_, err = c.TryLock(ctx, "a", "v", locker.WithSession(session))
+		wantInvalid(t, err, "session")
+		if err := c.Campaign(ctx, "a", "v", nil, locker.WithSession(session)); !errors.Is(err, locker.ErrInvalid) {
+			t.Errorf("Campaign with a session %s: %v", what, err)
+		}
+	}
+	for _, ttl := range []time.Duration{0, -1, time.Second - 1, math.MaxInt64} {
+		s, err := c.NewSession(ctx, locker.WithSessionTTL(ttl))
+		wantInvalid(t, err, "TTL")
+		if s != nil {
+			t.Error("a session with an error")
+		}
+	}
+	_, err = c.AdoptSession(nil)
+	wantInvalid(t, err, "session")
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+}
+
+func TestNilOptionsOfCallsAreRefused(t *testing.T) {
+	t.Parallel()
+	etcd, requests := countedEtcd(t, embedtest.Start(t))
+	c, ctx := newClient(t, etcd), within(t)
+	calls := map[string]func() error{
+		"Lock":       func() error { _, err := c.Lock(ctx, "a", "v", nil); return err },
+		"TryLock":    func() error { _, err := c.TryLock(ctx, "a", "v", nil); return err },
+		"Do":         func() error { return c.Do(ctx, "a", "v", nil, nil) },
+		"Campaign":   func() error { return c.Campaign(ctx, "a", "v", nil, nil) },
+		"NewSession": func() error { _, err := c.NewSession(ctx, nil); return err },
+	}
+	for verb, call := range calls {
+		t.Run(verb, func(t *testing.T) { wantInvalid(t, recovered(call), "option") })
+	}
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+}
+
+func TestNewMakesNoRequest(t *testing.T) {
+	t.Parallel()
+	etcd, requests := countedEtcd(t, embedtest.Start(t))
+	c := newClient(t, etcd)
+	if err := c.Close(); err != nil || requests.Load() != 0 {
+		t.Errorf("%v, %d requests", err, requests.Load())
+	}
+}
+
+func TestTheTTLIsRoundedUpToSeconds(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := lock(t, b.client(t, locker.WithTTL(2100*time.Millisecond)), "a", "v")
+	holder, err := b.client(t).Get(within(t), l.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, err := b.etcd.TimeToLive(within(t), holder.Lease)
+	if err != nil || lease.GrantedTTL != 3 {
+		t.Errorf("%v, granted %d s, want 3", err, lease.GrantedTTL)
+	}
+}
+
+func TestAHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for margin, options := range map[time.Duration][]locker.Option{
+		6 * time.Second:  {locker.WithTTL(time.Minute)},
+		29 * time.Second: {locker.WithSafetyMargin(29 * time.Second), locker.WithTTL(time.Minute)},
+	} {
+		c := b.client(t, options...)
+		before := time.Now()
+		l := lock(t, c, margin.String(), "v")
+		after := time.Now()
+		sent := l.Deadline().Add(margin - time.Minute)
+		if sent.Before(before) || sent.After(after) {
+			t.Errorf("margin %v: the deadline counts from %v, the lock was taken between %v and %v", margin, sent, before, after)
+		}
+	}
+}
+
+func TestAPrefixGetsASlash(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := lock(t, b.client(t, locker.WithPrefix("a/b")), "c", "v")
+	if !strings.HasPrefix(l.Key(), "a/b/c/") {
+		t.Errorf("key %q", l.Key())
+	}
+	if _, err := b.client(t, locker.WithPrefix("a/b/")).TryLock(within(t), "c", "v"); !errors.Is(err, locker.ErrLocked) {
+		t.Errorf("the same prefix with its slash: %v", err)
+	}
+	lock(t, b.client(t, locker.WithPrefix("a/x")), "c", "v") // another prefix, another name
+}
+
+func TestALossIsLogged(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var text syncBuffer
+	logger := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	l := lock(t, b.client(t, locker.WithTTL(time.Second), locker.WithLogger(logger)), "a", "v")
+	if text.String() != "" {
+		t.Errorf("logged with nothing wrong: %s", text.String())
+	}
+	if _, err := b.etcd.Delete(within(t), l.Key()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the loss is logged", func() bool {
+		return strings.Contains(text.String(), "level=WARN") && strings.Contains(text.String(), "name=a")
+	})
+}
+
+// syncBuffer is a buffer that several goroutines write to.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
