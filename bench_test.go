@@ -41,20 +41,23 @@ func BenchmarkLockUnlock(b *testing.B) {
 // same name all the time.
 func BenchmarkHandOver(b *testing.B) {
 	s := setup(b)
-	holds := make(chan *locker.Lock)
-	for range 2 {
-		c := s.client(b)
+	holds := make(chan struct{})
+	clients := []*locker.Client{s.client(b), s.client(b)}
+	for _, c := range clients {
 		unlock(b, lock(b, c, "a", "1")) // opens the session
+	}
+	for _, c := range clients {
 		go func() {
 			for {
 				l, err := c.Lock(b.Context(), "a", "1")
 				if err != nil {
 					return // the benchmark is over
 				}
-				holds <- l
-				if err := l.Unlock(b.Context()); err != nil {
-					return
+				select {
+				case holds <- struct{}{}:
+				case <-b.Context().Done():
 				}
+				_ = l.Unlock(b.Context())
 			}
 		}()
 	}

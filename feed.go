@@ -122,13 +122,22 @@ func (f *feed) probe(generation context.Context, patience time.Duration) error {
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
 	at := time.Now()
-	resp, err := c.etcd.Get(ctx, c.keys.Records(), clientv3.WithKeysOnly())
+	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Records(), clientv3.WithKeysOnly()))
 	if err != nil {
 		return nil // it is not the stream that does not answer
 	}
-	created, ok := <-c.etcd.Watch(ctx, c.keys.Records(), clientv3.WithCreatedNotify())
-	if !ok || created.Err() != nil {
-		return errors.Join(errWatchEnded, created.Err())
+	for {
+		created, ok := <-c.etcd.Watch(ctx, c.keys.Records(), clientv3.WithCreatedNotify())
+		if !ok || created.Err() != nil {
+			return errors.Join(errWatchEnded, created.Err())
+		}
+		if created.Header.Revision >= resp.Header.Revision {
+			break
+		}
+		// The member at the other end is behind the others, or cut off from them.
+		if sleep(ctx, shortestPause) != nil {
+			return errWatchEnded
+		}
 	}
 	f.mu.Lock()
 	f.seen = checkpoint{at, resp.Header.Revision}

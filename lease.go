@@ -22,9 +22,7 @@ type Lock struct {
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
-	// The goroutine that acquires the lock uses these, and whoever cleans up after it.
-	epoch      int64 // of the session's record, at the newest put
-	unanswered int   // puts that were sent and may take effect yet
+	unanswered atomic.Int32 // puts of the entry that were sent and may take effect yet
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
@@ -164,7 +162,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			l.learn(value, resp.Header.Revision)
 			return nil
 		}
-		kvs := resp.Responses[0].GetResponseRange().Kvs
+		kvs := found(resp, 0)
 		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() {
 			return wrap(op, l.name, l.gone(ctx))
 		}

@@ -30,7 +30,7 @@ type Client struct {
 	log     *slog.Logger
 	process string // what stands in the records of the sessions
 
-	patience time.Duration // of one attempt of a request
+	patience time.Duration // after which a request without an answer is made once more
 
 	ctx   context.Context // ends with Close, with ErrClosed
 	end   context.CancelCauseFunc
@@ -76,7 +76,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		return nil, wrap(op, "", &InvalidError{"safety margin", c.margin.String(), "it must be at most half the TTL of " + c.ttl.String()})
 	}
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
-	c.patience = min(max(c.ttl/4, 500*time.Millisecond), 5*time.Second)
+	c.patience = min(max(c.ttl/8, 200*time.Millisecond), 2*time.Second)
 	c.lines.init()
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
@@ -377,11 +377,7 @@ func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 
 // read is one linearizable read.
 func (c *Client) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse, error) {
-	var resp clientv3.OpResponse
-	err := c.insist(ctx, func(ctx context.Context) (err error) {
-		resp, err = c.etcd.Do(ctx, op)
-		return err
-	})
+	resp, err := ask(ctx, c, func(ctx context.Context) (clientv3.OpResponse, error) { return c.etcd.Do(ctx, op) })
 	return resp.Get(), err
 }
 

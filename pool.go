@@ -2,6 +2,7 @@ package locker
 
 import (
 	"context"
+	"errors"
 	"slices"
 )
 
@@ -41,7 +42,9 @@ func (c *Client) share(ctx context.Context) error {
 		return nil
 	}
 	s := c.newSession(0)
-	if err := s.open(ctx); err != nil {
+	if err := s.open(ctx); errors.Is(err, ErrLost) {
+		return nil // not in use yet: open another
+	} else if err != nil {
 		return err
 	}
 	c.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -34,46 +35,50 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 		free = clientv3.Compare(clientv3.CreateRevision(queue), "=", 0).WithPrefix()
 	}
 	for {
-		var resp *clientv3.TxnResponse
-		err := c.insist(ctx, func(ctx context.Context) (err error) {
-			l.epoch = s.currentEpoch()
-			l.unanswered++
-			resp, err = c.submit(ctx, txn{
-				when:      []clientv3.Cmp{s.inEpoch(l.epoch), free},
+		epoch := s.currentEpoch()
+		resp, _, err := insist(ctx, c, c.base, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			l.unanswered.Add(1)
+			resp, err := c.submit(ctx, txn{
+				when:      []clientv3.Cmp{s.inEpoch(epoch), free},
 				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
 				otherwise: []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly()), clientv3.OpGet(s.record(), clientv3.WithKeysOnly()), clientv3.OpGet(queue, clientv3.WithFirstCreate()...)},
 			})
-			if err == nil || !transient(err) {
-				l.unanswered--
+			if err == nil && resp.Succeeded {
+				l.queuedAt(resp.Header.Revision, resp.Header.Revision)
 			}
-			return err
+			if err == nil || !transient(err) {
+				l.unanswered.Add(-1) // not before the token is set: whoever cleans up looks at both
+			}
+			return resp, err
 		})
 		if err != nil {
 			return nil, s.diagnose(err)
 		}
 		if resp.Succeeded {
-			l.queuedAt(resp.Header.Revision, resp.Header.Revision)
-			ahead, _ := l.rivals(resp.Responses[1].GetResponseRange().Kvs)
+			ahead, _ := l.rivals(found(resp, 1))
 			return ahead, nil
 		}
-		own, record, head := resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs, resp.Responses[2].GetResponseRange().Kvs
+		own, record, head := found(resp, 0), found(resp, 1), found(resp, 2)
 		switch {
-		case len(own) > 0:
-			// By an attempt whose answer was lost.
-			l.unanswered = max(l.unanswered-1, 0)
+		case len(own) > 0: // by an attempt whose answer has not come
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision)
 			ahead, _, err := l.look(ctx)
 			return ahead, err
+		case try && len(head) > 0:
+			return nil, &LockedError{Holder: holderOf(l.name, head[0])}
 		case len(record) == 0:
 			if err := s.writeRecord(ctx); err != nil {
 				return nil, err
 			}
-		case record[0].ModRevision != l.epoch:
+		default:
 			s.learnEpoch(record[0].ModRevision)
-		case len(head) > 0:
-			return nil, &LockedError{Holder: holderOf(l.name, head[0])}
 		}
 	}
+}
+
+// found returns what the i-th operation of a transaction read.
+func found(resp *clientv3.TxnResponse, i int) []*mvccpb.KeyValue {
+	return resp.Responses[i].GetResponseRange().Kvs
 }
 
 // queuedAt notes that the entry is in the queue.
@@ -119,8 +124,8 @@ func (l *Lock) withdraw() error {
 // remove releases what is in the queue, after making sure that nothing can come
 // after it.
 func (l *Lock) remove(ctx context.Context) (found bool, err error) {
-	if l.unanswered > 0 {
-		created, err := l.session.fence(ctx, l.key, l.epoch)
+	if l.unanswered.Load() > 0 {
+		created, err := l.session.fence(ctx, l.key)
 		if err != nil {
 			return false, err
 		}
@@ -135,14 +140,14 @@ func (l *Lock) remove(ctx context.Context) (found bool, err error) {
 }
 
 // nothingLeft reports whether the lock has certainly nothing in the queue.
-func (l *Lock) nothingLeft() bool { return l.token.Load() == 0 && l.unanswered == 0 }
+func (l *Lock) nothingLeft() bool { return l.unanswered.Load() == 0 && l.token.Load() == 0 }
 
 // abandon ends a lock that could not be acquired. Usually it is gone from the
 // queue when abandon returns; if etcd does not answer at once, that goes on in the
 // background.
 func (l *Lock) abandon(cause error) {
 	l.end(cause)
-	unanswered := l.unanswered
+	unanswered := l.unanswered.Load()
 	if done := l.leave(); unanswered == 0 {
 		ctx, cancel := context.WithTimeout(l.session.life, grace)
 		defer cancel()

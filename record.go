@@ -66,7 +66,7 @@ func (s *Session) writeRecord(ctx context.Context) error {
 	}
 	if resp.Succeeded {
 		s.learnEpoch(resp.Header.Revision)
-	} else if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+	} else if kvs := found(resp, 0); len(kvs) > 0 {
 		s.learnEpoch(kvs[0].ModRevision)
 	}
 	return nil
@@ -87,9 +87,10 @@ func (s *Session) inEpoch(epoch int64) clientv3.Cmp {
 // proves nothing. But every put is guarded by the mod revision of the session's
 // record: once the record has been written again, those puts are refused, and
 // what is there then is all there will be. fence writes the record, unless it has
-// changed since epoch anyway, and returns the create revision of the entry at
-// key, 0 if there is none.
-func (s *Session) fence(ctx context.Context, key string, epoch int64) (int64, error) {
+// been written since anyway, and returns the create revision of the entry at key,
+// 0 if there is none.
+func (s *Session) fence(ctx context.Context, key string) (int64, error) {
+	epoch := s.currentEpoch() // at least that of any put
 	entry := clientv3.OpGet(key, clientv3.WithKeysOnly())
 	resp, _, err := s.client.commit(ctx, txn{
 		when:      []clientv3.Cmp{s.inEpoch(epoch)},
@@ -102,7 +103,7 @@ func (s *Session) fence(ctx context.Context, key string, epoch int64) (int64, er
 	if resp.Succeeded {
 		s.learnEpoch(resp.Header.Revision)
 	}
-	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+	if kvs := found(resp, 0); len(kvs) > 0 {
 		return kvs[0].CreateRevision, nil
 	}
 	return 0, nil

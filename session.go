@@ -166,10 +166,10 @@ func (s *Session) open(ctx context.Context) (err error) {
 		return ErrClosed
 	}
 	if s.adopted == nil {
-		err = s.client.insist(ctx, s.grant)
+		err = s.grant(ctx)
 	}
 	if err == nil && s.alarm == nil { // it was there already
-		err = s.client.insist(ctx, s.greet)
+		err = s.greet(ctx)
 	}
 	if err != nil {
 		s.finish(err)
@@ -190,48 +190,59 @@ func (s *Session) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// grant asks for the lease, once. If an earlier attempt was granted, how long the
-// lease lives is for a renewal to find out.
+// grant takes the lease. If an attempt without an answer has done so already, it is
+// for greet to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
-	sent := time.Now()
-	s.grants.Add(1)
-	resp, err := detached(ctx, s.client, func(ctx context.Context) (*pb.LeaseGrantResponse, error) {
+	granted, _, err := insist(ctx, s.client, s.client.base, func(ctx context.Context) (renewal, error) {
+		s.mu.Lock()
+		if s.over {
+			s.mu.Unlock()
+			return renewal{}, ErrClosed
+		}
+		s.grants.Add(1)
+		s.mu.Unlock()
 		defer s.grants.Done()
-		return s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+		sent := time.Now()
+		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+		if err != nil {
+			return renewal{}, clientv3.ContextError(ctx, err)
+		}
+		return renewal{sent: sent, ttl: resp.TTL}, nil
 	})
 	switch {
 	case err == nil:
-		s.start(sent, resp.TTL)
-		return nil
-	case errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseExist):
-		return nil
+		s.start(granted)
+	case errors.Is(err, rpctypes.ErrLeaseExist):
+		err = nil
 	}
-	return clientv3.ContextError(ctx, err)
+	return err
 }
 
-// greet renews a lease that is there already for the first time, once.
+// greet renews a lease that is there already for the first time.
 func (s *Session) greet(ctx context.Context) error {
-	k := s.newKeepAlive()
-	defer k.cancel()
-	defer context.AfterFunc(ctx, k.cancel)()
-	r := k.renew(s)
+	renewed, err := ask(ctx, s.client, func(ctx context.Context) (renewal, error) {
+		k := s.newKeepAlive()
+		defer k.cancel()
+		defer context.AfterFunc(ctx, k.cancel)()
+		r := k.renew(s)
+		return r, clientv3.ContextError(ctx, r.err)
+	})
 	switch {
-	case r.err != nil:
-		return clientv3.ContextError(ctx, r.err)
-	case r.ttl <= 0:
-		return &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
+	case err == nil && renewed.ttl <= 0:
+		err = &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
+	case err == nil:
+		s.start(renewed)
 	}
-	s.start(r.sent, r.ttl)
-	return nil
+	return err
 }
 
 // start sets the first deadline.
-func (s *Session) start(sent time.Time, seconds int64) {
+func (s *Session) start(r renewal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.renewed, s.ttl = sent, time.Duration(seconds)*time.Second
-	s.deadline = s.until(sent)
+	s.renewed, s.ttl = r.sent, time.Duration(r.ttl)*time.Second
+	s.deadline = s.until(r.sent)
 	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
 	if s.over {
 		s.alarm.Stop() // closed while the lease was being taken
@@ -386,7 +397,7 @@ func (s *Session) run() {
 		s.burial = s.letGo(ctx)
 	} else {
 		s.grants.Wait() // what is granted after it was revoked would stay
-		s.burial = s.client.insist(ctx, s.revoke)
+		s.burial = s.revoke(ctx)
 	}
 	if s.burial != nil {
 		s.client.log.Warn("session not confirmed gone; its lease runs out by itself", "lease", s.member, "error", s.burial)
@@ -399,7 +410,9 @@ var (
 )
 
 func (s *Session) revoke(ctx context.Context) error {
-	_, err := s.client.etcd.Revoke(ctx, s.lease)
+	_, err := ask(ctx, s.client, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+		return s.client.etcd.Revoke(ctx, s.lease)
+	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
 	}

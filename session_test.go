@@ -106,7 +106,7 @@ func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
 			b := setup(t)
 			holder := lock(t, b.client(t), "a", "")
 			proxy := b.server.Proxy(t)
-			c := newClient(t, proxy.Client(t), locker.WithTTL(time.Second))
+			c := newClient(t, proxy.Client(t), locker.WithTTL(2*time.Second))
 			var opts []locker.LockOption
 			if test.own {
 				opts = append(opts, locker.WithSession(newSession(t, c)))
@@ -136,7 +136,7 @@ func TestALostSessionIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(time.Second))
+	c := newClient(t, proxy.Client(t), locker.WithTTL(2*time.Second))
 	own := newSession(t, c)
 	held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
 	before := leases(t, b)
@@ -179,10 +179,30 @@ func TestALostSessionIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
 	}
 }
 
+func TestALockWhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var first sync.Once
+	c := newClient(t, b.server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+		if method == "/etcdserverpb.KV/Txn" { // the first is the session's record
+			first.Do(func() {
+				for lease := range leases(t, b) {
+					b.server.ExpireLease(t, lease)
+				}
+			})
+		}
+		return call()
+	}))
+	l := lock(t, c, "a", "")
+	if err := l.Unlock(within(t)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, locker.WithTTL(time.Second))
+	c := b.client(t, locker.WithTTL(2*time.Second))
 	first := lock(t, c, "a", "")
 	second, third := lockAsync(within(t), c, "a", ""), lockAsync(within(t), c, "a", "")
 	for before := first; ; {
@@ -210,10 +230,10 @@ func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
 
 func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
 	t.Parallel()
-	const ttl = time.Second
+	const ttl = 2 * time.Second
 	b := setup(t)
 	err := b.client(t, locker.WithTTL(ttl)).Do(within(t), "a", "", func(ctx context.Context, l *locker.Lock) error {
-		<-time.After(3 * ttl) // it looks at nothing meanwhile
+		<-time.After(2 * ttl) // it looks at nothing meanwhile
 		if keys := b.keys(t, l.Key()); len(keys) != 1 {
 			t.Errorf("the entry is gone, and there is %v", keys)
 		}
@@ -227,7 +247,7 @@ func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
 
 func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 	t.Parallel()
-	const ttl = time.Second
+	const ttl = 2 * time.Second
 	for name, fault := range map[string]func(*embedtest.Proxy){
 		"cut":    func(p *embedtest.Proxy) { p.Cut() },
 		"frozen": func(p *embedtest.Proxy) { p.Freeze() },
@@ -279,45 +299,104 @@ func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 
 func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 	t.Parallel()
-	const held, taken, rounds = 100, 50, 30
+	const held, taken, rounds = 50, 100, 10
 	b := setup(t)
 	c := b.client(t)
 	for round := range rounds {
 		s := newSession(t, c)
-		lockAll := func(what string, n int) (results []<-chan outcome) {
+		lockAll := func(what string, n int) <-chan outcome {
+			results := make(chan outcome, n)
 			for i := range n {
-				results = append(results, lockAsync(within(t), c, what+strconv.Itoa(i), "", locker.WithSession(s)))
+				go func() {
+					l, err := c.Lock(within(t), what+strconv.Itoa(i), "", locker.WithSession(s))
+					results <- outcome{l, err}
+				}()
 			}
 			return results
 		}
-		for _, result := range lockAll("held", held) {
-			if err := receive(t, result).err; err != nil {
+		before := lockAll("held", held)
+		for range held {
+			if err := receive(t, before).err; err != nil {
 				t.Fatal(err)
 			}
 		}
-		results := lockAll("taken", taken)
-		first := receive(t, results[round%taken])
-		closed := make(chan error, 1)
-		go func() { closed <- s.Close() }()
-		for i, result := range results {
-			if i == round%taken {
-				continue
+		during, closed := lockAll("taken", taken), make(chan error, 1)
+		for i := range taken {
+			if i == round*taken/rounds {
+				go func() { closed <- s.Close() }()
 			}
-			// It may have been in time, but is over now.
-			if r := receive(t, result); r.err == nil {
-				receive(t, r.lock.Context().Done())
+			// It may have been in time, but is over soon.
+			if r := receive(t, during); r.err == nil {
+				defer func() { receive(t, r.lock.Context().Done()) }()
 			} else if !errors.Is(r.err, locker.ErrClosed) {
 				t.Errorf("Lock returned %v", r.err)
 			}
-		}
-		if first.err == nil {
-			receive(t, first.lock.Context().Done())
 		}
 		if err := receive(t, closed); err != nil {
 			t.Errorf("Close returned %v", err)
 		}
 	}
 	eventually(t, "nothing is left", func() bool { return len(b.keys(t, locker.DefaultPrefix)) == 0 })
+}
+
+func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
+	t.Parallel()
+	const n = 100
+	for name, end := range map[string]func(*testing.T, *embedtest.Proxy, *locker.Session){
+		"closed": func(t *testing.T, _ *embedtest.Proxy, s *locker.Session) {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		},
+		// Having lost the lease, the session gets its revocation through.
+		"lost": func(t *testing.T, proxy *embedtest.Proxy, s *locker.Session) {
+			proxy.DropReplies()
+			receive(t, s.Context().Done())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			proxy := b.server.Proxy(t)
+			c := newClient(t, proxy.Client(t), locker.WithTTL(4*time.Second))
+			s := newSession(t, c)
+			var results []<-chan outcome
+			for i := range n {
+				results = append(results, lockAsync(within(t), c, "a"+strconv.Itoa(i), "", locker.WithSession(s)))
+			}
+			locks := make(map[string]*locker.Lock)
+			var newest int64
+			for _, result := range results {
+				r := receive(t, result)
+				if r.err != nil {
+					t.Fatal(r.err)
+				}
+				locks[r.lock.Key()] = r.lock
+				newest = max(newest, r.lock.Token())
+				for range 200 { // what a program derives from a hold ends with it, which takes time
+					_, cancel := context.WithCancel(r.lock.Context())
+					defer cancel()
+				}
+			}
+			deletions := b.etcd.Watch(within(t), locker.DefaultPrefix, clientv3.WithPrefix(), clientv3.WithRev(newest+1), clientv3.WithFilterPut())
+			end(t, proxy, s)
+			held := 0
+			for deleted := 0; deleted < n; {
+				for _, ev := range receive(t, deletions).Events {
+					if l := locks[string(ev.Kv.Key)]; l != nil {
+						deleted++
+						if l.Context().Err() == nil {
+							held++
+						}
+					}
+				}
+			}
+			proxy.Heal()
+			if held > 0 {
+				t.Errorf("%d of %d were held when their entries were deleted", held, n)
+			}
+		})
+	}
 }
 
 func TestAnAdoptedSessionThatIsLetGoKeepsNothing(t *testing.T) {

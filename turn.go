@@ -72,19 +72,15 @@ func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int
 // look reads which entries are ahead now, and at which revision that is so.
 func (l *Lock) look(ctx context.Context) (ahead []rival, revision int64, err error) {
 	c := l.session.client
-	var resp clientv3.OpResponse
-	err = c.insist(ctx, func(ctx context.Context) (err error) {
-		resp, err = c.etcd.Do(ctx, l.newest(clientv3.WithMaxCreateRev(l.token.Load())))
-		return err
-	})
+	resp, err := c.read(ctx, l.newest(clientv3.WithMaxCreateRev(l.token.Load())))
 	if err != nil {
 		return nil, 0, err
 	}
-	ahead, ok := l.rivals(resp.Get().Kvs)
+	ahead, ok := l.rivals(resp.Kvs)
 	if !ok {
 		return nil, 0, l.gone(ctx)
 	}
-	return ahead, resp.Get().Header.Revision, nil
+	return ahead, resp.Header.Revision, nil
 }
 
 // rival is another entry in the queue.

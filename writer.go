@@ -22,79 +22,78 @@ type txn struct {
 // submit sends t to etcd, once. It is the one place from which queues and records
 // are written.
 func (c *Client) submit(ctx context.Context, t txn) (*clientv3.TxnResponse, error) {
-	return detached(ctx, c, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
-	})
-}
-
-// detached waits for a request, or until ctx ends. The request itself runs to its
-// end, at most for the TTL, whatever becomes of its caller: so that etcd finishes
-// with it before it is told to undo it, and as few outcomes as possible are unknown.
-func detached[T any](ctx context.Context, c *Client, request func(context.Context) (T, error)) (answer T, err error) {
-	type outcome struct {
-		answer T
-		err    error
-	}
-	done := make(chan outcome, 1)
-	c.tasks.run(func() {
-		ctx, cancel := context.WithTimeout(c.base, c.ttl)
-		defer cancel()
-		answer, err := request(ctx)
-		done <- outcome{answer, err}
-	})
-	select {
-	case o := <-done:
-		return o.answer, o.err
-	case <-ctx.Done():
-		return answer, ctx.Err()
-	}
+	return c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
 }
 
 // commit submits t until etcd has answered for certain or ctx has ended. Since t
 // may then have been applied more than once, it must be idempotent. first tells
-// that the answer is that of the first attempt.
+// that the answer is that of the only attempt.
 func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse, first bool, err error) {
-	attempts := 0
-	err = c.insist(ctx, func(ctx context.Context) (err error) {
-		attempts++
-		resp, err = c.submit(ctx, t)
-		return err
+	resp, attempts, err := insist(ctx, c, c.base, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return c.submit(ctx, t)
 	})
 	return resp, attempts == 1, err
 }
 
-// insist calls try until it succeeds, is refused, or ctx ends. Each attempt has a
-// time-out of its own, so that a member that is frozen costs one attempt and not
-// the call: the next goes to another member. It grows, in case it is the network
-// that is slow.
-func (c *Client) insist(ctx context.Context, try func(context.Context) error) error {
-	var last error
-	patience := c.patience
-	for pause := (backoff{}); ; {
-		if c.etcd.Ctx().Err() != nil {
-			return errors.Join(errEtcdClosed, last)
-		}
-		attempt, cancel := context.WithTimeout(ctx, patience)
-		err := try(attempt)
-		if attempt.Err() != nil {
-			patience *= 2
-		}
-		cancel()
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			// The end of ctx itself is no news; what etcd said before may be.
-			if last == nil || !isContextError(err) {
-				last = err
+// ask makes a request that changes nothing, as insist does, and drops it when ctx ends.
+func ask[T any](ctx context.Context, c *Client, attempt func(context.Context) (T, error)) (T, error) {
+	life, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answer, _, err := insist(ctx, c, life, attempt)
+	return answer, err
+}
+
+// insist makes a request until etcd has answered it for certain or ctx has ended.
+// While an attempt has no answer another starts at short intervals, which the
+// balancer sends to another member, and the first answer counts: so neither a
+// member that is frozen or cut off nor a slow network stops it. An attempt runs to
+// its end, that of life, or for the TTL, whatever becomes of the caller: so that as
+// few outcomes as possible remain unknown.
+func insist[T any](ctx context.Context, c *Client, life context.Context, attempt func(context.Context) (T, error)) (answer T, attempts int, err error) {
+	type outcome struct {
+		answer T
+		err    error
+	}
+	outcomes, over := make(chan outcome), make(chan struct{})
+	defer close(over)
+	start := func() {
+		attempts++
+		c.tasks.run(func() {
+			ctx, cancel := context.WithTimeout(life, c.ttl)
+			defer cancel()
+			answer, err := attempt(ctx)
+			select {
+			case outcomes <- outcome{answer, err}:
+			case <-over:
 			}
-			return ended(ctx, c.explain(last))
-		case !transient(err):
-			return err
-		}
-		last = err
-		if pause.wait(ctx) != nil {
-			return ended(ctx, c.explain(last))
+		})
+	}
+	start()
+	again := time.NewTimer(c.patience)
+	defer again.Stop()
+	unanswered, pause := 1, backoff{}
+	last := error(context.DeadlineExceeded) // there was no answer
+	for {
+		select {
+		case o := <-outcomes:
+			if o.err == nil || !transient(o.err) {
+				return o.answer, attempts, o.err
+			}
+			if !isContextError(o.err) {
+				last = o.err
+			}
+			if c.etcd.Ctx().Err() != nil {
+				return answer, attempts, errors.Join(errEtcdClosed, o.err)
+			}
+			if unanswered--; unanswered == 0 {
+				again.Reset(pause.next())
+			}
+		case <-again.C:
+			start()
+			unanswered++
+			again.Reset(c.patience)
+		case <-ctx.Done():
+			return answer, attempts, ended(ctx, c.explain(last))
 		}
 	}
 }
@@ -136,11 +135,14 @@ const (
 	longestPause  = 500 * time.Millisecond
 )
 
-// wait returns nil after the pause, or the context's error at its end.
-func (b *backoff) wait(ctx context.Context) error {
+// next returns how long to pause now.
+func (b *backoff) next() time.Duration {
 	b.pause = min(max(2*b.pause, shortestPause), longestPause)
-	return sleep(ctx, b.pause/2+rand.N(b.pause))
+	return b.pause/2 + rand.N(b.pause)
 }
+
+// wait returns nil after the pause, or the context's error at its end.
+func (b *backoff) wait(ctx context.Context) error { return sleep(ctx, b.next()) }
 
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)

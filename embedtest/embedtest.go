@@ -18,7 +18,8 @@
 //   - the members: [Server.Stop], [Server.Restart], [Server.MoveLeader],
 //     [Server.Isolate];
 //   - the data: [Server.ExpireLease], [Server.Compact];
-//   - the network between clients and members: [Server.Proxy];
+//   - the network between clients and members: [Server.Proxy], and [NewProxy]
+//     for members elsewhere;
 //   - one request at a time: [Server.ClientWith].
 //
 // Time in the server is fast: ticks of 10 ms, elections of 50 ms with one
@@ -178,9 +179,17 @@ func (s *Server) ClientConfig() clientv3.Config {
 }
 
 func (s *Server) clientConfig(endpoints []string) clientv3.Config {
-	config := clientv3.Config{
+	config := clientConfig(endpoints)
+	config.TLS = s.TLSConfig()
+	if s.options.auth {
+		config.Username, config.Password = rootName, rootPassword
+	}
+	return config
+}
+
+func clientConfig(endpoints []string) clientv3.Config {
+	return clientv3.Config{
 		Endpoints:   endpoints,
-		TLS:         s.TLSConfig(),
 		DialTimeout: patience,
 		Logger:      zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
@@ -193,10 +202,6 @@ func (s *Server) clientConfig(endpoints []string) clientv3.Config {
 			MinConnectTimeout: patience,
 		})},
 	}
-	if s.options.auth {
-		config.Username, config.Password = rootName, rootPassword
-	}
-	return config
 }
 
 // Client returns a new client on a connection of its own, which is closed when

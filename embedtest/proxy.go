@@ -3,6 +3,8 @@ package embedtest
 import (
 	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,23 +23,44 @@ import (
 // etcd's client keeps requests until it has a connection. Where a fault leaves
 // none, requests do not fail, but wait until their context ends.
 type Proxy struct {
-	server *Server
-	links  []*link
+	links   []*link
+	schemes []string // of the endpoints, by index: "http://" and the like, or nothing
+	config  func(endpoints []string) clientv3.Config
+}
+
+// NewProxy opens a proxy in front of the members at the given endpoints, which need
+// not be those of a Server: "http://10.0.0.1:2379", or without the scheme. Over
+// TLS, the members' certificates must be good for 127.0.0.1. It returns an error
+// if an endpoint is not such an address. The caller must call [Proxy.Close].
+func NewProxy(endpoints ...string) (*Proxy, error) {
+	p := &Proxy{config: clientConfig}
+	for _, endpoint := range endpoints {
+		scheme, target := "", endpoint
+		if i := strings.Index(endpoint, "://"); i >= 0 {
+			scheme, target = endpoint[:i+len("://")], endpoint[i+len("://"):]
+		}
+		_, _, err := net.SplitHostPort(target)
+		var l *link
+		if err == nil {
+			l, err = newLink(target)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("embedtest: proxy for %q: %w", endpoint, err), p.Close())
+		}
+		p.links, p.schemes = append(p.links, l), append(p.schemes, scheme)
+	}
+	return p, nil
 }
 
 // Proxy opens a proxy in front of the cluster, which is closed when the test
 // ends. Each call opens another one, with faults of its own.
 func (s *Server) Proxy(tb testing.TB) *Proxy {
 	tb.Helper()
-	p := &Proxy{server: s}
-	for _, m := range s.members {
-		l, err := newLink(m.client.String())
-		if err != nil {
-			p.Close()
-			tb.Fatalf("embedtest: proxy: %v", err)
-		}
-		p.links = append(p.links, l)
+	p, err := NewProxy(s.Endpoints()...)
+	if err != nil {
+		tb.Fatal(err)
 	}
+	p.config = s.clientConfig
 	tb.Cleanup(func() {
 		if err := p.Close(); err != nil {
 			tb.Error(err)
@@ -49,15 +72,16 @@ func (s *Server) Proxy(tb testing.TB) *Proxy {
 // Endpoints returns the address of the proxy for each member, by index.
 func (p *Proxy) Endpoints() []string {
 	var endpoints []string
-	for _, l := range p.links {
-		endpoints = append(endpoints, p.server.url(l.String()))
+	for i, l := range p.links {
+		endpoints = append(endpoints, p.schemes[i]+l.String())
 	}
 	return endpoints
 }
 
-// ClientConfig is [Server.ClientConfig] through the proxy.
+// ClientConfig is [Server.ClientConfig] through the proxy. After [NewProxy] it is
+// without trust and credentials.
 func (p *Proxy) ClientConfig() clientv3.Config {
-	return p.server.clientConfig(p.Endpoints())
+	return p.config(p.Endpoints())
 }
 
 // Client is [Server.Client] through the proxy.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -227,4 +228,35 @@ func setup(t *testing.T, opts ...embedtest.Option) (server *embedtest.Server, pr
 	server = embedtest.Start(t, opts...)
 	proxy = server.Proxy(t)
 	return server, proxy, proxy.Client(t), server.Client(t)
+}
+
+func TestAProxyNeedsOnlyTheAddressesOfMembers(t *testing.T) {
+	t.Parallel()
+	server := embedtest.Start(t)
+	for _, endpoint := range []string{server.Endpoints()[0], strings.TrimPrefix(server.Endpoints()[0], "http://")} {
+		proxy, err := embedtest.NewProxy(endpoint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := proxy.Client(t)
+		put(t, client, "key", endpoint)
+		wantValue(t, client, "key", endpoint)
+		proxy.Cut()
+		wantTimeout(t, client, "key", "cut")
+		proxy.Heal()
+		put(t, client, "key", "healed")
+		if err := proxy.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAProxyIsRefusedForWhatIsNoAddress(t *testing.T) {
+	t.Parallel()
+	for _, endpoint := range []string{"", "127.0.0.1", "http://127.0.0.1", "unix://socket", "http://"} {
+		if proxy, err := embedtest.NewProxy("127.0.0.1:1", endpoint); err == nil {
+			proxy.Close()
+			t.Errorf("there is a proxy for %q", endpoint)
+		}
+	}
 }
