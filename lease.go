@@ -186,10 +186,12 @@ func (l *Lock) learn(value string, modified int64) {
 // ends with ErrReleased, and the entry is removed from the queue even if it takes
 // a while or ctx has already ended. ctx bounds only the wait for etcd to confirm
 // that; if it ends first, the error has its cause, and the removal goes on in the
-// background until it is done, or costs the session its lease.
+// background. It is bounded by the TTL: what cannot be confirmed by then costs the
+// session its lease, and an Unlock that still waits returns why.
 //
-// Errors: ErrLost as *LostError if the lock was lost before, ErrReleased if it was
-// unlocked before, ErrClosed if its Client or Session was closed.
+// Errors: ErrLost as *LostError if the lock was lost before, also if only etcd
+// knew that its entry had been deleted; ErrReleased if it was unlocked before;
+// ErrClosed if its Client or Session was closed.
 func (l *Lock) Unlock(ctx context.Context) error {
 	const op = "unlock"
 	c := l.session.client

@@ -74,7 +74,7 @@ type lockConfig struct{ session *Session }
 
 // WithSession attaches the lock to a session of the caller's own: it is lost with
 // that session and with no other. The default is a session that the Client shares
-// among its locks.
+// among its locks. A session of another Client, or nil, is ErrInvalid.
 func WithSession(s *Session) LockOption {
 	return func(cfg *lockConfig) error {
 		cfg.session = s

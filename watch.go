@@ -31,13 +31,13 @@ type State struct {
 //
 // A non-nil error is the last thing it yields: the cause of ctx, ErrInvalid,
 // ErrClosed, or etcd's refusal. The sequence can be iterated more than once, also
-// concurrently; each time is a watch of its own.
+// concurrently; each time is a watch of its own, which starts with the loop.
 func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error] {
 	const op = "watch"
 	if err := checkName(name); err != nil {
 		return failed(name, wrap(op, name, err))
 	}
-	return c.states(ctx, op, follower{client: c, below: c.keys.Queue(name), name: name})
+	return c.states(ctx, op, name, follower{client: c, below: c.keys.Queue(name), name: name})
 }
 
 // WatchPrefix is Watch for every name that begins with prefix, also those yet to
@@ -45,16 +45,16 @@ func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error]
 // in the order of revisions. Of a name that changes more than once while the loop
 // is busy, the newest state is kept. An empty prefix means all names.
 func (c *Client) WatchPrefix(ctx context.Context, prefix string) iter.Seq2[State, error] {
-	return c.states(ctx, "watch prefix", follower{client: c, below: c.keys.Below(prefix)})
+	return c.states(ctx, "watch prefix", prefix, follower{client: c, below: c.keys.Below(prefix)})
 }
 
 // states yields what a follower finds, in a goroutine of its own, which lives as
 // long as the loop.
-func (c *Client) states(ctx context.Context, op string, f follower) iter.Seq2[State, error] {
+func (c *Client) states(ctx context.Context, op, name string, f follower) iter.Seq2[State, error] {
 	return func(yield func(State, error) bool) {
 		ctx, stop, err := c.enter(ctx)
 		if err != nil {
-			failed(f.name, wrap(op, f.name, err))(yield)
+			failed(f.name, wrap(op, name, err))(yield)
 			return
 		}
 		defer stop()
@@ -73,7 +73,7 @@ func (c *Client) states(ctx context.Context, op string, f follower) iter.Seq2[St
 			select {
 			case <-news.ready:
 			case <-ctx.Done():
-				failed(f.name, wrap(op, f.name, context.Cause(ctx)))(yield)
+				failed(f.name, wrap(op, name, context.Cause(ctx)))(yield)
 				return
 			}
 			for state, ok := news.next(); ok; state, ok = news.next() {
@@ -220,7 +220,7 @@ func (p *picture) load(resp *clientv3.GetResponse, always string) (changed []Sta
 	}
 	for name, queue := range p.queues {
 		slices.SortFunc(queue, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
-		if !sameHead(before[name], queue) || name == always {
+		if !same(head(before[name]), head(queue)) || name == always {
 			changed = append(changed, p.state(name, resp.Header.Revision))
 		}
 	}
@@ -255,7 +255,7 @@ func (p *picture) apply(events []*clientv3.Event, after int64) (changed []State)
 
 // applyOne takes in the events of one revision.
 func (p *picture) applyOne(events []*clientv3.Event, revision int64) (changed []State) {
-	before := make(map[string][]*mvccpb.KeyValue, 1)
+	before := make(map[string]*mvccpb.KeyValue, 1) // the heads
 	for _, ev := range events {
 		name, ok := p.keys.Name(string(ev.Kv.Key))
 		if !ok {
@@ -263,7 +263,7 @@ func (p *picture) applyOne(events []*clientv3.Event, revision int64) (changed []
 		}
 		queue := p.queues[name]
 		if _, seen := before[name]; !seen {
-			before[name] = slices.Clone(queue)
+			before[name] = head(queue)
 		}
 		i := slices.IndexFunc(queue, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == string(ev.Kv.Key) })
 		switch {
@@ -278,8 +278,8 @@ func (p *picture) applyOne(events []*clientv3.Event, revision int64) (changed []
 			delete(p.queues, name)
 		}
 	}
-	for name, queue := range before {
-		if !sameHead(queue, p.queues[name]) {
+	for name, was := range before {
+		if !same(was, head(p.queues[name])) {
 			changed = append(changed, p.state(name, revision))
 		}
 	}
@@ -289,16 +289,25 @@ func (p *picture) applyOne(events []*clientv3.Event, revision int64) (changed []
 
 func (p *picture) state(name string, revision int64) State {
 	state := State{Holder: Holder{Name: name}, Revision: revision}
-	if queue := p.queues[name]; len(queue) > 0 {
+	if holder := head(p.queues[name]); holder != nil {
 		state.Held = true
-		state.Holder = holderOf(name, queue[0])
+		state.Holder = holderOf(name, holder)
 	}
 	return state
 }
 
-func sameHead(a, b []*mvccpb.KeyValue) bool {
-	if len(a) == 0 || len(b) == 0 {
-		return len(a) == len(b)
+// head returns the holder's entry, nil if there is none.
+func head(queue []*mvccpb.KeyValue) *mvccpb.KeyValue {
+	if len(queue) == 0 {
+		return nil
 	}
-	return a[0].CreateRevision == b[0].CreateRevision && a[0].ModRevision == b[0].ModRevision
+	return queue[0]
+}
+
+// same reports whether two entries, or none, are of one hold with one value.
+func same(a, b *mvccpb.KeyValue) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.CreateRevision == b.CreateRevision && a.ModRevision == b.ModRevision
 }
