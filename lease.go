@@ -197,6 +197,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	c := l.session.client
 	l.session.check()
 	if l.end(ErrReleased) != held {
+		<-l.ctx.Done() // whoever ended it is about to say why
 		return wrap(op, l.name, context.Cause(l.ctx))
 	}
 	if !c.tasks.begin() {
