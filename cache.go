@@ -22,7 +22,9 @@ type Cache struct {
 
 // NewCache starts a Cache of all names that begin with prefix; an empty prefix
 // means all. It blocks until the cache is filled; ctx bounds that and nothing
-// else. The cache lives until it is closed, or the Client is.
+// else. The cache lives until it is closed, or the Client is: should etcd refuse
+// later, for example because a permission was taken away, its Age grows until etcd
+// does not any more.
 //
 // Errors: the cause of ctx, ErrClosed, and etcd's own; there is no Cache then and
 // nothing to close.
@@ -40,7 +42,7 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	var refused error // set before done is closed
 	c.tasks.run(func() {
 		defer close(k.done)
-		f := follower{client: c, below: c.keys.Below(prefix)}
+		f := follower{client: c, below: c.keys.Below(prefix), stays: true}
 		refused = f.run(life, func(sent time.Time, revision int64, changed []State) {
 			k.update(sent, revision, changed, c.feed.checkpoint())
 			fill()

@@ -161,7 +161,7 @@ func transient(err error) bool {
 	switch code(err) {
 	// Unknown has "raft proposal dropped" and other passing troubles of a leader
 	// change, which the server does not map to a code.
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.Internal, codes.Unknown:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted, codes.Internal, codes.Unknown:
 		return true
 	}
 	return false

@@ -98,11 +98,7 @@ func connectTo(t testing.TB, b bundle, members ...int) *clientv3.Client {
 	for _, member := range members {
 		config.Endpoints = append(config.Endpoints, b.server.Endpoints()[member])
 	}
-	etcd, err := clientv3.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = etcd.Close() })
+	etcd := connect(t, config)
 	return etcd
 }
 
@@ -257,11 +253,7 @@ func TestAPermissionThatIsWithdrawnEndsTheHoldAndIsTheCause(t *testing.T) {
 	}
 	config := b.server.ClientConfig()
 	config.Username, config.Password = user, "secret"
-	etcd, err := clientv3.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = etcd.Close() })
+	etcd := connect(t, config)
 
 	c := newClient(t, etcd, locker.WithTTL(2*time.Second))
 	l := lock(t, c, "a", "")

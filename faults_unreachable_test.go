@@ -60,11 +60,7 @@ func TestACallEndsWithItsContextAndSaysWhyEtcdDidNotAnswer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			etcd, err := clientv3.New(test.config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = etcd.Close() })
+			etcd := connect(t, test.config)
 			c := newClient(t, etcd, locker.WithTTL(time.Second))
 			endsWithItsContext(t, c, func(err error) {
 				if !strings.Contains(err.Error(), test.says) {

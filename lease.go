@@ -22,7 +22,7 @@ type Lock struct {
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
-	unanswered atomic.Int32 // puts of the entry that were sent and may take effect yet
+	puts puts // of the entry, that may take effect yet
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
@@ -254,6 +254,8 @@ func (l *Lock) end(cause error) phase {
 // other locks of the session.
 func (l *Lock) gone(ctx context.Context) error {
 	s := l.session
+	ctx, cancel := context.WithTimeout(ctx, s.client.patience)
+	defer cancel()
 	if resp, err := s.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
 		s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
 	} else {

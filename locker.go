@@ -341,8 +341,9 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		if err == nil {
 			return l, nil
 		}
-		if session == nil && l.nothingLeft() && errors.Is(err, ErrLost) {
-			// The shared session was lost before it was of any use here.
+		if session == nil && l.token.Load() == 0 && l.session.ctx.Err() != nil && ctx.Err() == nil {
+			// The shared session was lost before it was of any use here; whatever may
+			// be queued goes with its lease.
 			l.end(err)
 			l.session.dismiss(l)
 			continue

@@ -42,17 +42,23 @@ func (c *Client) share(ctx context.Context) error {
 		return nil
 	}
 	s := c.newSession(0)
-	if err := s.open(ctx); errors.Is(err, ErrLost) {
-		return nil // not in use yet: open another
-	} else if err != nil {
+	if err := s.open(ctx); err != nil {
+		if errors.Is(err, ErrLost) && ctx.Err() == nil {
+			return nil // lost before it was of any use: open another
+		}
 		return err
 	}
+	c.addShared(s)
+	return nil
+}
+
+// addShared gives out a session, unless it is over.
+func (c *Client) addShared(s *Session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.room() > 0 { // else it is over already
+	if s.room() > 0 {
 		c.shared = append(c.shared, s)
 	}
-	return nil
 }
 
 // retire closes a shared session that has become empty if the others have plenty
@@ -60,10 +66,14 @@ func (c *Client) share(ctx context.Context) error {
 func (c *Client) retire(s *Session) {
 	c.mu.Lock()
 	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.room() >= entriesPerLease/2 })
-	surplus := others && slices.Contains(c.shared, s)
+	i := slices.Index(c.shared, s)
+	surplus := others && i >= 0
+	if surplus { // at once, so that two do not retire in favour of each other
+		c.shared = slices.Delete(c.shared, i, i+1)
+	}
 	c.mu.Unlock()
-	if surplus {
-		s.finishIf(ErrClosed, func() bool { return len(s.locks) == 0 })
+	if surplus && !s.finishIf(ErrClosed, func() bool { return len(s.locks) == 0 }) {
+		c.addShared(s) // it has come to use meanwhile
 	}
 }
 

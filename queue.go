@@ -6,16 +6,27 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
 )
 
 // take acquires the lock: it joins the queue and, unless it only tries, waits for
-// its turn. On error withdraw must follow.
+// its turn. On error abandon must follow.
 func (l *Lock) take(ctx context.Context, try bool) error {
 	ctx, stop := either(ctx, l.ctx)
 	defer stop()
 	ahead, err := l.enqueue(ctx, try)
 	if err != nil {
 		return err
+	}
+	// Were another attempt still under way, and somebody deleted the entry, it could
+	// put it once more, behind others, and nobody would notice.
+	if l.puts.any() {
+		if err := l.settle(ctx); err != nil {
+			return err
+		}
+		if ahead, _, err = l.look(ctx); err != nil {
+			return err
+		}
 	}
 	if err := l.awaitTurn(ctx, ahead); err != nil {
 		return err
@@ -36,8 +47,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 	}
 	for {
 		epoch := s.currentEpoch()
-		resp, _, err := insist(ctx, c, c.base, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			l.unanswered.Add(1)
+		resp, _, err := insist(ctx, c, c.base, l.puts.begin, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 			resp, err := c.submit(ctx, txn{
 				when:      []clientv3.Cmp{s.inEpoch(epoch), free},
 				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
@@ -46,17 +56,19 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 			if err == nil && resp.Succeeded {
 				l.queuedAt(resp.Header.Revision, resp.Header.Revision)
 			}
-			if err == nil || !transient(err) {
-				l.unanswered.Add(-1) // not before the token is set: whoever cleans up looks at both
-			}
+			// Not before the token is set: whoever cleans up looks at both.
+			l.puts.end(err == nil || !transient(err))
 			return resp, err
 		})
 		if err != nil {
 			return nil, s.diagnose(err)
 		}
 		if resp.Succeeded {
-			ahead, _ := l.rivals(found(resp, 1))
-			return ahead, nil
+			if ahead, ok := l.rivals(found(resp, 1)); ok {
+				return ahead, nil
+			}
+			ahead, _, err := l.look(ctx)
+			return ahead, err
 		}
 		own, record, head := found(resp, 0), found(resp, 1), found(resp, 2)
 		switch {
@@ -81,12 +93,15 @@ func found(resp *clientv3.TxnResponse, i int) []*mvccpb.KeyValue {
 	return resp.Responses[i].GetResponseRange().Kvs
 }
 
-// queuedAt notes that the entry is in the queue.
+// queuedAt notes that the entry is in the queue. Of several, put one after the other
+// had been deleted, the newest is the one that may be there.
 func (l *Lock) queuedAt(created, modified int64) {
-	l.token.Store(created)
 	l.mu.Lock()
-	l.modified = modified
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if created > l.token.Load() {
+		l.token.Store(created)
+		l.modified = modified
+	}
 }
 
 // release deletes the entry, this incarnation of it and no other, and reports
@@ -117,21 +132,33 @@ func (l *Lock) withdraw() error {
 	case s.ctx.Err() != nil:
 		return context.Cause(s.ctx)
 	}
+	s.orphan(l)
 	s.finish(&LostError{Reason: Revoked, Cause: err})
+	return err
+}
+
+// settle makes sure that no put of the entry can take effect any more. It first
+// gives those under way the time to be answered: a fence costs the other puts of the
+// session another attempt.
+func (l *Lock) settle(ctx context.Context) error {
+	landed, cancel := context.WithTimeout(ctx, l.session.client.patience)
+	l.puts.wait(landed)
+	cancel()
+	if !l.puts.any() {
+		return nil
+	}
+	created, err := l.fence(ctx)
+	if err == nil {
+		l.queuedAt(created, created)
+	}
 	return err
 }
 
 // remove releases what is in the queue, after making sure that nothing can come
 // after it.
 func (l *Lock) remove(ctx context.Context) (found bool, err error) {
-	if l.unanswered.Load() > 0 {
-		created, err := l.session.fence(ctx, l.key)
-		if err != nil {
-			return false, err
-		}
-		if created != 0 {
-			l.token.Store(created)
-		}
+	if err := l.settle(ctx); err != nil {
+		return false, err
 	}
 	if l.token.Load() == 0 {
 		return false, nil
@@ -140,15 +167,15 @@ func (l *Lock) remove(ctx context.Context) (found bool, err error) {
 }
 
 // nothingLeft reports whether the lock has certainly nothing in the queue.
-func (l *Lock) nothingLeft() bool { return l.unanswered.Load() == 0 && l.token.Load() == 0 }
+func (l *Lock) nothingLeft() bool { return !l.puts.any() && l.token.Load() == 0 }
 
 // abandon ends a lock that could not be acquired. Usually it is gone from the
 // queue when abandon returns; if etcd does not answer at once, that goes on in the
 // background.
 func (l *Lock) abandon(cause error) {
 	l.end(cause)
-	unanswered := l.unanswered.Load()
-	if done := l.leave(); unanswered == 0 {
+	c := l.session.client
+	if done := l.leave(); c.etcd.ActiveConnection().GetState() == connectivity.Ready {
 		ctx, cancel := context.WithTimeout(l.session.life, grace)
 		defer cancel()
 		select {

@@ -85,23 +85,25 @@ func (s *Session) inEpoch(epoch int64) clientv3.Cmp {
 // fence settles the outcome of puts that were never answered. A transaction whose
 // request timed out may still be committed later, so that the entry is not there
 // proves nothing. But every put is guarded by the mod revision of the session's
-// record: once the record has been written again, those puts are refused, and
-// what is there then is all there will be. fence writes the record, unless it has
-// been written since anyway, and returns the create revision of the entry at key,
-// 0 if there is none.
-func (s *Session) fence(ctx context.Context, key string) (int64, error) {
-	epoch := s.currentEpoch() // at least that of any put
-	entry := clientv3.OpGet(key, clientv3.WithKeysOnly())
+// record: once the record has been deleted, or written again, those puts are
+// refused, and what is there then is all there will be. fence deletes the record,
+// unless it has changed since anyway, puts a new one for the puts that follow, and
+// returns the create revision of the entry, 0 if there is none. To delete is
+// allowed also when etcd has run out of space.
+func (l *Lock) fence(ctx context.Context) (created int64, err error) {
+	s := l.session
+	entry := clientv3.OpGet(l.key, clientv3.WithKeysOnly())
 	resp, _, err := s.client.commit(ctx, txn{
-		when:      []clientv3.Cmp{s.inEpoch(epoch)},
-		then:      []clientv3.Op{entry, s.putRecord()},
+		when:      []clientv3.Cmp{s.inEpoch(s.currentEpoch())}, // at least that of any put
+		then:      []clientv3.Op{entry, clientv3.OpDelete(s.record())},
 		otherwise: []clientv3.Op{entry},
 	})
 	if err != nil {
 		return 0, s.diagnose(err)
 	}
-	if resp.Succeeded {
-		s.learnEpoch(resp.Header.Revision)
+	l.puts.fence()
+	if resp.Succeeded && s.ctx.Err() == nil {
+		_ = s.writeRecord(ctx) // if it fails, the next put finds it missing and tries again
 	}
 	if kvs := found(resp, 0); len(kvs) > 0 {
 		return kvs[0].CreateRevision, nil

@@ -42,7 +42,7 @@ type Session struct {
 	trouble  error         // of the last renewal
 	epoch    int64         // mod revision of the session's record, see fence
 	locks    map[*Lock]struct{}
-	orphans  []*Lock       // holds of an adopted session that its end has to release; none comes after empty is closed
+	orphans  []*Lock       // what an adopted session has yet to remove from queues; none comes after empty is closed
 	empty    chan struct{} // closed when it is over and locks is empty
 }
 
@@ -194,14 +194,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 // for greet to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
-	granted, _, err := insist(ctx, s.client, s.client.base, func(ctx context.Context) (renewal, error) {
-		s.mu.Lock()
-		if s.over {
-			s.mu.Unlock()
-			return renewal{}, ErrClosed
-		}
-		s.grants.Add(1)
-		s.mu.Unlock()
+	granted, _, err := insist(ctx, s.client, s.client.base, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
 		defer s.grants.Done()
 		sent := time.Now()
 		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
@@ -281,12 +274,13 @@ func passed(deadline time.Time) bool {
 // finish ends the session and all holds on it. Only the first call counts.
 func (s *Session) finish(cause error) { s.finishIf(cause, func() bool { return true }) }
 
-// finishIf is finish under a condition on what the mutex guards.
-func (s *Session) finishIf(cause error, condition func() bool) {
+// finishIf is finish under a condition on what the mutex guards, and reports whether
+// it was this call that did it.
+func (s *Session) finishIf(cause error, condition func() bool) bool {
 	s.mu.Lock()
 	if s.over || !condition() {
 		s.mu.Unlock()
-		return
+		return false
 	}
 	s.over = true
 	if s.alarm != nil {
@@ -324,9 +318,10 @@ func (s *Session) finishIf(cause error, condition func() bool) {
 	if isLost {
 		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))
 	}
+	return true
 }
 
-// orphan remembers a hold whose entry does not go with the lease.
+// orphan remembers a lock whose entry does not go with the lease.
 func (s *Session) orphan(l *Lock) {
 	if s.adopted != nil {
 		s.mu.Lock()
@@ -430,12 +425,12 @@ func (s *Session) letGo(ctx context.Context) error {
 	if _, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}}); err != nil {
 		return err
 	}
+	var errs []error
 	for _, l := range s.orphans {
-		if _, err := l.release(ctx); err != nil {
-			return err
-		}
+		_, err := l.remove(ctx)
+		errs = append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // diagnose looks at the error of a write: if the lease is gone, the session is lost.

@@ -15,16 +15,6 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// newSession opens a session or fails the test.
-func newSession(t testing.TB, c *locker.Client, opts ...locker.SessionOption) *locker.Session {
-	t.Helper()
-	s, err := c.NewSession(within(t), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // leaseOf returns the lease of a hold.
 func leaseOf(t testing.TB, c *locker.Client, l *locker.Lock) clientv3.LeaseID {
 	t.Helper()

@@ -35,6 +35,17 @@ func setup(t testing.TB, opts ...embedtest.Option) bundle {
 	return bundle{server, server.Client(t)}
 }
 
+// connect returns a raw connection, closed with the test.
+func connect(t testing.TB, config clientv3.Config) *clientv3.Client {
+	t.Helper()
+	etcd, err := clientv3.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = etcd.Close() })
+	return etcd
+}
+
 // client returns a Client over a connection of its own, closed with the test.
 func (b bundle) client(t testing.TB, opts ...locker.Option) *locker.Client {
 	return newClient(t, b.server.Client(t), opts...)
@@ -58,6 +69,24 @@ func lock(t testing.TB, c *locker.Client, name, value string, opts ...locker.Loc
 		t.Fatal(err)
 	}
 	return l
+}
+
+// unlock unlocks l or fails the test.
+func unlock(t testing.TB, l *locker.Lock) {
+	t.Helper()
+	if err := l.Unlock(within(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newSession opens a session or fails the test.
+func newSession(t testing.TB, c *locker.Client, opts ...locker.SessionOption) *locker.Session {
+	t.Helper()
+	s, err := c.NewSession(within(t), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // outcome is what a call in another goroutine returned.

@@ -152,20 +152,22 @@ type follower struct {
 	client *Client
 	below  string
 	name   string // if it is the queue of one name: reported at first even if nobody holds it
+	stays  bool   // once it has read, a refusal does not end it
 }
 
 // run calls update after each read and each answer of the watch, with the time at
 // which a read was sent (zero for a watch), the revision reached, and the states
-// that have changed, in the order of their revisions. It returns when ctx ends or
-// when etcd refuses.
+// that have changed, in the order of their revisions. It returns when ctx ends or,
+// unless it stays, when etcd refuses.
 func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
 	p := picture{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
-	for pause := (backoff{}); ; {
+	for pause, filled := (backoff{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.feed.open(ctx, f.below, clientv3.WithPrefix())
 		sent := time.Now()
 		resp, refused := f.client.read(ctx, clientv3.OpGet(f.below, clientv3.WithPrefix()))
 		if refused == nil {
+			filled = true
 			update(sent, resp.Header.Revision, p.load(resp, f.name))
 			if err == nil {
 				pause = backoff{}
@@ -181,7 +183,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		if err == nil {
 			w.close()
 		}
-		if refused != nil {
+		if refused != nil && (!filled || !f.stays || ctx.Err() != nil) {
 			return refused
 		}
 		if pause.wait(ctx) != nil {

@@ -144,13 +144,6 @@ func setValue(t testing.TB, l *locker.Lock, value string) {
 	}
 }
 
-func unlock(t testing.TB, l *locker.Lock) {
-	t.Helper()
-	if err := l.Unlock(within(t)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func putKey(t testing.TB, etcd *clientv3.Client, key, value string) {
 	t.Helper()
 	if _, err := etcd.Put(within(t), key, value); err != nil {
@@ -758,14 +751,4 @@ func addUser(t testing.TB, b bundle, name, prefix string) string {
 		t.Fatal(err)
 	}
 	return name
-}
-
-func connect(t testing.TB, config clientv3.Config) *clientv3.Client {
-	t.Helper()
-	etcd, err := clientv3.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = etcd.Close() })
-	return etcd
 }

@@ -29,7 +29,7 @@ func (c *Client) submit(ctx context.Context, t txn) (*clientv3.TxnResponse, erro
 // may then have been applied more than once, it must be idempotent. first tells
 // that the answer is that of the only attempt.
 func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse, first bool, err error) {
-	resp, attempts, err := insist(ctx, c, c.base, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	resp, attempts, err := insist(ctx, c, c.base, func() {}, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return c.submit(ctx, t)
 	})
 	return resp, attempts == 1, err
@@ -39,7 +39,7 @@ func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse,
 func ask[T any](ctx context.Context, c *Client, attempt func(context.Context) (T, error)) (T, error) {
 	life, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answer, _, err := insist(ctx, c, life, attempt)
+	answer, _, err := insist(ctx, c, life, func() {}, attempt)
 	return answer, err
 }
 
@@ -47,9 +47,13 @@ func ask[T any](ctx context.Context, c *Client, attempt func(context.Context) (T
 // While an attempt has no answer another starts at short intervals, which the
 // balancer sends to another member, and the first answer counts: so neither a
 // member that is frozen or cut off nor a slow network stops it. An attempt runs to
-// its end, that of life, or for the TTL, whatever becomes of the caller: so that as
-// few outcomes as possible remain unknown.
-func insist[T any](ctx context.Context, c *Client, life context.Context, attempt func(context.Context) (T, error)) (answer T, attempts int, err error) {
+// its end, or that of life, for some more of those intervals at most, whatever
+// becomes of the caller: so that as few outcomes as possible remain unknown. begin
+// is called before each attempt, in the goroutine of the caller.
+func insist[T any](ctx context.Context, c *Client, life context.Context, begin func(), attempt func(context.Context) (T, error)) (answer T, attempts int, err error) {
+	if ctx.Err() != nil {
+		return answer, 0, c.interrupted(ctx)
+	}
 	type outcome struct {
 		answer T
 		err    error
@@ -58,8 +62,9 @@ func insist[T any](ctx context.Context, c *Client, life context.Context, attempt
 	defer close(over)
 	start := func() {
 		attempts++
+		begin()
 		c.tasks.run(func() {
-			ctx, cancel := context.WithTimeout(life, c.ttl)
+			ctx, cancel := context.WithTimeout(life, 4*c.patience)
 			defer cancel()
 			answer, err := attempt(ctx)
 			select {
