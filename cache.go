@@ -9,7 +9,7 @@ import (
 )
 
 // Cache keeps in memory what is held below a prefix, by one watch: reads cost no
-// request. All methods are safe for concurrent use.
+// request. All methods are safe for concurrent use, and none but Close blocks.
 type Cache struct {
 	cancel context.CancelFunc
 	done   chan struct{}

@@ -17,7 +17,8 @@
 //
 // The layout is that of etcd's own concurrency package, so that concurrency.Mutex,
 // concurrency.Election, "etcdctl lock locker/NAME" and "etcdctl elect
-// locker/NAME" exclude Locker and are excluded by it.
+// locker/NAME" exclude Locker and are excluded by it. In a key, a slash of a name
+// is written %2F and a percent sign %25: the name "a/b" is locker/a%2Fb there.
 //
 // # Choosing a verb
 //

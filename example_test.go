@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"os"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -245,7 +246,7 @@ func ExampleClient_NewCache() {
 	// Output: 10.0.0.1:80 true
 }
 
-func ExampleLock_Commit() {
+func ExampleClient_WatchPrefix() {
 	etcd, stop := startEtcd()
 	defer stop()
 	client, err := locker.New(etcd)
@@ -254,62 +255,51 @@ func ExampleLock_Commit() {
 	}
 	defer client.Close()
 	ctx := context.Background()
-
-	lock, err := client.Lock(ctx, "invoices", "worker 1")
-	if err != nil {
-		log.Fatal(err)
-	}
-	etcd.Delete(ctx, lock.Key()) // an operator takes the lock away, and nobody told us yet
-
-	_, err = lock.Commit(ctx, clientv3.OpPut("invoices/last", "1042"))
-	resp, _ := etcd.Get(ctx, "invoices/last")
-	fmt.Println("lost:", errors.Is(err, locker.ErrLost), "written:", resp.Count)
-	// Output: lost: true written: 0
-}
-
-func ExampleLock_Unlock() {
-	etcd, stop := startEtcd()
-	defer stop()
-	client, err := locker.New(etcd)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer client.Close()
-	ctx := context.Background()
-
-	lock, err := client.Lock(ctx, "invoices", "worker 1")
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Println(lock.Unlock(ctx))
-	fmt.Println(lock.Unlock(ctx))
-	// Output:
-	// <nil>
-	// locker: unlock "invoices": lock released
-}
-
-func ExampleClient_NewSession() {
-	etcd, stop := startEtcd()
-	defer stop()
-	client, err := locker.New(etcd)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer client.Close()
-	ctx := context.Background()
-
-	session, err := client.NewSession(ctx) // what is locked with it is held and lost together
-	if err != nil {
-		log.Fatal(err)
-	}
-	for _, name := range []string{"printer", "scanner"} {
-		if _, err := client.Lock(ctx, name, "desk 7", locker.WithSession(session)); err != nil {
+	for _, host := range []string{"eu/web1", "eu/web2", "us/web1"} {
+		if _, err := client.Lock(ctx, host, "healthy"); err != nil {
 			log.Fatal(err)
 		}
 	}
-	session.Close()
 
+	seen := 0
+	for state, err := range client.WatchPrefix(ctx, "eu/") { // goes on with each change
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(state.Name, "is", state.Value)
+		if seen++; seen == 2 {
+			break
+		}
+	}
+	// Output:
+	// eu/web1 is healthy
+	// eu/web2 is healthy
+}
+
+func ExampleClient_Owners() {
+	etcd, stop := startEtcd()
+	defer stop()
+	client, err := locker.New(etcd)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+	if _, err := client.Lock(ctx, "invoices", "worker 1"); err != nil {
+		log.Fatal(err)
+	}
+
+	owners, err := client.Owners(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
 	holders, err := client.List(ctx, "")
-	fmt.Println(len(holders), "held,", err)
-	// Output: 0 held, <nil>
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, holder := range holders {
+		owner := owners[holder.Lease] // with host, program, start and version
+		fmt.Println(holder.Name, "is held by this process:", owner.PID == os.Getpid())
+	}
+	// Output: invoices is held by this process: true
 }

@@ -13,7 +13,7 @@ import (
 
 // Lock is one hold of a name: a key in the queue of the name, attached to the
 // lease of a session. It ends by Unlock or by a loss and is never acquired again.
-// All methods are safe for concurrent use.
+// All methods are safe for concurrent use; those without a context do not block.
 type Lock struct {
 	session *Session
 	name    string
@@ -155,6 +155,9 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			then:      []clientv3.Op{clientv3.OpPut(l.key, value, clientv3.WithLease(l.session.lease))},
 			otherwise: []clientv3.Op{clientv3.OpGet(l.key)},
 		})
+		if errors.Is(err, errBuried) {
+			return wrap(op, l.name, context.Cause(l.ctx)) // the value went with the lease
+		}
 		if err != nil {
 			return wrap(op, l.name, l.session.diagnose(err))
 		}

@@ -13,7 +13,7 @@ import (
 // Option adjusts a Client.
 type Option func(*Client) error
 
-// The defaults of New.
+// What New uses without WithPrefix and WithTTL.
 const (
 	DefaultPrefix = "locker/"
 	DefaultTTL    = 10 * time.Second
@@ -54,9 +54,10 @@ func WithSafetyMargin(d time.Duration) Option {
 	}
 }
 
-// WithLogger sets where the client logs what no call returns: sessions lost,
-// locks deleted by others (Warn), renewals that have to be repeated (Debug). The
-// default is to log nothing.
+// WithLogger sets where the client logs what no call returns: sessions that were
+// lost or not confirmed gone, locks deleted by others (Warn); sessions opened,
+// renewals and watches that had to be repeated (Debug). The default is to log
+// nothing.
 func WithLogger(l *slog.Logger) Option {
 	return func(c *Client) error {
 		c.log = l

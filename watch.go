@@ -43,7 +43,8 @@ func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error]
 // WatchPrefix is Watch for every name that begins with prefix, also those yet to
 // come: first the state of each name that is held, by name, then each newer one
 // in the order of revisions. Of a name that changes more than once while the loop
-// is busy, the newest state is kept. An empty prefix means all names.
+// is busy, the newest state is kept. An empty prefix means all names. Errors are as
+// with Watch, without ErrInvalid.
 func (c *Client) WatchPrefix(ctx context.Context, prefix string) iter.Seq2[State, error] {
 	return c.states(ctx, "watch prefix", prefix, follower{client: c, below: c.keys.Below(prefix)})
 }
