@@ -1,0 +1,282 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Compat has the calls of the original Locker, with their channels, over a Client.
+// It is safe for concurrent use.
+//
+// Deprecated: use [Client], whose calls take contexts and return handles. Compat is
+// supported for good: programs that use it need not change.
+type Compat struct {
+	client *Client // nil if there is none, because of broken
+	broken error
+	owner  bool // of the client: Close closes it
+	tasks  tasks
+	ctx    context.Context // ends with Close
+	end    context.CancelCauseFunc
+}
+
+// The TTL of the original. Its directory, "locker", is the default prefix.
+const compatTTL = 5 * time.Second
+
+// NewCompat returns the original's calls over etcd, with the original's defaults:
+// the directory "locker" and a TTL of 5 s. It makes no request. If etcd is nil,
+// every call returns ErrInvalid.
+//
+// Deprecated: use [New].
+func NewCompat(etcd *clientv3.Client) *Compat {
+	client, err := New(etcd, WithTTL(compatTTL))
+	c := newCompat(client)
+	c.broken, c.owner = err, err == nil
+	return c
+}
+
+// Compat returns the original's calls over c, with its prefix and TTL. To close it
+// leaves c open.
+//
+// Deprecated: use the methods of [Client].
+func (c *Client) Compat() *Compat { return newCompat(c) }
+
+func newCompat(client *Client) *Compat {
+	c := &Compat{client: client}
+	c.ctx, c.end = context.WithCancelCause(context.Background())
+	return c
+}
+
+// Close ends all calls, which return ErrClosed, gives up their locks, and closes the
+// Client if it came with NewCompat. It blocks as Client.Close does. To close again
+// is no error.
+func (c *Compat) Close() error {
+	c.tasks.close()
+	c.end(ErrClosed)
+	c.tasks.join()
+	if c.owner {
+		return c.client.Close()
+	}
+	return nil
+}
+
+// Lock locks name with value and keeps it locked. It blocks until something is sent
+// to quit or quit is closed; then it gives the lock up, at once, and returns nil.
+//
+// owned tells whether name is owned: first the outcome of the first attempt, then
+// each change, so that true and false take turns. Nothing waits for its reader: the
+// lock is kept, and who reads late gets the newest. It is never closed. Both
+// channels may be nil.
+//
+// When the lock is lost, Lock contends for it again. It returns an error if etcd has
+// not answered for the TTL, after it has told false if the lock was owned (for the
+// reader of that it waits, at most for another TTL); and for what etcd refuses, a
+// bad name, and Close.
+//
+// Deprecated: use [Client.Campaign], or [Client.Lock] for a single hold.
+func (c *Compat) Lock(name, value string, owned chan<- bool, quit <-chan bool) error {
+	return relay(c, owned, quit, func(ctx context.Context, tell func(bool)) error {
+		for pause := (backoff{}); ; {
+			began := time.Now()
+			err := c.own(ctx, name, value, tell)
+			if time.Since(began) > c.client.ttl {
+				pause = backoff{}
+			}
+			var lost *LostError
+			if !errors.As(err, &lost) || lost.Reason == Expired || pause.wait(ctx) != nil {
+				return err
+			}
+		}
+	})
+}
+
+// own locks name, tells so, and returns when the lock has ended, or cannot be had.
+func (c *Compat) own(ctx context.Context, name, value string, tell func(bool)) error {
+	l, err := c.try(ctx, name, value)
+	if errors.Is(err, ErrLocked) {
+		tell(false)
+		waiting, stop := c.answered(ctx, name)
+		l, err = c.client.Lock(waiting, name, value)
+		stop()
+	}
+	if err != nil {
+		return err
+	}
+	tell(true)
+	select {
+	case <-l.Context().Done():
+		tell(false)
+		return l.Err()
+	case <-ctx.Done():
+		// What is not confirmed soon is finished by the Client.
+		soon, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = l.Unlock(soon)
+		return context.Cause(ctx)
+	}
+}
+
+// try is an attempt that finds out, within the TTL, whether etcd answers.
+func (c *Compat) try(ctx context.Context, name, value string) (*Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.client.ttl)
+	defer cancel()
+	return c.client.TryLock(ctx, name, value)
+}
+
+// answered returns a copy of ctx that also ends when etcd has not answered for the
+// TTL, with that error. A Client waits then, where the original returned.
+func (c *Compat) answered(ctx context.Context, name string) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	asked := make(chan struct{})
+	c.tasks.run(func() {
+		defer close(asked)
+		for sleep(ctx, c.client.ttl/3) == nil {
+			if _, err := c.get(ctx, name); err != nil && !errors.Is(err, ErrNotFound) {
+				cancel(errors.Unwrap(err)) // the call that it ends wraps it
+			}
+		}
+	})
+	return ctx, func() {
+		cancel(nil)
+		<-asked
+	}
+}
+
+// Watch tells the value of name: at once, then each change; "" if nobody holds it.
+// It blocks until something is sent to quit or quit is closed, and then returns
+// nil. Nothing waits for the reader of valueChanges: who reads late gets the newest.
+// It is never closed. Both channels may be nil.
+//
+// It returns an error if etcd has not answered for the TTL, and for what etcd
+// refuses, a bad name, and Close.
+//
+// Deprecated: use [Client.Watch].
+func (c *Compat) Watch(name string, valueChanges chan<- string, quit <-chan bool) error {
+	return relay(c, valueChanges, quit, func(ctx context.Context, tell func(string)) error {
+		ctx, stop := c.answered(ctx, name)
+		defer stop()
+		for state, err := range c.client.Watch(ctx, name) {
+			if err != nil {
+				return err
+			}
+			tell(state.Value)
+		}
+		return context.Cause(ctx)
+	})
+}
+
+// Get returns the value of name, or LockNotFound as it is, not wrapped. It blocks
+// until etcd has answered, at most for the TTL.
+//
+// Deprecated: use [Client.Get].
+func (c *Compat) Get(name string) (string, error) {
+	if c.broken != nil {
+		return "", c.broken
+	}
+	holder, err := c.get(c.ctx, name)
+	if errors.Is(err, ErrNotFound) {
+		return "", LockNotFound{name}
+	}
+	return holder.Value, err
+}
+
+// get is Client.Get for at most the TTL.
+func (c *Compat) get(ctx context.Context, name string) (Holder, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.client.ttl)
+	defer cancel()
+	return c.client.Get(ctx, name)
+}
+
+// relay runs work in a goroutine and passes on to out what it tells: the newest, and
+// only if it differs from the one before. It returns with what work returns, or with
+// nil once told to quit, and the goroutine has ended then.
+func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ctx context.Context, tell func(T)) error) error {
+	if c.broken != nil {
+		return c.broken
+	}
+	if !c.tasks.begin() {
+		return wrap("call", "", ErrClosed)
+	}
+	defer c.tasks.end()
+	select {
+	case <-quit:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	news, done := make(chan T), make(chan error, 1)
+	c.tasks.run(func() {
+		done <- work(ctx, func(v T) {
+			select {
+			case news <- v:
+			case <-ctx.Done():
+			}
+		})
+	})
+	var (
+		newest, told T
+		begun        bool             // something was told
+		to           chan<- T         // out while newest is yet to be told
+		failure      error            // of work
+		enough       <-chan time.Time // after a failure
+		closed       <-chan struct{}  // likewise
+	)
+	defer cancel()
+	for {
+		select {
+		case <-quit:
+			cancel()
+			if done != nil {
+				<-done
+			}
+			return nil
+		case v := <-news:
+			newest, to = v, nil
+			if !begun || v != told {
+				to = out
+			}
+			select {
+			case to <- newest: // a reader that is waiting misses nothing
+				told, begun, to = newest, true, nil
+			default:
+			}
+		case to <- newest:
+			told, begun, to = newest, true, nil
+		case failure = <-done:
+			done = nil
+			enough, closed = time.After(c.client.ttl), c.ctx.Done()
+		case <-enough:
+			return failure
+		case <-closed:
+		}
+		switch {
+		case done == nil && c.ctx.Err() != nil:
+			return wrap("call", "", ErrClosed)
+		case done == nil && to == nil:
+			return failure
+		}
+	}
+}
+
+// LockNotFound says that nobody holds the lock. It Is ErrNotFound.
+//
+// Deprecated: use ErrNotFound, or *NotFoundError.
+type LockNotFound struct{ name string }
+
+func (e LockNotFound) Error() string { return "Lock not found: " + e.name }
+
+// Is matches ErrNotFound.
+func (e LockNotFound) Is(target error) bool { return target == ErrNotFound }
+
+// LockDenied says that somebody else holds the lock. No call returns it: Lock tells
+// its owned channel. It Is ErrLocked.
+//
+// Deprecated: use ErrLocked, or *LockedError.
+type LockDenied struct{ name string }
+
+func (e LockDenied) Error() string { return "Lock attempt was denied: " + e.name }
+
+// Is matches ErrLocked.
+func (e LockDenied) Is(target error) bool { return target == ErrLocked }
