@@ -85,11 +85,19 @@ func (c *Compat) Lock(name, value string, owned chan<- bool, quit <-chan bool) e
 				pause = backoff{}
 			}
 			var lost *LostError
-			if !errors.As(err, &lost) || lost.Reason == Expired || pause.wait(ctx) != nil {
+			if !errors.As(err, &lost) || lost.Reason == Expired && !c.reachable(ctx, name) || pause.wait(ctx) != nil {
 				return err
 			}
 		}
 	})
+}
+
+// reachable tells whether etcd answers: then it was this process that had stopped.
+func (c *Compat) reachable(ctx context.Context, name string) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.client.ttl/3)
+	defer cancel()
+	_, err := c.get(ctx, name)
+	return err == nil || errors.Is(err, ErrNotFound)
 }
 
 // own locks name, tells so, and returns when the lock has ended, or cannot be had.
@@ -223,15 +231,23 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 		enough       <-chan time.Time // after a failure
 		closed       <-chan struct{}  // likewise
 	)
+	quitting := func() error {
+		cancel()
+		if done != nil {
+			<-done
+		}
+		return nil
+	}
 	defer cancel()
 	for {
+		select { // first of all: nothing is told after that
+		case <-quit:
+			return quitting()
+		default:
+		}
 		select {
 		case <-quit:
-			cancel()
-			if done != nil {
-				<-done
-			}
-			return nil
+			return quitting()
 		case v := <-news:
 			newest, to = v, nil
 			if !begun || v != told {

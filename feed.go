@@ -126,8 +126,10 @@ func (f *feed) probe(generation context.Context, patience time.Duration) error {
 	if err != nil {
 		return nil // it is not the stream that does not answer
 	}
-	for {
-		created, ok := <-c.etcd.Watch(ctx, c.keys.Records(), clientv3.WithCreatedNotify())
+	for pause := (backoff{}); ; {
+		one, stop := context.WithCancel(ctx)
+		defer stop() // the last one carries the progress
+		created, ok := <-c.etcd.Watch(one, c.keys.Records(), clientv3.WithCreatedNotify())
 		if !ok || created.Err() != nil {
 			return errors.Join(errWatchEnded, created.Err())
 		}
@@ -135,7 +137,8 @@ func (f *feed) probe(generation context.Context, patience time.Duration) error {
 			break
 		}
 		// The member at the other end is behind the others, or cut off from them.
-		if sleep(ctx, shortestPause) != nil {
+		stop()
+		if pause.wait(ctx) != nil {
 			return errWatchEnded
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -234,4 +235,46 @@ func TestACacheOutlivesARefusal(t *testing.T) {
 		holder, ok := cache.Get("a")
 		return ok && holder.Token == l.Token()
 	})
+}
+
+func TestAnAdoptedSessionThatIsLetGoRemovesWhatAnUnlockCouldNot(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	b := setup(t)
+	theirs, err := concurrency.NewSession(b.etcd, concurrency.WithTTL(int(ttl/time.Second)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = theirs.Close() })
+	var block atomic.Bool
+	writes := make(chan struct{})
+	c := newClient(t, b.server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
+		if _, ok := req.(*pb.TxnRequest); ok && block.Load() {
+			select {
+			case <-writes:
+			case <-ctx.Done():
+			}
+			return rpctypes.ErrGRPCTimeout
+		}
+		return call()
+	}), locker.WithTTL(ttl))
+	s, err := c.AdoptSession(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lock(t, c, "a", "v", locker.WithSession(s))
+	block.Store(true)
+	unlocked, closed := make(chan error, 1), make(chan error, 1)
+	go func() { unlocked <- l.Unlock(context.WithoutCancel(t.Context())) }()
+	<-time.After(ttl * 2 / 3) // the release has some of its time left, the session all of it
+	go func() { closed <- s.Close() }()
+	if err := receive(t, unlocked); err == nil {
+		t.Error("Unlock returned nil")
+	}
+	block.Store(false)
+	close(writes)
+	if err := receive(t, closed); err != nil {
+		t.Errorf("Close returned %v", err)
+	}
+	b.queued(t, "a", 0)
 }

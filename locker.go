@@ -331,7 +331,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	} else if !c.lines.tryJoin(name) {
 		return nil, c.lockedHere(ctx, name)
 	}
-	for {
+	for pause := (backoff{}); ; {
 		l := newLock(values, name, value)
 		if err := c.attach(ctx, l, session); err != nil {
 			c.lines.leave(name)
@@ -346,6 +346,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			// be queued goes with its lease.
 			l.end(err)
 			l.session.dismiss(l)
+			_ = pause.wait(ctx) // if it ends, the next attempt says so
 			continue
 		}
 		l.abandon(err)

@@ -11,7 +11,7 @@ func (c *Client) attach(ctx context.Context, l *Lock, session *Session) error {
 	if session != nil {
 		return session.admit(l)
 	}
-	for {
+	for pause := (backoff{}); ; {
 		c.mu.Lock()
 		shared := slices.Clone(c.shared)
 		c.mu.Unlock()
@@ -20,8 +20,12 @@ func (c *Client) attach(ctx context.Context, l *Lock, session *Session) error {
 				return nil
 			}
 		}
-		if err := c.share(ctx); err != nil {
+		switch err := c.share(ctx); {
+		case err == nil:
+		case !errors.Is(err, ErrLost) || ctx.Err() != nil:
 			return err
+		case pause.wait(ctx) != nil: // lost before it was of any use: open another
+			return c.interrupted(ctx)
 		}
 	}
 }
@@ -43,9 +47,6 @@ func (c *Client) share(ctx context.Context) error {
 	}
 	s := c.newSession(0)
 	if err := s.open(ctx); err != nil {
-		if errors.Is(err, ErrLost) && ctx.Err() == nil {
-			return nil // lost before it was of any use: open another
-		}
 		return err
 	}
 	c.addShared(s)

@@ -2,6 +2,7 @@ package locker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -14,13 +15,14 @@ import (
 func (l *Lock) take(ctx context.Context, try bool) error {
 	ctx, stop := either(ctx, l.ctx)
 	defer stop()
-	ahead, err := l.enqueue(ctx, try)
+	ahead, token, err := l.enqueue(ctx, try)
 	if err != nil {
 		return err
 	}
 	// Were another attempt still under way, and somebody deleted the entry, it could
-	// put it once more, behind others, and nobody would notice.
-	if l.puts.any() {
+	// put it once more, behind others, and nobody would notice. Once none is, the
+	// token is final, and so is what is ahead of it.
+	if l.puts.any() || l.token.Load() != token {
 		if err := l.settle(ctx); err != nil {
 			return err
 		}
@@ -35,10 +37,10 @@ func (l *Lock) take(ctx context.Context, try bool) error {
 }
 
 // enqueue puts the entry at the end of the queue, or, to try, only into an empty
-// queue. It returns the entries ahead of it, nearest first; more than near of them
-// means at least that many. It repeats itself until etcd has answered for certain
+// queue. It returns the entries ahead of it, nearest first, and the token of which
+// that is true; more than near of them means at least that many. It repeats itself until etcd has answered for certain
 // or ctx has ended. On error, an entry may have been left: withdraw removes it.
-func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error) {
+func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, token int64, err error) {
 	c, s := l.session.client, l.session
 	queue := c.keys.Queue(l.name)
 	free := clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)
@@ -61,32 +63,35 @@ func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, err error)
 			return resp, err
 		})
 		if err != nil {
-			return nil, s.diagnose(err)
+			return nil, 0, s.diagnose(err)
 		}
 		if resp.Succeeded {
-			if ahead, ok := l.rivals(found(resp, 1)); ok {
-				return ahead, nil
-			}
-			ahead, _, err := l.look(ctx)
-			return ahead, err
+			token = resp.Header.Revision
+			ahead, _ = l.rivals(found(resp, 1), token)
+			return ahead, token, nil
 		}
 		own, record, head := found(resp, 0), found(resp, 1), found(resp, 2)
 		switch {
 		case len(own) > 0: // by an attempt whose answer has not come
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision)
-			ahead, _, err := l.look(ctx)
-			return ahead, err
+			return nil, 0, nil // what is ahead is for take to look
 		case try && len(head) > 0:
-			return nil, &LockedError{Holder: holderOf(l.name, head[0])}
+			return nil, 0, &LockedError{Holder: holderOf(l.name, head[0])}
 		case len(record) == 0:
 			if err := s.writeRecord(ctx); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
+		case record[0].ModRevision < epoch:
+			s.finish(&LostError{Reason: Revoked, Cause: errBackInTime})
+			<-s.ctx.Done()
+			return nil, 0, context.Cause(s.ctx)
 		default:
 			s.learnEpoch(record[0].ModRevision)
 		}
 	}
 }
+
+var errBackInTime = errors.New("etcd has gone back to an earlier revision")
 
 // found returns what the i-th operation of a transaction read.
 func found(resp *clientv3.TxnResponse, i int) []*mvccpb.KeyValue {
@@ -124,6 +129,9 @@ func (l *Lock) withdraw() error {
 	ctx, cancel := context.WithTimeout(s.life, s.ttl)
 	defer cancel()
 	found, err := l.remove(ctx)
+	if err != nil {
+		s.orphan(l)
+	}
 	switch {
 	case err == nil && !found:
 		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
@@ -132,7 +140,6 @@ func (l *Lock) withdraw() error {
 	case s.ctx.Err() != nil:
 		return context.Cause(s.ctx)
 	}
-	s.orphan(l)
 	s.finish(&LostError{Reason: Revoked, Cause: err})
 	return err
 }

@@ -129,7 +129,8 @@ func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 // calls waiting on it return, and revokes the lease; an adopted session is only
 // let go, with its lease untouched and nothing of Locker's left on it. It blocks
 // until etcd has confirmed that, at most for the TTL: after that the lease has run
-// out by itself, and the error says that it was not confirmed. A session that was
+// out by itself (if it was not adopted), and the error says that it was not
+// confirmed. A session that was
 // lost, or closed before, may be closed as well.
 func (s *Session) Close() error {
 	s.finish(ErrClosed)
@@ -395,7 +396,7 @@ func (s *Session) run() {
 		s.burial = s.revoke(ctx)
 	}
 	if s.burial != nil {
-		s.client.log.Warn("session not confirmed gone; its lease runs out by itself", "lease", s.member, "error", s.burial)
+		s.client.log.Warn("session not confirmed gone", "lease", s.member, "error", s.burial)
 	}
 }
 
@@ -422,10 +423,8 @@ func (s *Session) letGo(ctx context.Context) error {
 		return ended(ctx, ctx.Err())
 	}
 	// First the record: without it, no put that is still under way can take effect.
-	if _, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}}); err != nil {
-		return err
-	}
-	var errs []error
+	_, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}})
+	errs := []error{err}
 	for _, l := range s.orphans {
 		_, err := l.remove(ctx)
 		errs = append(errs, err)

@@ -72,11 +72,12 @@ func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int
 // look reads which entries are ahead now, and at which revision that is so.
 func (l *Lock) look(ctx context.Context) (ahead []rival, revision int64, err error) {
 	c := l.session.client
-	resp, err := c.read(ctx, l.newest(clientv3.WithMaxCreateRev(l.token.Load())))
+	token := l.token.Load()
+	resp, err := c.read(ctx, l.newest(clientv3.WithMaxCreateRev(token)))
 	if err != nil {
 		return nil, 0, err
 	}
-	ahead, ok := l.rivals(resp.Kvs)
+	ahead, ok := l.rivals(resp.Kvs, token)
 	if !ok {
 		return nil, 0, l.gone(ctx)
 	}
@@ -95,8 +96,8 @@ type rival struct {
 const near = 4
 
 // rivals reads a list of entries, the newest first, that begins with l's own.
-func (l *Lock) rivals(kvs []*mvccpb.KeyValue) (ahead []rival, ok bool) {
-	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != l.token.Load() {
+func (l *Lock) rivals(kvs []*mvccpb.KeyValue, token int64) (ahead []rival, ok bool) {
+	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
 		return nil, false
 	}
 	for _, kv := range kvs[1:] {
