@@ -148,6 +148,9 @@ func (l *Lock) withdraw() error {
 // gives those under way the time to be answered: a fence costs the other puts of the
 // session another attempt.
 func (l *Lock) settle(ctx context.Context) error {
+	if !l.puts.any() {
+		return nil
+	}
 	landed, cancel := context.WithTimeout(ctx, l.session.client.patience)
 	l.puts.wait(landed)
 	cancel()
