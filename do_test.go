@@ -304,7 +304,9 @@ func TestCampaignsTakeTurns(t *testing.T) {
 				return err
 			})
 		}()
-		b.queued(t, "a", i+1)
+		if i < 2 { // the first waits for the last
+			b.queued(t, "a", i+1)
+		}
 	}
 	for i := range 3 {
 		if got := receive(t, order); got != i {

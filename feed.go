@@ -2,31 +2,23 @@ package locker
 
 import (
 	"context"
-	"errors"
-	"strconv"
 	"sync"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/metadata"
 )
 
-// feed is the one stream on which a client watches. etcd's client carries all
-// watches whose contexts have the same metadata on one stream, and keeps that
-// stream even if the member at its other end has stopped answering. So the feed
-// has a generation in the metadata of its watches, checks the stream from time to
-// time while somebody watches, and starts a new generation, which is a new stream
-// to another member, when it does not answer.
+// feed is where a client's watches come from: one stream for all of them, opened
+// when it is needed. A stream can stay silent because the member at its other end
+// has stopped, or was cut off from the others. So the feed checks it from time to
+// time while somebody watches, and drops it when it does not answer: the next is
+// opened to another member.
 type feed struct {
 	client *Client
 
-	mu         sync.Mutex // guards what follows; no request is made under it
-	generation int
-	ctx        context.Context // of the present generation
-	drop       context.CancelFunc
-	watches    int
-	checking   bool
-	seen       checkpoint
+	mu       sync.Mutex // guards what follows; no request is made under it
+	stream   *stream    // the present one, nil at first
+	checking bool
+	seen     checkpoint
+	kept     map[string]keptWatch // by key, for a while after their use
 }
 
 // checkpoint says: at that time, the cluster had reached that revision.
@@ -35,63 +27,78 @@ type checkpoint struct {
 	revision int64
 }
 
-func newFeed(c *Client) *feed {
-	f := &feed{client: c}
-	f.renew()
-	return f
-}
-
-// renew starts a generation. The caller has the mutex, or the feed for itself.
-func (f *feed) renew() {
-	f.generation++
-	// A member without a leader would stay silent: it has to refuse instead.
-	ctx := clientv3.WithRequireLeader(f.client.base)
-	ctx = metadata.AppendToOutgoingContext(ctx, "locker-feed", f.client.id+"."+strconv.Itoa(f.generation))
-	f.ctx, f.drop = context.WithCancel(ctx)
-}
-
-// watch is one watch on the feed.
-type watch struct {
-	events clientv3.WatchChan
-	close  func() // must be called
-}
+func newFeed(c *Client) *feed { return &feed{client: c, kept: make(map[string]keptWatch)} }
 
 // open starts a watch and returns once etcd has confirmed it: then it has
 // every change from now on. It is opened without a revision, because etcd serves
 // a watch that starts at or below the present one from a loop of 100 ms.
-func (f *feed) open(ctx context.Context, key string, opts ...clientv3.OpOption) (*watch, error) {
+func (f *feed) open(ctx context.Context, what watched) (*watch, error) {
 	f.mu.Lock()
-	f.watches++
+	if f.stream == nil || !f.stream.alive() {
+		f.stream = newStream(f.client)
+	}
+	stream := f.stream
 	if !f.checking {
 		f.checking = true
 		f.client.tasks.run(f.check)
 	}
-	generation := f.ctx
 	f.mu.Unlock()
-
-	wctx, cancel := context.WithCancel(generation)
-	stop := context.AfterFunc(ctx, cancel)
-	w := &watch{
-		events: f.client.etcd.Watch(wctx, key, append(opts, clientv3.WithCreatedNotify())...),
-		close: func() {
-			stop()
-			cancel()
-			f.mu.Lock()
-			f.watches--
-			f.mu.Unlock()
-		},
-	}
-	created, ok := <-w.events
-	if err := created.Err(); ok && err == nil {
-		return w, nil
-	} else {
+	w := stream.watch(what)
+	if _, err := w.next(ctx); err != nil { // the first answer is the confirmation
 		w.close()
-		return nil, errors.Join(errWatchEnded, err)
+		return nil, err
 	}
+	return w, nil
 }
 
-// errWatchEnded is what a watch ends with that is worth opening again.
-var errWatchEnded = errors.New("watch ended")
+// keptWatch is a watch that nobody uses at the moment.
+type keptWatch struct {
+	*watch
+	expiry *time.Timer
+}
+
+// linger is how long a watch is kept.
+const linger = time.Second
+
+// keep lets a watch live on for a while: whoever waited for a name and takes it
+// often is spared opening another.
+func (f *feed) keep(w *watch) {
+	f.again(w.key).close()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept[w.key] = keptWatch{w, time.AfterFunc(linger, func() {
+		f.mu.Lock()
+		expired := f.kept[w.key].watch == w
+		if expired {
+			delete(f.kept, w.key)
+		}
+		f.mu.Unlock()
+		if expired {
+			w.close()
+		}
+	})}
+}
+
+// keeps reports whether a watch of key is kept.
+func (f *feed) keeps(key string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, ok := f.kept[key]
+	return ok
+}
+
+// again returns the watch of key that was kept, nil if there is none. Whoever asks
+// is the only one to use the key.
+func (f *feed) again(key string) *watch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w, ok := f.kept[key]
+	if ok {
+		delete(f.kept, key)
+		w.expiry.Stop()
+	}
+	return w.watch
+}
 
 // check looks after the stream, until the client ends.
 func (f *feed) check() {
@@ -99,53 +106,51 @@ func (f *feed) check() {
 	interval := c.ttl / 4
 	for sleep(c.ctx, interval) == nil {
 		f.mu.Lock()
-		idle, generation := f.watches == 0, f.ctx
+		stream := f.stream
 		f.mu.Unlock()
-		if idle {
+		if !stream.busy() {
 			continue
 		}
-		if err := f.probe(generation, interval); err != nil && c.ctx.Err() == nil {
+		if err := f.probe(stream, interval); err != nil && c.ctx.Err() == nil {
 			c.log.Debug("watch stream does not answer, opening another", "error", err)
-			f.mu.Lock()
-			f.drop()
-			f.renew()
-			f.mu.Unlock()
+			stream.end()
 		}
 	}
 }
 
 // probe has the stream confirm a watch, which it does in turn with all others, and
 // asks etcd to tell all watches on the stream which revision they have reached.
-func (f *feed) probe(generation context.Context, patience time.Duration) error {
+func (f *feed) probe(s *stream, patience time.Duration) error {
 	c := f.client
-	ctx, cancel := context.WithTimeout(generation, patience)
+	ctx, cancel := context.WithTimeout(c.ctx, patience)
 	defer cancel()
-	defer context.AfterFunc(c.ctx, cancel)()
 	at := time.Now()
-	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Records(), clientv3.WithKeysOnly()))
+	resp, err := c.read(ctx, revisionsOf(c.keys.Records()))
 	if err != nil {
 		return nil // it is not the stream that does not answer
 	}
 	for pause := (backoff{}); ; {
-		one, stop := context.WithCancel(ctx)
-		defer stop() // the last one carries the progress
-		created, ok := <-c.etcd.Watch(one, c.keys.Records(), clientv3.WithCreatedNotify())
-		if !ok || created.Err() != nil {
-			return errors.Join(errWatchEnded, created.Err())
+		w := s.watch(watched{key: c.keys.Records()})
+		created, err := w.next(ctx)
+		if err != nil {
+			w.close()
+			return err
 		}
 		if created.Header.Revision >= resp.Header.Revision {
+			defer w.close() // it carries the progress
 			break
 		}
+		w.close()
 		// The member at the other end is behind the others, or cut off from them.
-		stop()
-		if pause.wait(ctx) != nil {
-			return errWatchEnded
+		if err := pause.wait(ctx); err != nil {
+			return err
 		}
 	}
 	f.mu.Lock()
 	f.seen = checkpoint{at, resp.Header.Revision}
 	f.mu.Unlock()
-	return c.etcd.RequestProgress(ctx)
+	s.progress()
+	return nil
 }
 
 // checkpoint returns the last one.

@@ -200,7 +200,11 @@ func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
 	}
 	queues := make(map[string][]int64) // create revisions, by queue
 	created := make(map[string]int64)  // by key
-	heads := make(map[int64]bool)
+	type head struct {
+		queue string
+		token int64
+	}
+	heads := make(map[head]bool)
 	for answer := range b.etcd.Watch(ctx, "locker/", clientv3.WithPrefix(), clientv3.WithRev(1), clientv3.WithProgressNotify()) {
 		if answer.Err() != nil {
 			t.Fatal(answer.Err())
@@ -215,7 +219,7 @@ func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
 				queues[queue] = append(queues[queue], ev.Kv.CreateRevision)
 			}
 			if len(queues[queue]) > 0 {
-				heads[queues[queue][0]] = true
+				heads[head{queue, queues[queue][0]}] = true
 			}
 		}
 		if last := len(answer.Events); last > 0 && answer.Events[last-1].Kv.ModRevision >= now.Header.Revision {
@@ -226,8 +230,8 @@ func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
 	for i := range h.names {
 		for _, token := range h.names[i].tokens {
 			reported++
-			if !heads[token] {
-				t.Errorf("the hold with token %d was never the head of its queue", token)
+			if queue := fmt.Sprintf("locker/name-%d%%2Fx", i); !heads[head{queue, token}] {
+				t.Errorf("the hold with token %d was never the head of %s", token, queue)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -15,6 +16,8 @@ import (
 // lease of a session. It ends by Unlock or by a loss and is never acquired again.
 // All methods are safe for concurrent use; those without a context do not block.
 type Lock struct {
+	client  *Client
+	wants   *Session // of WithSession; nil for a shared one
 	session *Session
 	name    string
 	key     string
@@ -22,12 +25,18 @@ type Lock struct {
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
-	puts puts // of the entry, that may take effect yet
+	turn   chan struct{} // closed when it is the one in front of the client's line
+	turned bool          // whether it is; guarded by the mutex of the lines
+	turns  int           // of goroutines in a row that share the entry, this one included
+	puts   puts          // of the entry, that may take effect yet
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
 	value    string
-	modified int64 // mod revision at which the entry had value
+	modified int64   // mod revision at which the entry had value
+	revalued bool    // by SetValue, or perhaps
+	placed   bool    // it is known what was ahead of the entry when it was put
+	ahead    []rival // of it then, the nearest first; more than near mean at least that many
 }
 
 // phase is where in its life a Lock is. Whoever ends it finds out what it was: the
@@ -43,8 +52,8 @@ const (
 
 // newLock returns a lock that is yet to be attached to a session. Its context keeps
 // the values of ctx, but nothing of its end.
-func newLock(ctx context.Context, name, value string) *Lock {
-	l := &Lock{name: name, value: value}
+func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
+	l := &Lock{client: c, wants: wants, name: name, value: value, turns: 1}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }
@@ -105,6 +114,9 @@ func (l *Lock) Guard() []clientv3.Cmp {
 	return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())}
 }
 
+// standing is Guard in etcd's own message.
+func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
+
 // Commit applies all ops in one transaction, or none of them if the lock is no
 // longer held: etcd itself decides, so not even a holder that was stopped for an
 // hour can write with it. It blocks until etcd has answered; ctx bounds that, and
@@ -120,7 +132,10 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 		return nil, wrap(op, l.name, err)
 	}
 	defer end()
-	resp, err := l.session.client.etcd.Txn(ctx).If(l.Guard()...).Then(ops...).Commit()
+	// The read keeps etcd from deciding a transaction without writes by what the member
+	// asked happens to know.
+	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
+	resp, err := l.client.etcd.Txn(ctx).If(l.Guard()...).Then(ops...).Else(check).Commit()
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, wrap(op, l.name, ended(ctx, err))
@@ -147,13 +162,15 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 	defer end()
 	for {
 		l.mu.Lock()
-		modified := l.modified
+		revision := l.modified
+		l.revalued = true
 		l.mu.Unlock()
 		// The mod revision orders the writes: one that comes late is refused.
-		resp, first, err := l.session.client.commit(ctx, txn{
-			when:      append(l.Guard(), clientv3.Compare(clientv3.ModRevision(l.key), "=", modified)),
-			then:      []clientv3.Op{clientv3.OpPut(l.key, value, clientv3.WithLease(l.session.lease))},
-			otherwise: []clientv3.Op{clientv3.OpGet(l.key)},
+		resp, first, err := l.client.commit(ctx, txn{
+			name:      l.name,
+			when:      []*pb.Compare{l.standing(), modified(l.key, revision)},
+			then:      []*pb.RequestOp{put(l.key, value, l.session.lease)},
+			otherwise: []*pb.RequestOp{within(one(l.key))},
 		})
 		if errors.Is(err, errBuried) {
 			return wrap(op, l.name, context.Cause(l.ctx)) // the value went with the lease
@@ -197,7 +214,7 @@ func (l *Lock) learn(value string, modified int64) {
 // ErrClosed if its Client or Session was closed.
 func (l *Lock) Unlock(ctx context.Context) error {
 	const op = "unlock"
-	c := l.session.client
+	c := l.client
 	l.session.check()
 	if l.end(ErrReleased) != held {
 		<-l.ctx.Done() // whoever ended it is about to say why
@@ -205,21 +222,28 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	}
 	if !c.tasks.begin() {
 		l.session.orphan(l)
-		l.depart()
+		l.depart(nil)
 		return wrap(op, l.name, ErrClosed)
 	}
 	defer c.tasks.end()
-	result := make(chan error, 1)
-	c.tasks.run(func() { result <- l.withdraw() })
-	select {
-	case err := <-result:
-		return wrap(op, l.name, err)
-	case <-ctx.Done():
+	heir := c.lines.call(l.name)
+	if heir != nil && l.share(heir) {
+		return nil
 	}
-	if errors.Is(context.Cause(ctx), ErrReleased) {
-		return wrap(op, l.name, <-result) // ctx is of the hold that has just ended
+	bounded, cancel := context.WithTimeout(l.session.life, l.session.ttl)
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	found, err := l.remove(bounded, heir)
+	switch {
+	case err == nil || ctx.Err() == nil:
+		err = l.conclude(heir, found, err)
+	case errors.Is(context.Cause(ctx), ErrReleased): // ctx is of the hold that has just ended
+		err = l.withdraw(heir, true)
+	default:
+		c.tasks.run(func() { _ = l.withdraw(heir, true) })
+		err = ended(ctx, c.explain(ctx.Err()))
 	}
-	return wrap(op, l.name, ended(ctx, ctx.Err()))
+	return wrap(op, l.name, err)
 }
 
 // begin starts a call that needs the hold. If the hold ends during the call, etcd
@@ -232,7 +256,7 @@ func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if l.ctx.Err() != nil {
 		return nil, nil, context.Cause(l.ctx)
 	}
-	ctx, end, err := l.session.client.begin(ctx)
+	ctx, end, err := l.client.begin(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -252,19 +276,32 @@ func (l *Lock) end(cause error) phase {
 	return was
 }
 
+// giveUp ends the lock if it is still queued.
+func (l *Lock) giveUp(cause error) {
+	l.mu.Lock()
+	was := l.phase
+	if was == queued {
+		l.phase = over
+	}
+	l.mu.Unlock()
+	if was == queued {
+		l.cancel(cause)
+	}
+}
+
 // gone ends the lock because its entry is not in the queue any more, and returns
 // why the lock ended. It asks whether the lease is gone as well: then so are all
 // other locks of the session.
 func (l *Lock) gone(ctx context.Context) error {
 	s := l.session
-	ctx, cancel := context.WithTimeout(ctx, s.client.patience)
+	ctx, cancel := context.WithTimeout(ctx, l.client.patience)
 	defer cancel()
-	if resp, err := s.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
+	if resp, err := l.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
 		s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
 	} else {
 		lost := &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
 		if l.end(lost) == held {
-			s.client.log.Warn("lock deleted by somebody else", "name", l.name, "token", lost.Token)
+			l.client.log.Warn("lock deleted by somebody else", "name", l.name, "token", lost.Token)
 			l.leave()
 		}
 	}

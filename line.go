@@ -12,43 +12,58 @@ import (
 // at most one entry in the queue of a name.
 type lines struct {
 	mu     sync.Mutex            // guards the map and the lists
-	byName map[string]*list.List // of chan struct{}, those behind the front; the list is nil while there are none
+	byName map[string]*list.List // of *Lock, those behind the front; the list is nil while there are none
 }
 
 func (q *lines) init() { q.byName = make(map[string]*list.List) }
 
-// join waits for the turn. On error there is nothing to leave.
-func (q *lines) join(ctx context.Context, name string) error {
+// join waits for l's turn. On error l is not in line any more; mine tells that it
+// was given the turn nevertheless, or is about to be.
+func (q *lines) join(ctx context.Context, l *Lock) (mine bool, err error) {
 	q.mu.Lock()
-	behind, taken := q.byName[name]
+	behind, taken := q.byName[l.name]
 	if !taken {
-		q.byName[name] = nil
+		q.byName[l.name] = nil
 		q.mu.Unlock()
-		return nil
+		return true, nil
 	}
 	if behind == nil {
 		behind = list.New()
-		q.byName[name] = behind
+		q.byName[l.name] = behind
 	}
-	turn := make(chan struct{})
-	place := behind.PushBack(turn)
+	l.turn = make(chan struct{})
+	place := behind.PushBack(l)
 	q.mu.Unlock()
 
 	select {
-	case <-turn:
-		return nil
+	case <-l.turn:
+		return true, nil
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
-	select {
-	case <-turn: // it came at the same moment: pass it on
-		q.mu.Unlock()
-		q.leave(name)
-	default:
-		behind.Remove(place)
-		q.mu.Unlock()
+	defer q.mu.Unlock()
+	before := behind.Len()
+	behind.Remove(place) // unless it was called
+	return behind.Len() == before, context.Cause(ctx)
+}
+
+// waitInLine waits until l is the one in front of the client's line.
+func (l *Lock) waitInLine(ctx context.Context) error {
+	c := l.client
+	ctx, stop := either(ctx, c.ctx)
+	defer stop()
+	if l.wants != nil {
+		ctx, stop = either(ctx, l.wants.ctx)
+		defer stop()
 	}
-	return context.Cause(ctx)
+	mine, err := c.lines.join(ctx, l)
+	if err == nil {
+		return nil
+	}
+	if mine {
+		l.decline(err)
+	}
+	return c.interrupted(ctx)
 }
 
 // tryJoin takes the turn if nobody has it.
@@ -62,13 +77,31 @@ func (q *lines) tryJoin(name string) bool {
 	return true
 }
 
-// leave gives the turn to the next in line.
-func (q *lines) leave(name string) {
+// call takes the next out of the line, nil if there is none. It has yet to be
+// given the turn.
+func (q *lines) call(name string) *Lock {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if behind := q.byName[name]; behind != nil && behind.Len() > 0 {
-		close(behind.Remove(behind.Front()).(chan struct{}))
+		return behind.Remove(behind.Front()).(*Lock)
+	}
+	return nil
+}
+
+// leave gives the turn to the one that was called, unless it has it already, or else
+// to the next in line.
+func (q *lines) leave(name string, called *Lock) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if behind := q.byName[name]; called == nil && behind != nil && behind.Len() > 0 {
+		called = behind.Remove(behind.Front()).(*Lock)
+	}
+	if called == nil {
+		delete(q.byName, name)
 		return
 	}
-	delete(q.byName, name)
+	if !called.turned {
+		called.turned = true
+		close(called.turn)
+	}
 }

@@ -26,28 +26,31 @@ func newLines() *lines {
 	return q
 }
 
+// of returns a lock that has a place in line, and nothing else.
+func of(name string) *Lock { return &Lock{name: name} }
+
 func TestALineServesInOrderOfArrival(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, ctx := newLines(), t.Context()
-		if err := q.join(ctx, "a"); err != nil {
+		if _, err := q.join(ctx, of("a")); err != nil {
 			t.Fatal(err)
 		}
 		var served []int
 		for i := range 10 {
 			go func() {
-				if err := q.join(ctx, "a"); err != nil {
+				if _, err := q.join(ctx, of("a")); err != nil {
 					t.Error(err)
 				}
 				served = append(served, i)
-				q.leave("a")
+				q.leave("a", nil)
 			}()
 			synctest.Wait()
 		}
 		if len(served) > 0 || q.waiting("a") != 10 {
 			t.Fatalf("served %v, waiting %d", served, q.waiting("a"))
 		}
-		q.leave("a")
+		q.leave("a", nil)
 		synctest.Wait()
 		if !slices.Equal(served, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}) {
 			t.Errorf("served %v", served)
@@ -62,14 +65,14 @@ func TestWhoLeavesALineWaitingIsSkipped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, tired := newLines(), errors.New("tired")
-		if err := q.join(t.Context(), "a"); err != nil {
+		if _, err := q.join(t.Context(), of("a")); err != nil {
 			t.Fatal(err)
 		}
 		results, cancels := make([]error, 3), make([]context.CancelCauseFunc, 3)
 		for i := range results {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cancels[i], results[i] = cancel, errors.New("still waiting")
-			go func() { results[i] = q.join(ctx, "a") }()
+			go func() { _, results[i] = q.join(ctx, of("a")) }()
 			synctest.Wait()
 		}
 		cancels[1](tired)
@@ -81,13 +84,13 @@ func TestWhoLeavesALineWaitingIsSkipped(t *testing.T) {
 			if results[i] == nil {
 				t.Errorf("%d was served before its turn", i)
 			}
-			q.leave("a")
+			q.leave("a", nil)
 			synctest.Wait()
 			if results[i] != nil {
 				t.Errorf("%d was not served: %v", i, results[i])
 			}
 		}
-		q.leave("a")
+		q.leave("a", nil)
 		if !q.tryJoin("a") {
 			t.Error("the line is not free in the end")
 		}
@@ -101,18 +104,18 @@ func TestATurnThatComesWithTheEndOfTheContextIsNotLost(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
 			q := newLines()
-			if err := q.join(t.Context(), "a"); err != nil {
+			if _, err := q.join(t.Context(), of("a")); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				if q.join(ctx, "a") == nil {
-					q.leave("a")
+				if mine, _ := q.join(ctx, of("a")); mine {
+					q.leave("a", nil)
 				}
 			}()
 			synctest.Wait()
 			cancel() // it is on its way out when its turn comes
-			q.leave("a")
+			q.leave("a", nil)
 			synctest.Wait()
 			if !q.tryJoin("a") {
 				t.Fatal("nobody has the turn, and nobody can take it")
@@ -130,7 +133,7 @@ func TestTryingDoesNotJumpTheLine(t *testing.T) {
 	if !q.tryJoin("b") {
 		t.Error("another name is in the way")
 	}
-	q.leave("a")
+	q.leave("a", nil)
 	if !q.tryJoin("a") {
 		t.Error("it is still taken")
 	}

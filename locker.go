@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
-	"strconv"
+	"reflect"
 	"sync"
 	"time"
 
@@ -22,11 +21,12 @@ import (
 // take turns in order of arrival.
 type Client struct {
 	etcd    *clientv3.Client
+	kv      pb.KVClient    // of etcd, with its retries
 	leases  pb.LeaseClient // of etcd, for what its Lease interface cannot do
-	id      string
 	keys    key.Space
 	ttl     time.Duration
 	margin  time.Duration // 0: a tenth of the TTL
+	turns   int           // of goroutines in a row that share a hold
 	log     *slog.Logger
 	process string // what stands in the records of the sessions
 
@@ -39,6 +39,7 @@ type Client struct {
 	tasks tasks
 
 	lines lines
+	group group
 	feed  *feed
 
 	opening  chan struct{} // has an item while a shared session is being opened
@@ -51,17 +52,21 @@ type Client struct {
 // New returns a Client over etcd, which it borrows: the caller closes it, after
 // the Client. It makes no request and starts no goroutine.
 //
-// Errors: ErrInvalid as *InvalidError for a nil client or a bad option.
+// Errors: ErrInvalid as *InvalidError for a nil client, one whose Watcher was
+// replaced (as etcd's namespace package does), or a bad option.
 func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	const op = "new client"
 	if etcd == nil {
 		return nil, wrap(op, "", &InvalidError{"client", "nil", "an etcd client is needed"})
 	}
+	if reflect.TypeOf(etcd.Watcher) != reflect.TypeOf(clientv3.NewWatcher(etcd)) {
+		return nil, wrap(op, "", &InvalidError{"client", "with a wrapped Watcher", "leases and watches pass it by; for a namespace there is WithPrefix"})
+	}
 	c := &Client{
 		etcd:     etcd,
-		id:       strconv.FormatUint(rand.Uint64(), 16),
 		keys:     key.NewSpace(DefaultPrefix),
 		ttl:      DefaultTTL,
+		turns:    1,
 		log:      slog.New(slog.DiscardHandler),
 		process:  string(thisProcess()),
 		opening:  make(chan struct{}, 1),
@@ -75,9 +80,11 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	if c.margin > c.ttl/2 {
 		return nil, wrap(op, "", &InvalidError{"safety margin", c.margin.String(), "it must be at most half the TTL of " + c.ttl.String()})
 	}
+	c.kv = clientv3.RetryKVClient(etcd)
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
 	c.patience = min(max(c.ttl/8, 200*time.Millisecond), 2*time.Second)
 	c.lines.init()
+	c.group = group{client: c, limit: maxTogether}
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.feed = newFeed(c)
@@ -245,7 +252,7 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 		return nil, wrap(op, prefix, err)
 	}
 	defer end()
-	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Below(prefix), clientv3.WithPrefix()))
+	resp, err := c.read(ctx, allBelow(c.keys.Below(prefix)))
 	if err != nil {
 		return nil, wrap(op, prefix, err)
 	}
@@ -271,7 +278,7 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 		return nil, wrap(op, "", err)
 	}
 	defer end()
-	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Records(), clientv3.WithPrefix()))
+	resp, err := c.read(ctx, allBelow(c.keys.Records()))
 	if err != nil {
 		return nil, wrap(op, "", err)
 	}
@@ -313,29 +320,29 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	if err != nil {
 		return nil, err
 	}
-	values := ctx
-	ctx, end, err := c.begin(ctx)
-	if err != nil {
-		return nil, err
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
-	defer end()
-	if session != nil {
-		var stop func()
-		ctx, stop = either(ctx, session.ctx)
-		defer stop()
+	if !c.tasks.begin() {
+		return nil, ErrClosed
 	}
-	if !try {
-		if c.lines.join(ctx, name) != nil {
-			return nil, c.interrupted(ctx)
-		}
-	} else if !c.lines.tryJoin(name) {
+	defer c.tasks.end()
+	l := c.newLock(ctx, name, value, session)
+	switch {
+	case c.lines.tryJoin(name):
+	case try:
 		return nil, c.lockedHere(ctx, name)
-	}
-	for pause := (backoff{}); ; {
-		l := newLock(values, name, value)
-		if err := c.attach(ctx, l, session); err != nil {
-			c.lines.leave(name)
+	default:
+		if err := l.waitInLine(ctx); err != nil {
 			return nil, err
+		}
+	}
+	for pause := (backoff{}); ; l = c.newLock(ctx, name, value, session) {
+		if l.session == nil { // else by whoever handed the name over
+			if err := c.attach(ctx, l); err != nil {
+				c.lines.leave(name, nil)
+				return nil, err
+			}
 		}
 		err := l.take(ctx, try)
 		if err == nil {
@@ -356,6 +363,8 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 
 // lockedHere is TryLock's error when a goroutine of this client has the name.
 func (c *Client) lockedHere(ctx context.Context, name string) error {
+	ctx, stop := either(ctx, c.ctx)
+	defer stop()
 	holder, err := c.get(ctx, name)
 	if errors.Is(err, ErrNotFound) {
 		holder, err = Holder{Name: name}, nil
@@ -367,7 +376,7 @@ func (c *Client) lockedHere(ctx context.Context, name string) error {
 }
 
 func (c *Client) get(ctx context.Context, name string) (Holder, error) {
-	resp, err := c.read(ctx, clientv3.OpGet(c.keys.Queue(name), clientv3.WithFirstCreate()...))
+	resp, err := c.read(ctx, oldestBelow(c.keys.Queue(name)))
 	if err != nil {
 		return Holder{}, err
 	}
@@ -378,9 +387,11 @@ func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 }
 
 // read is one linearizable read.
-func (c *Client) read(ctx context.Context, op clientv3.Op) (*clientv3.GetResponse, error) {
-	resp, err := ask(ctx, c, func(ctx context.Context) (clientv3.OpResponse, error) { return c.etcd.Do(ctx, op) })
-	return resp.Get(), err
+func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return ask(ctx, c, func(ctx context.Context) (*pb.RangeResponse, error) {
+		resp, err := c.kv.Range(ctx, request, callOptions...)
+		return resp, clientv3.ContextError(ctx, err)
+	})
 }
 
 func holderOf(name string, head *mvccpb.KeyValue) Holder {

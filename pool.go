@@ -6,20 +6,16 @@ import (
 	"slices"
 )
 
-// attach attaches l to the session, or to a shared one that has room.
-func (c *Client) attach(ctx context.Context, l *Lock, session *Session) error {
-	if session != nil {
-		return session.admit(l)
+// attach attaches l to the session that it wants, or to a shared one that has room,
+// if need be a new one.
+func (c *Client) attach(ctx context.Context, l *Lock) error {
+	err := c.attachNow(l)
+	if err == nil || l.wants != nil {
+		return err
 	}
-	for pause := (backoff{}); ; {
-		c.mu.Lock()
-		shared := slices.Clone(c.shared)
-		c.mu.Unlock()
-		for _, s := range slices.Backward(shared) {
-			if s.admit(l) == nil {
-				return nil
-			}
-		}
+	ctx, stop := either(ctx, c.ctx)
+	defer stop()
+	for pause := (backoff{}); err != nil; err = c.attachNow(l) {
 		switch err := c.share(ctx); {
 		case err == nil:
 		case !errors.Is(err, ErrLost) || ctx.Err() != nil:
@@ -28,6 +24,24 @@ func (c *Client) attach(ctx context.Context, l *Lock, session *Session) error {
 			return c.interrupted(ctx)
 		}
 	}
+	return nil
+}
+
+// attachNow is attach without a request.
+func (c *Client) attachNow(l *Lock) error {
+	if l.wants != nil {
+		return l.wants.admit(l)
+	}
+	c.mu.Lock()
+	shared := slices.Clone(c.shared)
+	c.mu.Unlock()
+	err := ErrSessionFull
+	for _, s := range slices.Backward(shared) {
+		if err = s.admit(l); err == nil {
+			break
+		}
+	}
+	return err
 }
 
 // share opens another shared session, unless one has room. One goroutine at a time

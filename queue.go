@@ -3,142 +3,197 @@ package locker
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 )
 
-// take acquires the lock: it joins the queue and, unless it only tries, waits for
-// its turn. On error abandon must follow.
-func (l *Lock) take(ctx context.Context, try bool) error {
-	ctx, stop := either(ctx, l.ctx)
-	defer stop()
-	ahead, token, err := l.enqueue(ctx, try)
-	if err != nil {
-		return err
+// take acquires the lock: it joins the queue, unless it was put there by its
+// predecessor, and waits for its turn. On error abandon must follow.
+func (l *Lock) take(caller context.Context, try bool) error {
+	// While it is queued, the lock's own context ends with that of the caller.
+	defer context.AfterFunc(caller, func() { l.giveUp(context.Cause(caller)) })()
+	ctx := l.ctx
+	if l.token.Load() == 0 {
+		if err := l.enqueue(ctx, try); err != nil {
+			return err
+		}
 	}
 	// Were another attempt still under way, and somebody deleted the entry, it could
 	// put it once more, behind others, and nobody would notice. Once none is, the
 	// token is final, and so is what is ahead of it.
-	if l.puts.any() || l.token.Load() != token {
-		if err := l.settle(ctx); err != nil {
-			return err
-		}
-		if ahead, _, err = l.look(ctx); err != nil {
-			return err
-		}
+	if err := l.settle(ctx); err != nil {
+		return err
 	}
-	if err := l.awaitTurn(ctx, ahead); err != nil {
+	if err := l.awaitTurn(ctx); err != nil {
 		return err
 	}
 	return l.hold()
 }
 
 // enqueue puts the entry at the end of the queue, or, to try, only into an empty
-// queue. It returns the entries ahead of it, nearest first, and the token of which
-// that is true; more than near of them means at least that many. It repeats itself until etcd has answered for certain
-// or ctx has ended. On error, an entry may have been left: withdraw removes it.
-func (l *Lock) enqueue(ctx context.Context, try bool) (ahead []rival, token int64, err error) {
-	c, s := l.session.client, l.session
-	queue := c.keys.Queue(l.name)
-	free := clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)
-	if try {
-		free = clientv3.Compare(clientv3.CreateRevision(queue), "=", 0).WithPrefix()
+// queue. It repeats itself until etcd has answered for certain or ctx has ended. On
+// error, an entry may have been left: withdraw removes it.
+func (l *Lock) enqueue(ctx context.Context, try bool) error {
+	c, s := l.client, l.session
+	var t txn
+	if try || !c.feed.keeps(l.queue()) {
+		t = l.taking(try) // it has not been waited for lately, so it is probably free
+	} else {
+		t = l.joining()
 	}
 	for {
-		epoch := s.currentEpoch()
-		resp, _, err := insist(ctx, c, c.base, l.puts.begin, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			resp, err := c.submit(ctx, txn{
-				when:      []clientv3.Cmp{s.inEpoch(epoch), free},
-				then:      []clientv3.Op{clientv3.OpPut(l.key, l.value, clientv3.WithLease(s.lease)), l.newest()},
-				otherwise: []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly()), clientv3.OpGet(s.record(), clientv3.WithKeysOnly()), clientv3.OpGet(queue, clientv3.WithFirstCreate()...)},
-			})
-			if err == nil && resp.Succeeded {
-				l.queuedAt(resp.Header.Revision, resp.Header.Revision)
-			}
-			// Not before the token is set: whoever cleans up looks at both.
-			l.puts.end(err == nil || !transient(err))
-			return resp, err
-		})
-		if err != nil {
-			return nil, 0, s.diagnose(err)
-		}
-		if resp.Succeeded {
-			token = resp.Header.Revision
-			ahead, _ = l.rivals(found(resp, 1), token)
-			return ahead, token, nil
+		t.epoch = s.currentEpoch()
+		resp, _, err := insist(ctx, c, c.writes(t, l.puts.begin, l.landed))
+		switch {
+		case err != nil:
+			return s.diagnose(err)
+		case resp.Succeeded:
+			return nil
+		case t.otherwise == nil:
+			t = l.joining()
+			continue
 		}
 		own, record, head := found(resp, 0), found(resp, 1), found(resp, 2)
 		switch {
 		case len(own) > 0: // by an attempt whose answer has not come
-			l.queuedAt(own[0].CreateRevision, own[0].ModRevision)
-			return nil, 0, nil // what is ahead is for take to look
+			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, nil, false)
+			return nil
 		case try && len(head) > 0:
-			return nil, 0, &LockedError{Holder: holderOf(l.name, head[0])}
+			return &LockedError{Holder: holderOf(l.name, head[0])}
 		case len(record) == 0:
 			if err := s.writeRecord(ctx); err != nil {
-				return nil, 0, err
+				return err
 			}
-		case record[0].ModRevision < epoch:
+		case record[0].ModRevision < t.epoch:
 			s.finish(&LostError{Reason: Revoked, Cause: errBackInTime})
 			<-s.ctx.Done()
-			return nil, 0, context.Cause(s.ctx)
+			return context.Cause(s.ctx)
 		default:
 			s.learnEpoch(record[0].ModRevision)
 		}
 	}
 }
 
+// taking is the transaction that puts the entry if the queue is empty, and to try, else
+// reads why not.
+func (l *Lock) taking(try bool) txn {
+	t := txn{name: l.name, session: l.session, when: []*pb.Compare{noneBelow(l.queue())}, then: []*pb.RequestOp{l.entry()}}
+	if try {
+		t.otherwise = l.reasons()
+	}
+	return t
+}
+
+// joining is the transaction that puts the entry at the end of the queue and reads
+// what is ahead of it.
+func (l *Lock) joining() txn {
+	return txn{
+		name:      l.name,
+		session:   l.session,
+		when:      []*pb.Compare{created(l.key, 0)},
+		then:      []*pb.RequestOp{l.entry(), within(l.newest(0))},
+		otherwise: l.reasons(),
+	}
+}
+
+func (l *Lock) entry() *pb.RequestOp { return put(l.key, l.value, l.session.lease) }
+
+// reasons reads why the entry was not put.
+func (l *Lock) reasons() []*pb.RequestOp {
+	return []*pb.RequestOp{
+		within(revisionsOf(l.key)),
+		within(revisionsOf(l.session.record())),
+		within(oldestBelow(l.queue())),
+	}
+}
+
+// landed takes in the outcome of an attempt to put the entry. If what is ahead was not
+// read, the queue was empty.
+func (l *Lock) landed(resp *pb.TxnResponse, err error) {
+	if err == nil && resp.Succeeded {
+		token := resp.Header.Revision
+		ahead, known := []rival(nil), true
+		if list := resp.Responses[len(resp.Responses)-1].GetResponseRange(); list != nil {
+			ahead, known = l.rivals(list.Kvs, token)
+		}
+		l.queuedAt(token, token, ahead, known)
+	}
+	// Not before the token is set: whoever cleans up looks at both.
+	l.puts.end(err == nil || !transient(err) || errors.Is(err, errUnsent))
+}
+
 var errBackInTime = errors.New("etcd has gone back to an earlier revision")
 
 // found returns what the i-th operation of a transaction read.
-func found(resp *clientv3.TxnResponse, i int) []*mvccpb.KeyValue {
+func found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
 	return resp.Responses[i].GetResponseRange().Kvs
 }
 
-// queuedAt notes that the entry is in the queue. Of several, put one after the other
-// had been deleted, the newest is the one that may be there.
-func (l *Lock) queuedAt(created, modified int64) {
+// queuedAt notes that the entry is in the queue, and what was ahead of it when it was
+// put, if that is known. Of several entries, put one after the other had been deleted,
+// the newest is the one that may be there.
+func (l *Lock) queuedAt(created, modified int64, ahead []rival, known bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if created > l.token.Load() {
 		l.token.Store(created)
 		l.modified = modified
 	}
+	if created == l.token.Load() || !known {
+		l.ahead, l.placed = ahead, known
+	}
+}
+
+// place returns what was ahead of the entry at a revision, 0 if that is not known.
+func (l *Lock) place() (ahead []rival, revision int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.placed {
+		return nil, 0
+	}
+	return slices.Clone(l.ahead), l.token.Load()
 }
 
 // release deletes the entry, this incarnation of it and no other, and reports
 // whether it was there until then. It is a transaction without a put, which etcd
 // accepts even when it has run out of space.
 func (l *Lock) release(ctx context.Context) (found bool, err error) {
-	resp, first, err := l.session.client.commit(ctx, txn{when: l.Guard(), then: []clientv3.Op{clientv3.OpDelete(l.key)}})
+	resp, first, err := l.client.commit(ctx, txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}})
 	if err != nil {
 		return false, err
 	}
 	return resp.Succeeded || !first, nil
 }
 
-// withdraw removes whatever the lock may have in the queue, and departs. It is
-// bounded by the TTL: what cannot be confirmed gone by then costs the session its
-// lease, and goes with it.
-func (l *Lock) withdraw() error {
-	defer l.depart()
-	s := l.session
-	ctx, cancel := context.WithTimeout(s.life, s.ttl)
+// withdraw removes whatever the lock may have in the queue, and departs; heir, if
+// there is one, gets its turn. It is bounded by the TTL. If it was tried before, the
+// entry may be gone for that reason.
+func (l *Lock) withdraw(heir *Lock, tried bool) error {
+	ctx, cancel := context.WithTimeout(l.session.life, l.session.ttl)
 	defer cancel()
-	found, err := l.remove(ctx)
+	found, err := l.remove(ctx, heir)
+	return l.conclude(heir, found || tried, err)
+}
+
+// conclude draws the conclusions from what remove returned: what could not be confirmed
+// gone costs the session its lease, and goes with it.
+func (l *Lock) conclude(heir *Lock, found bool, err error) error {
+	defer l.depart(heir)
+	s := l.session
 	if err != nil {
 		s.orphan(l)
 	}
 	switch {
-	case err == nil && !found:
-		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
-	case err == nil:
+	case err == nil && found:
 		return nil
-	case s.ctx.Err() != nil:
+	case s.ctx.Err() != nil: // its lease has taken the entry along, or will
 		return context.Cause(s.ctx)
+	case err == nil:
+		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
 	}
 	s.finish(&LostError{Reason: Revoked, Cause: err})
 	return err
@@ -151,7 +206,7 @@ func (l *Lock) settle(ctx context.Context) error {
 	if !l.puts.any() {
 		return nil
 	}
-	landed, cancel := context.WithTimeout(ctx, l.session.client.patience)
+	landed, cancel := context.WithTimeout(ctx, l.client.patience)
 	l.puts.wait(landed)
 	cancel()
 	if !l.puts.any() {
@@ -159,32 +214,54 @@ func (l *Lock) settle(ctx context.Context) error {
 	}
 	created, err := l.fence(ctx)
 	if err == nil {
-		l.queuedAt(created, created)
+		l.queuedAt(created, created, nil, false)
 	}
 	return err
 }
 
 // remove releases what is in the queue, after making sure that nothing can come
-// after it.
-func (l *Lock) remove(ctx context.Context) (found bool, err error) {
+// after it, and reports whether it was there until then.
+func (l *Lock) remove(ctx context.Context, heir *Lock) (found bool, err error) {
 	if err := l.settle(ctx); err != nil {
 		return false, err
 	}
 	if l.token.Load() == 0 {
 		return false, nil
 	}
-	return l.release(ctx)
+	unknown := false
+	if heir != nil {
+		if found, unknown = l.handOver(ctx, heir); found {
+			return true, nil
+		}
+	}
+	found, err = l.release(ctx)
+	return found || unknown, err
 }
 
 // nothingLeft reports whether the lock has certainly nothing in the queue.
 func (l *Lock) nothingLeft() bool { return !l.puts.any() && l.token.Load() == 0 }
+
+// decline is what becomes of a lock that was given the turn when it did not want it
+// any more, or is about to be.
+func (l *Lock) decline(cause error) {
+	l.end(cause)
+	c := l.client
+	c.tasks.run(func() {
+		<-l.turn
+		if l.session == nil {
+			c.lines.leave(l.name, nil)
+			return
+		}
+		l.leave()
+	})
+}
 
 // abandon ends a lock that could not be acquired. Usually it is gone from the
 // queue when abandon returns; if etcd does not answer at once, that goes on in the
 // background.
 func (l *Lock) abandon(cause error) {
 	l.end(cause)
-	c := l.session.client
+	c := l.client
 	if done := l.leave(); c.etcd.ActiveConnection().GetState() == connectivity.Ready {
 		ctx, cancel := context.WithTimeout(l.session.life, grace)
 		defer cancel()
@@ -200,13 +277,13 @@ func (l *Lock) abandon(cause error) {
 func (l *Lock) leave() (done <-chan struct{}) {
 	left := make(chan struct{})
 	if l.nothingLeft() {
-		l.depart()
+		l.depart(nil)
 		close(left)
 		return left
 	}
-	l.session.client.tasks.run(func() {
+	l.client.tasks.run(func() {
 		defer close(left)
-		_ = l.withdraw() // it has done what can be done
+		_ = l.withdraw(l.client.lines.call(l.name), false) // it has done what can be done
 	})
 	return left
 }
@@ -215,12 +292,11 @@ func (l *Lock) leave() (done <-chan struct{}) {
 const grace = 100 * time.Millisecond
 
 // depart is the last step in the life of a lock: the next goroutine of the client
-// that wants the name has its turn.
-func (l *Lock) depart() {
-	c := l.session.client
+// that wants the name has its turn; heir if that has been called already.
+func (l *Lock) depart(heir *Lock) {
 	left := l.session.dismiss(l)
-	c.lines.leave(l.name)
+	l.client.lines.leave(l.name, heir)
 	if left == 0 {
-		c.retire(l.session)
+		l.client.retire(l.session)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
 // Owner says which process a session belongs to.
@@ -57,9 +57,9 @@ func (s *Session) learnEpoch(epoch int64) {
 func (s *Session) writeRecord(ctx context.Context) error {
 	key := s.record()
 	resp, _, err := s.client.commit(ctx, txn{
-		when:      []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
-		then:      []clientv3.Op{s.putRecord()},
-		otherwise: []clientv3.Op{clientv3.OpGet(key, clientv3.WithKeysOnly())},
+		when:      []*pb.Compare{created(key, 0)},
+		then:      []*pb.RequestOp{put(key, s.client.process, s.lease)},
+		otherwise: []*pb.RequestOp{within(revisionsOf(key))},
 	})
 	if err != nil {
 		return s.diagnose(err)
@@ -72,15 +72,9 @@ func (s *Session) writeRecord(ctx context.Context) error {
 	return nil
 }
 
-func (s *Session) putRecord() clientv3.Op {
-	return clientv3.OpPut(s.record(), s.client.process, clientv3.WithLease(s.lease))
-}
-
 // inEpoch is the compare that every put of an entry carries: the record has not
 // been written since.
-func (s *Session) inEpoch(epoch int64) clientv3.Cmp {
-	return clientv3.Compare(clientv3.ModRevision(s.record()), "=", epoch)
-}
+func (s *Session) inEpoch(epoch int64) *pb.Compare { return modified(s.record(), epoch) }
 
 // fence settles the outcome of puts that were never answered. A transaction whose
 // request timed out may still be committed later, so that the entry is not there
@@ -92,11 +86,12 @@ func (s *Session) inEpoch(epoch int64) clientv3.Cmp {
 // allowed also when etcd has run out of space.
 func (l *Lock) fence(ctx context.Context) (created int64, err error) {
 	s := l.session
-	entry := clientv3.OpGet(l.key, clientv3.WithKeysOnly())
+	entry := within(revisionsOf(l.key))
 	resp, _, err := s.client.commit(ctx, txn{
-		when:      []clientv3.Cmp{s.inEpoch(s.currentEpoch())}, // at least that of any put
-		then:      []clientv3.Op{entry, clientv3.OpDelete(s.record())},
-		otherwise: []clientv3.Op{entry},
+		session:   s,
+		epoch:     s.currentEpoch(), // at least that of any put
+		then:      []*pb.RequestOp{entry, remove(s.record())},
+		otherwise: []*pb.RequestOp{entry},
 	})
 	if err != nil {
 		return 0, s.diagnose(err)

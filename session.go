@@ -195,7 +195,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 // for greet to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
-	granted, _, err := insist(ctx, s.client, s.client.base, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
+	granted, _, err := insist(ctx, s.client, requests(s.client, s.client.base, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
 		defer s.grants.Done()
 		sent := time.Now()
 		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
@@ -203,7 +203,7 @@ func (s *Session) grant(ctx context.Context) error {
 			return renewal{}, clientv3.ContextError(ctx, err)
 		}
 		return renewal{sent: sent, ttl: resp.TTL}, nil
-	})
+	}))
 	switch {
 	case err == nil:
 		s.start(granted)
@@ -314,7 +314,7 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 	s.client.unshare(s)
 	for _, l := range holds {
 		s.orphan(l)
-		l.depart()
+		l.depart(nil)
 	}
 	if isLost {
 		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))
@@ -423,10 +423,10 @@ func (s *Session) letGo(ctx context.Context) error {
 		return ended(ctx, ctx.Err())
 	}
 	// First the record: without it, no put that is still under way can take effect.
-	_, _, err := s.client.commit(ctx, txn{then: []clientv3.Op{clientv3.OpDelete(s.record())}})
+	_, _, err := s.client.commit(ctx, txn{then: []*pb.RequestOp{remove(s.record())}})
 	errs := []error{err}
 	for _, l := range s.orphans {
-		_, err := l.remove(ctx)
+		_, err := l.remove(ctx, nil)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -4,76 +4,101 @@ import (
 	"context"
 	"slices"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // awaitTurn returns nil once no entry is ahead of l's own any more. It does not
 // poll: it follows the deletions in the short range just ahead of its own entry,
 // which it watches too. The list says which incarnations of the keys are meant,
 // so that a key that has been used again is not taken for the entry ahead.
-func (l *Lock) awaitTurn(ctx context.Context, ahead []rival) error {
-	c := l.session.client
-	for pause := (backoff{}); len(ahead) > 0; {
-		watched, opts := c.keys.Queue(l.name), []clientv3.OpOption{clientv3.WithFilterPut(), clientv3.WithPrefix()}
-		if len(ahead) > near {
-			watched, opts = ahead[near].key, opts[:1]
-		}
-		w, unwatched := c.feed.open(ctx, watched, opts...)
-		now, revision, err := l.look(ctx)
-		switch {
-		case err != nil || unwatched != nil:
-		case len(now) > near && now[near].key != watched, len(now) <= near && len(ahead) > near:
-			// Those ahead have moved on meanwhile: watch what is ahead now.
-		default:
-			now, err = l.passBy(ctx, w, now, revision)
-		}
-		if unwatched == nil {
+func (l *Lock) awaitTurn(ctx context.Context) (err error) {
+	c := l.client
+	ahead, revision := l.place()
+	if revision != 0 && len(ahead) == 0 {
+		return nil
+	}
+	// A watch that was there before the entry misses nothing: no need to look.
+	w := c.feed.again(l.queue())
+	defer func() {
+		if err == nil && w != nil && w.key == l.queue() {
+			c.feed.keep(w)
+		} else {
 			w.close()
 		}
-		if err == nil && ctx.Err() != nil {
-			err = c.interrupted(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		if unwatched != nil || len(now) > 0 && slices.Equal(now, ahead) {
+	}()
+	for pause := (backoff{}); revision == 0 || len(ahead) > 0; {
+		what := l.horizon(ahead)
+		if w != nil && w.watched == what && revision != 0 {
+			var alive bool
+			if ahead, alive, err = l.passBy(ctx, w, ahead, revision); err != nil {
+				return err
+			}
+			if alive {
+				pause = backoff{}
+				continue
+			}
 			if pause.wait(ctx) != nil {
 				return c.interrupted(ctx)
 			}
 		}
-		ahead = now
+		// First the watch, then the look: so nothing is missed in between.
+		w.close()
+		var unwatched error
+		w, unwatched = c.feed.open(ctx, what)
+		if ahead, revision, err = l.look(ctx); err != nil {
+			return err
+		}
+		if unwatched != nil && pause.wait(ctx) != nil {
+			return c.interrupted(ctx)
+		}
 	}
 	return nil
 }
 
+// near is how many entries ahead of its own a waiter follows one by one. A waiter
+// with more ahead of it watches only the farthest of the nearest, so that the
+// work of a hand-over does not grow with the number of waiters.
+const near = 8
+
+// horizon returns what to watch.
+func (l *Lock) horizon(ahead []rival) watched {
+	if len(ahead) > near {
+		return watched{key: ahead[near].key, deletions: true}
+	}
+	return watched{key: l.queue(), below: true, deletions: true}
+}
+
 // passBy removes from ahead what is deleted after revision, until nothing is left
-// of it, the farthest of many has gone, or the watch has ended.
-func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int64) ([]rival, error) {
+// of it or something else has to be watched; alive is false if the watch has ended.
+func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int64) (_ []rival, alive bool, err error) {
 	many := len(ahead) > near
-	for len(ahead) > 0 && (!many || len(ahead) > near) {
-		answer, ok := <-w.events
-		if !ok || answer.Err() != nil {
-			break
+	for len(ahead) > 0 && many == (len(ahead) > near) {
+		answer, ended := w.next(ctx)
+		if ctx.Err() != nil {
+			return nil, false, l.client.interrupted(ctx)
+		}
+		if ended != nil {
+			return ahead, false, nil
 		}
 		for _, ev := range answer.Events {
 			if ev.Kv.ModRevision <= revision {
 				continue
 			}
 			if string(ev.Kv.Key) == l.key {
-				return nil, l.gone(ctx)
+				return nil, false, l.gone(ctx)
 			}
 			ahead = slices.DeleteFunc(ahead, func(r rival) bool { return r.key == string(ev.Kv.Key) })
 		}
 	}
-	return ahead, nil
+	return ahead, true, nil
 }
 
 // look reads which entries are ahead now, and at which revision that is so.
 func (l *Lock) look(ctx context.Context) (ahead []rival, revision int64, err error) {
-	c := l.session.client
+	c := l.client
 	token := l.token.Load()
-	resp, err := c.read(ctx, l.newest(clientv3.WithMaxCreateRev(token)))
+	resp, err := c.read(ctx, l.newest(token))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -90,11 +115,6 @@ type rival struct {
 	token int64
 }
 
-// near is how many entries ahead of its own a waiter follows one by one. A waiter
-// with more ahead of it watches only the farthest of the nearest, so that the
-// work of a hand-over does not grow with the number of waiters.
-const near = 4
-
 // rivals reads a list of entries, the newest first, that begins with l's own.
 func (l *Lock) rivals(kvs []*mvccpb.KeyValue, token int64) (ahead []rival, ok bool) {
 	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
@@ -106,11 +126,13 @@ func (l *Lock) rivals(kvs []*mvccpb.KeyValue, token int64) (ahead []rival, ok bo
 	return ahead, true
 }
 
-// newest asks for the newest entries of the queue: the own one and up to one more
-// ahead of it than are near.
-func (l *Lock) newest(opts ...clientv3.OpOption) clientv3.Op {
-	return clientv3.OpGet(l.session.client.keys.Queue(l.name), append(opts,
-		clientv3.WithPrefix(), clientv3.WithKeysOnly(),
-		clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend),
-		clientv3.WithLimit(near+2))...)
+// newest reads the newest entries of the queue: the own one and up to one more ahead
+// of it than are near; none is newer than revision, if that is not 0.
+func (l *Lock) newest(revision int64) *pb.RangeRequest {
+	read := allBelow(l.queue())
+	read.KeysOnly, read.MaxCreateRevision = true, revision
+	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND, near+2
+	return read
 }
+
+func (l *Lock) queue() string { return l.client.keys.Queue(l.name) }

@@ -9,8 +9,8 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/key"
 )
@@ -164,18 +164,15 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 	p := picture{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
 	for pause, filled := (backoff{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
-		w, err := f.client.feed.open(ctx, f.below, clientv3.WithPrefix())
+		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true})
 		sent := time.Now()
-		resp, refused := f.client.read(ctx, clientv3.OpGet(f.below, clientv3.WithPrefix()))
+		resp, refused := f.client.read(ctx, allBelow(f.below))
 		if refused == nil {
 			filled = true
 			update(sent, resp.Header.Revision, p.load(resp, f.name))
 			if err == nil {
 				pause = backoff{}
-				for answer := range w.events {
-					if answer.Err() != nil {
-						break
-					}
+				for answer, ended := w.next(ctx); ended == nil; answer, ended = w.next(ctx) {
 					changed := p.apply(answer.Events, resp.Header.Revision)
 					update(time.Time{}, reached(answer), changed)
 				}
@@ -195,14 +192,11 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 
 // reached returns the revision up to which a watch has told everything: while it is
 // catching up, the header of an answer has one that it has yet to reach.
-func reached(answer clientv3.WatchResponse) int64 {
+func reached(answer *pb.WatchResponse) int64 {
 	if n := len(answer.Events); n > 0 {
 		return answer.Events[n-1].Kv.ModRevision
 	}
-	if answer.IsProgressNotify() {
-		return answer.Header.Revision
-	}
-	return 0
+	return answer.Header.Revision // it tells the progress
 }
 
 // picture is a copy of queues: for each name its entries, the holder's first.
@@ -213,7 +207,7 @@ type picture struct {
 
 // load replaces the picture by what was read and returns the states that differ,
 // by name, and that of always, if set, in any case.
-func (p *picture) load(resp *clientv3.GetResponse, always string) (changed []State) {
+func (p *picture) load(resp *pb.RangeResponse, always string) (changed []State) {
 	before := p.queues
 	p.queues = make(map[string][]*mvccpb.KeyValue)
 	for _, kv := range resp.Kvs {
@@ -241,10 +235,10 @@ func (p *picture) load(resp *clientv3.GetResponse, always string) (changed []Sta
 
 // apply takes in the events after a revision and returns the states that differ,
 // revision by revision: what happens within one transaction is one change.
-func (p *picture) apply(events []*clientv3.Event, after int64) (changed []State) {
+func (p *picture) apply(events []*mvccpb.Event, after int64) (changed []State) {
 	for len(events) > 0 {
 		revision := events[0].Kv.ModRevision
-		n := slices.IndexFunc(events, func(ev *clientv3.Event) bool { return ev.Kv.ModRevision != revision })
+		n := slices.IndexFunc(events, func(ev *mvccpb.Event) bool { return ev.Kv.ModRevision != revision })
 		if n < 0 {
 			n = len(events)
 		}
@@ -257,7 +251,7 @@ func (p *picture) apply(events []*clientv3.Event, after int64) (changed []State)
 }
 
 // applyOne takes in the events of one revision.
-func (p *picture) applyOne(events []*clientv3.Event, revision int64) (changed []State) {
+func (p *picture) applyOne(events []*mvccpb.Event, revision int64) (changed []State) {
 	before := make(map[string]*mvccpb.KeyValue, 1) // the heads
 	for _, ev := range events {
 		name, ok := p.keys.Name(string(ev.Kv.Key))

@@ -7,50 +7,101 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
-// txn is a guarded write: then if all of when holds, otherwise.
+// txn is a guarded write: then if all of when holds, and the record of the session,
+// if there is one, has not been written since epoch; else otherwise.
 type txn struct {
-	when            []clientv3.Cmp
-	then, otherwise []clientv3.Op
+	name            string // whose queue it writes; "" for a record
+	session         *Session
+	epoch           int64
+	when            []*pb.Compare
+	then, otherwise []*pb.RequestOp
 }
 
-// submit sends t to etcd, once. It is the one place from which queues and records
-// are written.
-func (c *Client) submit(ctx context.Context, t txn) (*clientv3.TxnResponse, error) {
-	return c.etcd.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
+// request is t without its epoch.
+func (t txn) request() *pb.TxnRequest {
+	return &pb.TxnRequest{Compare: t.when, Success: t.then, Failure: t.otherwise}
 }
 
 // commit submits t until etcd has answered for certain or ctx has ended. Since t
 // may then have been applied more than once, it must be idempotent. first tells
 // that the answer is that of the only attempt.
-func (c *Client) commit(ctx context.Context, t txn) (resp *clientv3.TxnResponse, first bool, err error) {
-	resp, attempts, err := insist(ctx, c, c.base, func() {}, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return c.submit(ctx, t)
-	})
-	return resp, attempts == 1, err
+func (c *Client) commit(ctx context.Context, t txn) (resp *pb.TxnResponse, first bool, err error) {
+	resp, n, err := insist(ctx, c, c.writes(t, func() {}, func(*pb.TxnResponse, error) {}))
+	return resp, n == 1, err
 }
 
 // ask makes a request that changes nothing, as insist does, and drops it when ctx ends.
-func ask[T any](ctx context.Context, c *Client, attempt func(context.Context) (T, error)) (T, error) {
+func ask[T any](ctx context.Context, c *Client, request func(context.Context) (T, error)) (T, error) {
 	life, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answer, _, err := insist(ctx, c, life, func() {}, attempt)
+	answer, _, err := insist(ctx, c, requests(c, life, func() {}, request))
 	return answer, err
 }
+
+// attempts are those at one request.
+type attempts[T any] struct {
+	// begin starts another, or reports false if the last one is yet to leave. deliver
+	// is called once, with the answer, whatever has become of the caller.
+	begin func(deliver func(T, error)) bool
+	// forget takes back the last one if it is yet to leave.
+	forget func()
+}
+
+// requests makes each attempt in a goroutine of its own. It runs to its end, or that
+// of life. begun is called for each, in the goroutine of the caller.
+func requests[T any](c *Client, life context.Context, begun func(), request func(context.Context) (T, error)) attempts[T] {
+	return attempts[T]{
+		begin: func(deliver func(T, error)) bool {
+			begun()
+			c.tasks.run(func() {
+				ctx, cancel := context.WithTimeout(life, c.attempt())
+				defer cancel()
+				deliver(request(ctx))
+			})
+			return true
+		},
+		forget: func() {},
+	}
+}
+
+// writes makes each attempt at t through the group. begun and ended are called for
+// each, ended also for one that was forgotten.
+func (c *Client) writes(t txn, begun func(), ended func(*pb.TxnResponse, error)) attempts[*pb.TxnResponse] {
+	var last *write
+	return attempts[*pb.TxnResponse]{
+		begin: func(deliver func(*pb.TxnResponse, error)) bool {
+			if last != nil && c.group.waits(last) {
+				return false
+			}
+			begun()
+			last = c.group.submit(t, func(resp *pb.TxnResponse, err error) {
+				ended(resp, err)
+				deliver(resp, err)
+			})
+			return true
+		},
+		forget: func() {
+			if last != nil && c.group.forget(last) {
+				ended(nil, errUnsent)
+			}
+		},
+	}
+}
+
+// attempt is how long an attempt may take: so that as few outcomes as possible
+// remain unknown, it goes on for a while after others have begun.
+func (c *Client) attempt() time.Duration { return 4 * c.patience }
 
 // insist makes a request until etcd has answered it for certain or ctx has ended.
 // While an attempt has no answer another starts at short intervals, which the
 // balancer sends to another member, and the first answer counts: so neither a
-// member that is frozen or cut off nor a slow network stops it. An attempt runs to
-// its end, or that of life, for some more of those intervals at most, whatever
-// becomes of the caller: so that as few outcomes as possible remain unknown. begin
-// is called before each attempt, in the goroutine of the caller.
-func insist[T any](ctx context.Context, c *Client, life context.Context, begin func(), attempt func(context.Context) (T, error)) (answer T, attempts int, err error) {
+// member that is frozen or cut off nor a slow network stops it.
+func insist[T any](ctx context.Context, c *Client, a attempts[T]) (answer T, n int, err error) {
 	if ctx.Err() != nil {
 		return answer, 0, c.interrupted(ctx)
 	}
@@ -58,47 +109,46 @@ func insist[T any](ctx context.Context, c *Client, life context.Context, begin f
 		answer T
 		err    error
 	}
-	outcomes, over := make(chan outcome), make(chan struct{})
+	outcomes, over := make(chan outcome, 4), make(chan struct{})
 	defer close(over)
+	defer a.forget()
+	unanswered := 0
 	start := func() {
-		attempts++
-		begin()
-		c.tasks.run(func() {
-			ctx, cancel := context.WithTimeout(life, 4*c.patience)
-			defer cancel()
-			answer, err := attempt(ctx)
+		if a.begin(func(answer T, err error) {
 			select {
 			case outcomes <- outcome{answer, err}:
 			case <-over:
 			}
-		})
+		}) {
+			n++
+			unanswered++
+		}
 	}
 	start()
 	again := time.NewTimer(c.patience)
 	defer again.Stop()
-	unanswered, pause := 1, backoff{}
+	pause := backoff{}
 	last := error(context.DeadlineExceeded) // there was no answer
 	for {
 		select {
 		case o := <-outcomes:
 			if o.err == nil || !transient(o.err) {
-				return o.answer, attempts, o.err
+				return o.answer, n, o.err
 			}
 			if !isContextError(o.err) {
 				last = o.err
 			}
 			if c.etcd.Ctx().Err() != nil {
-				return answer, attempts, errors.Join(errEtcdClosed, o.err)
+				return answer, n, errors.Join(errEtcdClosed, o.err)
 			}
 			if unanswered--; unanswered == 0 {
 				again.Reset(pause.next())
 			}
 		case <-again.C:
 			start()
-			unanswered++
 			again.Reset(c.patience)
 		case <-ctx.Done():
-			return answer, attempts, ended(ctx, c.explain(last))
+			return answer, n, ended(ctx, c.explain(last))
 		}
 	}
 }

@@ -29,7 +29,7 @@ func TestAnAttemptIsCountedByItsCallerBeforeItStarts(t *testing.T) {
 			t.Error("counted in another goroutine")
 		}
 	}
-	answer, attempts, err := insist(t.Context(), c, c.base, begin, func(context.Context) (string, error) { return "yes", nil })
+	answer, attempts, err := insist(t.Context(), c, requests(c, c.base, begin, func(context.Context) (string, error) { return "yes", nil }))
 	if answer != "yes" || attempts != begun || begun != 1 || err != nil {
 		t.Errorf("%q, %v after %d attempts, %d counted", answer, err, attempts, begun)
 	}

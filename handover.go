@@ -1,0 +1,84 @@
+package locker
+
+import (
+	"context"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// alternate ends every second key of a name and session: etcd refuses to delete and
+// put one key in one transaction, so in a hand-over two take turns.
+const alternate = ".2"
+
+// handOver releases the entry of l and puts that of heir, the next in the client's
+// line, at the end of the queue in one transaction: if nobody else is waiting, heir
+// holds after one commit. It makes one attempt. If that fails, the two go separate
+// ways, and heir finds out by itself whether its entry is in the queue nevertheless.
+// unknown tells that the entry of l may have been released as well.
+func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool) {
+	c := l.client
+	if heir.session == nil && c.attachNow(heir) != nil {
+		return false, false // it takes a request, which is for heir to make
+	}
+	if heir.key == l.key {
+		heir.key += alternate
+	}
+	type outcome struct{ released, unknown bool }
+	answer := make(chan outcome, 1)
+	heir.puts.begin()
+	w := c.group.submit(txn{
+		name:    l.name,
+		session: heir.session,
+		epoch:   heir.session.currentEpoch(),
+		when:    []*pb.Compare{l.standing(), created(heir.key, 0)},
+		then:    []*pb.RequestOp{remove(l.key), heir.entry(), within(heir.newest(0))},
+	}, func(resp *pb.TxnResponse, err error) {
+		heir.landed(resp, err)
+		if err == nil && resp.Succeeded {
+			c.lines.leave(l.name, heir) // at once: what is left for l to do it need not wait for
+		}
+		answer <- outcome{err == nil && resp.Succeeded, err != nil && transient(err)}
+	})
+	late := time.NewTimer(c.patience)
+	defer late.Stop()
+	select {
+	case o := <-answer:
+		return o.released, o.unknown
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	if c.group.forget(w) {
+		heir.landed(nil, errUnsent)
+		return false, false
+	}
+	return false, true
+}
+
+// share passes the hold of l, which has ended, on to heir as it is: without a
+// request, with the same entry and token. It reports false if that must not be:
+// often enough in a row, or heir would not have the session or the value it wants.
+func (l *Lock) share(heir *Lock) bool {
+	l.mu.Lock()
+	same := l.turns < l.client.turns && !l.revalued && heir.value == l.value && heir.wants == l.wants
+	l.mu.Unlock()
+	if !same || !l.session.replace(l, heir) {
+		return false
+	}
+	l.client.lines.leave(l.name, heir)
+	return true
+}
+
+// replace attaches heir to the session in the place of l, with its entry.
+func (s *Session) replace(l, heir *Lock) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return false
+	}
+	heir.session, heir.key, heir.turns = s, l.key, l.turns+1
+	heir.queuedAt(l.token.Load(), l.token.Load(), nil, true)
+	delete(s.locks, l)
+	s.locks[heir] = struct{}{}
+	return true
+}

@@ -1,0 +1,79 @@
+package locker
+
+import (
+	"math"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// What Locker asks of etcd's key-value store, in etcd's own messages: the operations of
+// its client would become the same, after being copied several times.
+
+// callOptions are those of etcd's client.
+var callOptions = []grpc.CallOption{grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32)}
+
+// created compares the create revision of key; 0 is that of a key that is not there.
+func created(key string, revision int64) *pb.Compare {
+	return &pb.Compare{
+		Key:         []byte(key),
+		Target:      pb.Compare_CREATE,
+		TargetUnion: &pb.Compare_CreateRevision{CreateRevision: revision},
+	}
+}
+
+// modified compares the mod revision of key.
+func modified(key string, revision int64) *pb.Compare {
+	return &pb.Compare{
+		Key:         []byte(key),
+		Target:      pb.Compare_MOD,
+		TargetUnion: &pb.Compare_ModRevision{ModRevision: revision},
+	}
+}
+
+// noneBelow compares that no key begins with prefix.
+func noneBelow(prefix string) *pb.Compare {
+	none := created(prefix, 0)
+	none.RangeEnd = rangeEnd(prefix)
+	return none
+}
+
+func put(key, value string, lease clientv3.LeaseID) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
+		RequestPut: &pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(lease)},
+	}}
+}
+
+func remove(key string) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
+		RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)},
+	}}
+}
+
+// within makes a read part of a transaction.
+func within(read *pb.RangeRequest) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}}
+}
+
+// one reads a key.
+func one(key string) *pb.RangeRequest { return &pb.RangeRequest{Key: []byte(key)} }
+
+// revisionsOf reads a key without its value.
+func revisionsOf(key string) *pb.RangeRequest {
+	return &pb.RangeRequest{Key: []byte(key), KeysOnly: true}
+}
+
+// allBelow reads every key that begins with prefix.
+func allBelow(prefix string) *pb.RangeRequest {
+	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: rangeEnd(prefix)}
+}
+
+// oldestBelow reads the oldest of them.
+func oldestBelow(prefix string) *pb.RangeRequest {
+	read := allBelow(prefix)
+	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_ASCEND, 1
+	return read
+}
+
+func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
