@@ -1,6 +1,6 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
-PACKAGES    = ./... ./examples/... ./interop/...
+PACKAGES    = ./... ./bench/... ./examples/... ./interop/...
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,7 +20,10 @@ cover: ## coverage of the library by its own tests
 fuzz: ## the key codec, for a minute
 	go test -run '^$$' -fuzz FuzzNamesAndKeys -fuzztime 1m ./internal/key
 
+bench: ## the speed table, beside bare etcd and etcd's Mutex; a quarter of an hour
+	go run ./bench -out bench/results
+
 quickstart: ## the first example
 	go run ./examples/quickstart
 
-.PHONY: help test lint cover fuzz quickstart
+.PHONY: help test lint cover fuzz bench quickstart

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
 	"google.golang.org/grpc"
 
 	"github.com/jagregory/locker/v2"
@@ -145,6 +146,9 @@ func TestBadOptionsAreRefusedWithoutARequest(t *testing.T) {
 		})
 	}
 	_, err := locker.New(nil)
+	wantInvalid(t, err, "client")
+	etcd.Watcher = namespace.NewWatcher(etcd.Watcher, "elsewhere/")
+	_, err = locker.New(etcd)
 	wantInvalid(t, err, "client")
 	if n := requests.Load(); n != 0 {
 		t.Errorf("%d requests were made", n)

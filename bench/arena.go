@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+)
+
+// arena is where one side of a row does its work: connections of its own and names of its own.
+type arena struct {
+	endpoints []string
+	peers     peerAddresses
+	id        string // in all names, of the same length for each side
+	scale     scale
+
+	mu      sync.Mutex // guards closers
+	closers []func() error
+}
+
+// connect returns a connection that is closed with the arena.
+func (a *arena) connect(opts ...grpc.DialOption) (*clientv3.Client, error) {
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: a.endpoints, DialOptions: opts, Logger: zap.NewNop()})
+	if err != nil {
+		return nil, fmt.Errorf("connect to etcd: %w", err)
+	}
+	a.onClose(etcd.Close)
+	return etcd, nil
+}
+
+// name returns the i-th name of a kind, which is a letter.
+func (a *arena) name(kind string, i int) string { return fmt.Sprintf("%s-%s-%06d", a.id, kind, i) }
+
+// names returns the first n names of a kind.
+func (a *arena) names(kind string, n int) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = a.name(kind, i)
+	}
+	return names
+}
+
+// onClose has close called when the arena is closed: the last registered first.
+func (a *arena) onClose(close func() error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closers = append(a.closers, close)
+}
+
+func (a *arena) close() error {
+	a.mu.Lock()
+	closers := a.closers
+	a.closers = nil
+	a.mu.Unlock()
+	var errs []error
+	for i := len(closers) - 1; i >= 0; i-- {
+		errs = append(errs, closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// each calls do for 0 to n-1, several at a time.
+func each(ctx context.Context, n, together int, do func(ctx context.Context, i int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(together)
+	for i := range n {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return do(ctx, i)
+		})
+	}
+	return g.Wait()
+}

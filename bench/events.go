@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// putEvent is the least that etcd takes for a change of a value: one client puts, another sees it.
+var putEvent = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
+	writer, watcher, err := pair(a)
+	if err != nil {
+		return nil, err
+	}
+	key, i := floorKey(a), 0
+	events, err := watch(ctx, a, watcher, key)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (figures, error) {
+		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+			if err := pause(ctx, settled); err != nil {
+				return 0, err
+			}
+			i++
+			value := strconv.Itoa(i)
+			began := time.Now()
+			if _, err := writer.Put(ctx, key, value); err != nil {
+				return 0, err
+			}
+			return receive(ctx, events, value, began)
+		})
+	}, nil
+}}
+
+// changes is a value that one client sets and another watches.
+var changes = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
+	writer, watcher, err := lockerPair(a)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := writer.Lock(ctx, a.name("n", 0), "0")
+	if err != nil {
+		return nil, err
+	}
+	arrivals := make(chan arrival, 1)
+	wctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	a.onClose(func() error { cancel(); <-done; return nil })
+	go func() {
+		defer close(done)
+		defer close(arrivals)
+		for state, err := range watcher.Watch(wctx, a.name("n", 0)) {
+			if err != nil {
+				return
+			}
+			select {
+			case arrivals <- arrival{time.Now(), state.Value}:
+			case <-wctx.Done():
+			}
+		}
+	}()
+	if _, err := receive(ctx, arrivals, "0", time.Now()); err != nil { // the state that it begins with
+		return nil, err
+	}
+	i := 0
+	return func(ctx context.Context) (figures, error) {
+		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+			if err := pause(ctx, settled); err != nil {
+				return 0, err
+			}
+			i++
+			value := strconv.Itoa(i)
+			began := time.Now()
+			if err := lock.SetValue(ctx, value); err != nil {
+				return 0, err
+			}
+			return receive(ctx, arrivals, value, began)
+		})
+	}, nil
+}}
+
+func lockerPair(a *arena) (one, other *locker.Client, err error) {
+	etcd, etcd2, err := pair(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	if one, err = newLocker(a, etcd); err == nil {
+		other, err = newLocker(a, etcd2)
+	}
+	return one, other, err
+}
+
+// arrival is that a value was seen; a key that was deleted has an empty one.
+type arrival struct {
+	at    time.Time
+	value string
+}
+
+// watch returns what is seen of key, from a watch that is established: opened without a
+// revision, as a watch that starts in the past is served by a slower loop of the server.
+func watch(ctx context.Context, a *arena, etcd *clientv3.Client, key string, opts ...clientv3.OpOption) (<-chan arrival, error) {
+	wctx, cancel := context.WithCancel(context.Background())
+	responses := etcd.Watch(wctx, key, append(opts, clientv3.WithCreatedNotify())...)
+	arrivals, done := make(chan arrival, 1), make(chan struct{})
+	a.onClose(func() error { cancel(); <-done; return nil })
+	select {
+	case created, ok := <-responses:
+		if !ok || created.Err() != nil {
+			close(done)
+			return nil, errors.Join(errors.New("the watch has ended"), created.Err())
+		}
+	case <-ctx.Done():
+		close(done)
+		return nil, context.Cause(ctx)
+	}
+	go func() {
+		defer close(done)
+		defer close(arrivals)
+		for response := range responses {
+			now := time.Now()
+			for _, event := range response.Events {
+				select {
+				case arrivals <- arrival{now, string(event.Kv.Value)}:
+				case <-wctx.Done():
+				}
+			}
+		}
+	}()
+	return arrivals, nil
+}
+
+// receive returns how long after began a value was seen.
+func receive(ctx context.Context, arrivals <-chan arrival, value string, began time.Time) (time.Duration, error) {
+	for {
+		select {
+		case seen, ok := <-arrivals:
+			if !ok {
+				return 0, errors.New("the watch has ended")
+			}
+			if seen.value == value {
+				return seen.at.Sub(began), nil
+			}
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}

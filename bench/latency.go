@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// newHistogram returns one from a nanosecond to a minute, exact to a thousandth.
+func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, int64(time.Minute), 3) }
+
+func record(h *hdrhistogram.Histogram, d time.Duration) {
+	_ = h.RecordValue(min(max(int64(d), 1), int64(time.Minute))) // within the bounds there is no error
+}
+
+func microseconds(h *hdrhistogram.Histogram) float64 {
+	return float64(h.ValueAtQuantile(50)) / float64(time.Microsecond)
+}
+
+// sample repeats once for the period of a round.
+func sample(ctx context.Context, period time.Duration, once func(ctx context.Context) (time.Duration, error)) (figures, error) {
+	h := newHistogram()
+	for end := time.Now().Add(period); time.Now().Before(end); {
+		took, err := once(ctx)
+		if err != nil {
+			return nil, err
+		}
+		record(h, took)
+	}
+	return figures{p50: microseconds(h)}, nil
+}
+
+// alone is lock and unlock of one free name, over and over.
+func alone(s service) side {
+	return side{name: s.name, peer: s.peer, open: func(ctx context.Context, a *arena) (round, error) {
+		clients, err := s.joinAll(ctx, a, 1)
+		if err != nil {
+			return nil, err
+		}
+		m := clients[0](a.name("n", 0))
+		return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, timed(m)) }, nil
+	}}
+}
+
+func timed(m mutex) func(ctx context.Context) (time.Duration, error) {
+	return func(ctx context.Context) (time.Duration, error) {
+		began := time.Now()
+		err := lockOnce(ctx, m)
+		return time.Since(began), err
+	}
+}
+
+// floorKey is as long as the key of an entry in a queue.
+func floorKey(a *arena) string { return fmt.Sprintf("%s%s/%016x", floorPrefix, a.name("n", 0), 1) }
+
+// putDelete is the least that etcd takes for alone.
+var putDelete = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
+	etcd, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	key := floorKey(a)
+	once := func(ctx context.Context) (time.Duration, error) {
+		began := time.Now()
+		_, err := etcd.Put(ctx, key, "")
+		if err == nil {
+			_, err = etcd.Delete(ctx, key)
+		}
+		return time.Since(began), err
+	}
+	if _, err := once(ctx); err != nil { // connects
+		return nil, err
+	}
+	return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, once) }, nil
+}}
+
+// settled is how long a watch is left alone before the change that it is to see.
+const settled = 5 * time.Millisecond
+
+// deleteEvent is the least that etcd takes for a hand-over: one client deletes a key, another sees it.
+var deleteEvent = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
+	deleter, watcher, err := pair(a)
+	if err != nil {
+		return nil, err
+	}
+	key := floorKey(a)
+	events, err := watch(ctx, a, watcher, key, clientv3.WithFilterPut())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (figures, error) {
+		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+			if _, err := deleter.Put(ctx, key, ""); err != nil {
+				return 0, err
+			}
+			if err := pause(ctx, settled); err != nil {
+				return 0, err
+			}
+			began := time.Now()
+			if _, err := deleter.Delete(ctx, key); err != nil {
+				return 0, err
+			}
+			return receive(ctx, events, "", began)
+		})
+	}, nil
+}}
+
+func pair(a *arena) (one, other *clientv3.Client, err error) {
+	if one, err = a.connect(); err == nil {
+		other, err = a.connect()
+	}
+	return one, other, err
+}
+
+// pause waits for a time that is part of the measurement's method.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// handOver is two clients on one name: one holds it, the other is surely waiting.
+var handOver = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
+	clients, err := lockers.joinAll(ctx, a, 2)
+	if err != nil {
+		return nil, err
+	}
+	observer, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	name := a.name("n", 0)
+	holder, waiter := clients[0](name), clients[1](name)
+	return func(ctx context.Context) (figures, error) {
+		if err := holder.Lock(ctx); err != nil {
+			return nil, err
+		}
+		f, err := sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+			took, err := pass(ctx, holder, waiter, func(ctx context.Context) error {
+				return awaitEntries(ctx, observer, lockerPrefix+name+"/", 2)
+			})
+			holder, waiter = waiter, holder
+			return took, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return f, holder.Unlock(ctx)
+	}, nil
+}}
+
+// pass measures from the moment before holder unlocks until waiter has locked.
+func pass(ctx context.Context, holder, waiter mutex, queued func(ctx context.Context) error) (time.Duration, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var arrived time.Time
+	done := make(chan error, 1)
+	go func() {
+		err := waiter.Lock(ctx)
+		arrived = time.Now()
+		done <- err
+	}()
+	err := queued(ctx)
+	if err == nil {
+		err = pause(ctx, settled)
+	}
+	began := time.Now()
+	if err == nil {
+		err = holder.Unlock(ctx)
+	}
+	if err != nil {
+		cancel()
+	}
+	err = errors.Join(err, <-done)
+	cancel()
+	return arrived.Sub(began), err
+}
+
+// awaitEntries waits until there are n keys below prefix.
+func awaitEntries(ctx context.Context, etcd *clientv3.Client, prefix string, n int64) error {
+	for {
+		resp, err := etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return err
+		}
+		if resp.Count >= n {
+			return nil
+		}
+		if err := pause(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"time"
+
+	"github.com/jagregory/locker/v2"
+)
+
+const (
+	heap       figure = "heap"       // bytes
+	memory     figure = "memory"     // bytes, with stacks
+	goroutines figure = "goroutines" // of their own
+)
+
+// usage is what the process uses, after garbage collection.
+type usage struct{ heap, stack, goroutines float64 }
+
+func usageNow() usage {
+	runtime.GC()
+	runtime.GC() // what had a finalizer, and what pools kept
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return usage{float64(m.HeapAlloc), float64(m.StackInuse), float64(runtime.NumGoroutine())}
+}
+
+// since returns what each of n things has added to an earlier usage.
+func (u usage) since(before usage, n int) figures {
+	each := func(now, then float64) float64 { return max(0, now-then) / float64(n) }
+	held := each(u.heap, before.heap)
+	return figures{heap: held, memory: held + each(u.stack, before.stack), goroutines: each(u.goroutines, before.goroutines)}
+}
+
+// holding is the memory of locks that are held.
+var holding = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
+	c, _, err := lockerPair(a)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (figures, error) {
+		locks := make([]*locker.Lock, a.scale.holds)
+		before := usageNow()
+		err := each(ctx, len(locks), 100, func(ctx context.Context, i int) (err error) {
+			locks[i], err = c.Lock(ctx, a.name("n", i), "")
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		f := usageNow().since(before, len(locks))
+		return f, each(ctx, len(locks), 100, func(ctx context.Context, i int) error { return locks[i].Unlock(ctx) })
+	}, nil
+}}
+
+// waiting is the memory of locks that wait, each on a name that another client holds.
+func waiting(s service, prefix string) side {
+	return side{name: s.name, open: func(ctx context.Context, a *arena) (round, error) {
+		clients, err := s.joinAll(ctx, a, 2)
+		if err != nil {
+			return nil, err
+		}
+		holder, waiter := clients[0], clients[1]
+		observer, err := a.connect()
+		if err != nil {
+			return nil, err
+		}
+		names := a.names("n", a.scale.waiters)
+		return func(ctx context.Context) (figures, error) {
+			held := make([]mutex, len(names))
+			err := each(ctx, len(names), 100, func(ctx context.Context, i int) error {
+				held[i] = holder(names[i])
+				return held[i].Lock(ctx)
+			})
+			if err != nil {
+				return nil, err
+			}
+			f, err := waitFor(ctx, waiter, names, func(ctx context.Context, waiting int) error {
+				if err := awaitEntries(ctx, observer, prefix+a.id+"-n-", int64(len(names)+waiting)); err != nil {
+					return err
+				}
+				return awaitCalm(ctx)
+			})
+			if err != nil {
+				return nil, err
+			}
+			return f, each(ctx, len(names), 100, func(ctx context.Context, i int) error { return held[i].Unlock(ctx) })
+		}, nil
+	}}
+}
+
+// waitFor measures what each goroutine that waits for a name adds once one does: the stacks count, the
+// goroutines themselves do not.
+func waitFor(ctx context.Context, c client, names []string, queued func(ctx context.Context, waiting int) error) (f figures, err error) {
+	waiting, give := context.WithCancel(ctx)
+	ended := make(chan error, len(names))
+	var before usage
+	for i, name := range names {
+		go func() { ended <- c(name).Lock(waiting) }()
+		if i == 0 {
+			err = queued(ctx, 1)
+			before = usageNow()
+		}
+	}
+	if err == nil {
+		err = queued(ctx, len(names))
+	}
+	f = usageNow().since(before, len(names)-1)
+	f[goroutines]-- // the caller's own
+	give()
+	for range names {
+		if got := <-ended; !errors.Is(got, context.Canceled) {
+			err = errors.Join(err, got, errNotWaiting)
+		}
+	}
+	return f, err
+}
+
+var errNotWaiting = errors.New("a lock that should have waited did not")
+
+// awaitCalm waits until no goroutine has come or gone for some time: all watches are established.
+func awaitCalm(ctx context.Context) error {
+	const enough = 6
+	for last, calm := 0, 0; calm < enough; calm++ {
+		if now := runtime.NumGoroutine(); now != last {
+			last, calm = now, 0
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/bsm/redislock"
+	"github.com/go-redsync/redsync/v4"
+	"github.com/go-redsync/redsync/v4/redis/goredis/v9"
+	"github.com/go-zookeeper/zk"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidislock"
+)
+
+// peerAddresses say where the servers of the peers are; empty: they are not measured.
+type peerAddresses struct{ redis, zookeeper string }
+
+// known reports whether the server of a peer is known.
+func (p peerAddresses) known(peer string) bool {
+	if peer == zookeeper.name {
+		return p.zookeeper != ""
+	}
+	return p.redis != ""
+}
+
+const (
+	peerTTL = 10 * time.Second     // Locker's default
+	polling = 2 * time.Millisecond // of those that poll: much more often than their defaults
+)
+
+// ofPeers returns what all peers do.
+func ofPeers(do func(s service) side) []side {
+	var sides []side
+	for _, s := range []service{redislocks, redsyncs, rueidislocks, zookeeper} {
+		sides = append(sides, do(s))
+	}
+	return sides
+}
+
+var redislocks = service{name: "redislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+	c := redis.NewClient(&redis.Options{Addr: a.peers.redis})
+	a.onClose(c.Close)
+	locks := redislock.New(c)
+	return func(name string) mutex { return &redislockMutex{locks: locks, name: name} }, nil
+}}
+
+type redislockMutex struct {
+	locks *redislock.Client
+	name  string
+	held  *redislock.Lock
+}
+
+func (m *redislockMutex) Lock(ctx context.Context) (err error) {
+	m.held, err = m.locks.Obtain(ctx, m.name, peerTTL, &redislock.Options{RetryStrategy: redislock.LinearBackoff(polling)})
+	return err
+}
+
+func (m *redislockMutex) Unlock(ctx context.Context) error { return m.held.Release(ctx) }
+
+var redsyncs = service{name: "redsync", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+	c := redis.NewClient(&redis.Options{Addr: a.peers.redis})
+	a.onClose(c.Close)
+	rs := redsync.New(goredis.NewPool(c))
+	return func(name string) mutex {
+		return redsyncMutex{rs.NewMutex(name, redsync.WithExpiry(peerTTL), redsync.WithTries(math.MaxInt), redsync.WithRetryDelay(polling))}
+	}, nil
+}}
+
+type redsyncMutex struct{ *redsync.Mutex }
+
+func (m redsyncMutex) Lock(ctx context.Context) error { return m.LockContext(ctx) }
+
+func (m redsyncMutex) Unlock(ctx context.Context) error {
+	_, err := m.UnlockContext(ctx)
+	return err
+}
+
+var rueidislocks = service{name: "rueidislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+	locks, err := rueidislock.NewLocker(rueidislock.LockerOption{
+		ClientOption:   rueidis.ClientOption{InitAddress: []string{a.peers.redis}},
+		KeyMajority:    1,
+		KeyValidity:    peerTTL,
+		NoLoopTracking: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.onClose(func() error { locks.Close(); return nil })
+	return func(name string) mutex { return &rueidisMutex{locks: locks, name: name} }, nil
+}}
+
+type rueidisMutex struct {
+	locks   rueidislock.Locker
+	name    string
+	release context.CancelFunc
+}
+
+func (m *rueidisMutex) Lock(ctx context.Context) (err error) {
+	_, m.release, err = m.locks.WithContext(ctx, m.name)
+	return err
+}
+
+func (m *rueidisMutex) Unlock(context.Context) error {
+	m.release()
+	return nil
+}
+
+var zookeeper = service{name: "zookeeper", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+	conn, _, err := zk.Connect(strings.Split(a.peers.zookeeper, ","), peerTTL, zk.WithLogger(silent{}))
+	if err != nil {
+		return nil, err
+	}
+	a.onClose(func() error { conn.Close(); return nil })
+	return func(name string) mutex { return zookeeperMutex{zk.NewLock(conn, "/"+name, zk.WorldACL(zk.PermAll))} }, nil
+}}
+
+type silent struct{}
+
+func (silent) Printf(string, ...any) {}
+
+// zookeeperMutex cannot be interrupted: who waits at the end of a round is served before the next one.
+type zookeeperMutex struct{ lock *zk.Lock }
+
+func (m zookeeperMutex) Lock(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return m.lock.Lock()
+}
+
+func (m zookeeperMutex) Unlock(context.Context) error { return m.lock.Unlock() }

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTheMedianIsTheMiddleOne(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		values []float64
+		want   float64
+	}{
+		{[]float64{3}, 3},
+		{[]float64{9, 1, 2}, 2},
+		{[]float64{4, 1, 2, 100}, 3},
+	} {
+		if got := median(test.values); got != test.want {
+			t.Errorf("median of %v is %v, want %v", test.values, got, test.want)
+		}
+	}
+}
+
+func TestTheBoundOfATargetMeetsIt(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		target target
+		x      float64
+		want   bool
+	}{
+		{atLeast(2.5), 2.5, true}, {atLeast(2.5), 2.49, false},
+		{atMost(1.1), 1.1, true}, {atMost(1.1), 1.11, false},
+		{atMost(0), 0, true}, {atMost(0), 1, false},
+		{target{}, 7, true},
+	} {
+		if got := test.target.met(test.x); got != test.want {
+			t.Errorf("%v %v: %v, want %v", test.x, test.target, got, test.want)
+		}
+	}
+}
+
+// sample rows: two rounds of three sides and a peer.
+var (
+	testRow = row{id: "P0", work: "work", sides: []side{{name: floor}, {name: ours}, {name: mutual}, {name: "other", peer: true}}}
+	rounds  = map[string][]figures{
+		floor:   {{p50: 10}, {p50: 30}},
+		ours:    {{p50: 20, rate: 300}, {p50: 30, rate: 500}},
+		mutual:  {{p50: 100, rate: 100}, {p50: 100, rate: 100}},
+		"other": {{rate: 50}},
+	}
+)
+
+func TestARatioIsThatOfTheMedians(t *testing.T) {
+	t.Parallel()
+	res, err := resultOf(testRow, line{figure: p50, unit: "µs", against: floor, target: atMost(1.2)}, rounds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Ratio != 1.25 || res.Met == nil || *res.Met {
+		t.Errorf("time: %+v", res)
+	}
+	res, err = resultOf(testRow, line{what: "more", figure: rate, unit: "locks/s", against: mutual, target: atLeast(4)}, rounds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Ratio != 4 || res.Met == nil || !*res.Met || res.Work != "work: more" {
+		t.Errorf("rate: %+v", res)
+	}
+	if res.Sides[floor] != nil || res.opponent() != mutual || len(res.Peers) != 1 {
+		t.Errorf("sides: %+v", res)
+	}
+}
+
+func TestATargetWithoutAnOpponentIsForTheFigureItself(t *testing.T) {
+	t.Parallel()
+	for limit, want := range map[float64]bool{400: true, 399: false} {
+		res, err := resultOf(testRow, line{figure: rate, target: atMost(limit)}, rounds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Met == nil || *res.Met != want || res.Ratio != 0 {
+			t.Errorf("at most %v: %+v", limit, res)
+		}
+	}
+	if res, err := resultOf(testRow, line{figure: rate}, rounds); err != nil || res.Met != nil {
+		t.Errorf("without a target: %+v, %v", res, err)
+	}
+}
+
+func TestAFigureThatIsMissingIsAnErrorAndNotZero(t *testing.T) {
+	t.Parallel()
+	for _, l := range []line{
+		{figure: heap},
+		{figure: rate, against: floor},
+		{figure: rate, of: "nobody"},
+	} {
+		if res, err := resultOf(testRow, l, rounds); err == nil {
+			t.Errorf("%+v: %+v", l, res)
+		}
+	}
+}
+
+func TestTheRowsAreWhatTheyShouldBe(t *testing.T) {
+	t.Parallel()
+	for _, s := range []scale{fullScale, quickScale} {
+		all := rows(s)
+		if len(all) != 17 { // P7 is two
+			t.Errorf("%d rows", len(all))
+		}
+		for _, r := range all {
+			names := make(map[string]bool)
+			for _, s := range r.sides {
+				if names[s.name] {
+					t.Errorf("%s has two sides called %s", r.id, s.name)
+				}
+				names[s.name] = true
+			}
+			for _, l := range r.lines {
+				if l.against != "" && !names[l.against] || !names[ours] {
+					t.Errorf("%s: nobody to compare: %+v", r.id, l)
+				}
+			}
+		}
+	}
+}
+
+func TestRowsAreChosenByTheirIDs(t *testing.T) {
+	t.Parallel()
+	chosen, err := choose(rows(quickScale), "p7,P4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, r := range chosen {
+		ids = append(ids, r.id)
+	}
+	if got := strings.Join(ids, " "); got != "P4 P7 P7" {
+		t.Errorf("chosen: %s", got)
+	}
+	if _, err := choose(rows(quickScale), "P4,P99"); err == nil || !strings.Contains(err.Error(), "P99") {
+		t.Errorf("a row that is not there: %v", err)
+	}
+}
