@@ -167,6 +167,11 @@ func transient(err error) bool {
 	return false
 }
 
+// unsure reports whether a transaction that failed with err may have been applied, or
+// may yet be. One that runs into the limit of etcd's space has been, although it is
+// answered with an error.
+func unsure(err error) bool { return transient(err) || errors.Is(err, rpctypes.ErrNoSpace) }
+
 func isContextError(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -100,6 +100,16 @@ func (f *feed) again(key string) *watch {
 	return w.watch
 }
 
+// end lets go of the watches that are kept.
+func (f *feed) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, w := range f.kept {
+		w.expiry.Stop()
+	}
+	clear(f.kept)
+}
+
 // check looks after the stream, until the client ends.
 func (f *feed) check() {
 	c := f.client
@@ -137,7 +147,7 @@ func (f *feed) probe(s *stream, patience time.Duration) error {
 			return err
 		}
 		if created.Header.Revision >= resp.Header.Revision {
-			defer w.close() // it carries the progress
+			w.close()
 			break
 		}
 		w.close()

@@ -120,10 +120,15 @@ func (g *group) start(batch []*write, next func()) {
 	c.tasks.run(func() {
 		ctx, cancel := context.WithTimeout(c.base, c.attempt())
 		defer cancel()
-		late := time.AfterFunc(c.patience, next)
+		c.tasks.add()
+		late := time.AfterFunc(c.patience, func() {
+			defer c.tasks.end()
+			next()
+		})
 		resp, err := c.send(ctx, together(batch))
 		if late.Stop() {
 			next()
+			c.tasks.end()
 		}
 		g.answer(batch, resp, err)
 	})
@@ -171,6 +176,9 @@ func (g *group) answer(batch []*write, resp *pb.TxnResponse, err error) {
 	for i, w := range batch {
 		switch {
 		case refused:
+			if w.repeated != nil && err != nil && unsure(err) {
+				w.repeated.Store(true)
+			}
 			g.start([]*write{w}, func() {})
 		case err != nil:
 			w.deliver(nil, err)

@@ -2,6 +2,7 @@ package locker
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,6 +26,7 @@ func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool
 		heir.key += alternate
 	}
 	type outcome struct{ released, unknown bool }
+	repeated := new(atomic.Bool)
 	answer := make(chan outcome, 1)
 	heir.puts.begin()
 	w := c.group.submit(txn{
@@ -33,12 +35,14 @@ func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool
 		epoch:   heir.session.currentEpoch(),
 		when:    []*pb.Compare{l.standing(), created(heir.key, 0)},
 		then:    []*pb.RequestOp{remove(l.key), heir.entry(), within(heir.newest(0))},
+
+		repeated: repeated,
 	}, func(resp *pb.TxnResponse, err error) {
 		heir.landed(resp, err)
 		if err == nil && resp.Succeeded {
 			c.lines.leave(l.name, heir) // at once: what is left for l to do it need not wait for
 		}
-		answer <- outcome{err == nil && resp.Succeeded, err != nil && transient(err)}
+		answer <- outcome{err == nil && resp.Succeeded, repeated.Load() || err != nil && unsure(err)}
 	})
 	late := time.NewTimer(c.patience)
 	defer late.Stop()

@@ -52,15 +52,15 @@ type Client struct {
 // New returns a Client over etcd, which it borrows: the caller closes it, after
 // the Client. It makes no request and starts no goroutine.
 //
-// Errors: ErrInvalid as *InvalidError for a nil client, one whose Watcher was
+// Errors: ErrInvalid as *InvalidError for a nil client, one whose KV or Watcher was
 // replaced (as etcd's namespace package does), or a bad option.
 func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	const op = "new client"
 	if etcd == nil {
 		return nil, wrap(op, "", &InvalidError{"client", "nil", "an etcd client is needed"})
 	}
-	if reflect.TypeOf(etcd.Watcher) != reflect.TypeOf(clientv3.NewWatcher(etcd)) {
-		return nil, wrap(op, "", &InvalidError{"client", "with a wrapped Watcher", "leases and watches pass it by; for a namespace there is WithPrefix"})
+	if reflect.TypeOf(etcd.Watcher) != reflect.TypeOf(clientv3.NewWatcher(etcd)) || reflect.TypeOf(etcd.KV) != reflect.TypeOf(clientv3.NewKV(etcd)) {
+		return nil, wrap(op, "", &InvalidError{"client", "wrapped", "requests would pass the wrapper by; for a namespace there is WithPrefix"})
 	}
 	c := &Client{
 		etcd:     etcd,
@@ -120,6 +120,7 @@ func (c *Client) Close() error {
 	}
 	c.stop()
 	c.tasks.join()
+	c.feed.end()
 	return wrap("close", "", errors.Join(errs...))
 }
 

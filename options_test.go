@@ -147,7 +147,11 @@ func TestBadOptionsAreRefusedWithoutARequest(t *testing.T) {
 	}
 	_, err := locker.New(nil)
 	wantInvalid(t, err, "client")
-	etcd.Watcher = namespace.NewWatcher(etcd.Watcher, "elsewhere/")
+	watcher := etcd.Watcher
+	etcd.Watcher = namespace.NewWatcher(watcher, "elsewhere/")
+	_, err = locker.New(etcd)
+	wantInvalid(t, err, "client")
+	etcd.Watcher, etcd.KV = watcher, namespace.NewKV(etcd.KV, "elsewhere/")
 	_, err = locker.New(etcd)
 	wantInvalid(t, err, "client")
 	if n := requests.Load(); n != 0 {

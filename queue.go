@@ -123,7 +123,7 @@ func (l *Lock) landed(resp *pb.TxnResponse, err error) {
 		l.queuedAt(token, token, ahead, known)
 	}
 	// Not before the token is set: whoever cleans up looks at both.
-	l.puts.end(err == nil || !transient(err) || errors.Is(err, errUnsent))
+	l.puts.end(err == nil || !unsure(err) || errors.Is(err, errUnsent))
 }
 
 var errBackInTime = errors.New("etcd has gone back to an earlier revision")
@@ -175,7 +175,11 @@ func (l *Lock) release(ctx context.Context) (found bool, err error) {
 func (l *Lock) withdraw(heir *Lock, tried bool) error {
 	ctx, cancel := context.WithTimeout(l.session.life, l.session.ttl)
 	defer cancel()
-	found, err := l.remove(ctx, heir)
+	next := heir
+	if tried {
+		next = nil // it may have been put in the queue by now
+	}
+	found, err := l.remove(ctx, next)
 	return l.conclude(heir, found || tried, err)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -22,8 +23,7 @@ type stream struct {
 
 	post chan struct{} // has an item when the outbox has
 
-	mu       sync.Mutex // guards what follows
-	lastID   int64
+	mu       sync.Mutex         // guards what follows
 	watches  map[int64]*watch   // that etcd has confirmed
 	creating []*watch           // that it has yet to confirm, which it does in order
 	outbox   []*pb.WatchRequest // to be sent
@@ -119,10 +119,9 @@ func (s *stream) watch(what watched) *watch {
 		w.err = errWatchEnded
 		return w
 	}
-	s.lastID++
-	w.id, request.WatchId = s.lastID, s.lastID
+	w.creation = &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: request}}
 	s.creating = append(s.creating, w)
-	s.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: request}})
+	s.send(w.creation)
 	return w
 }
 
@@ -133,7 +132,8 @@ func (s *stream) progress() {
 	s.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 }
 
-// close closes a watch.
+// close closes a watch. Of one that etcd has yet to confirm the ID is not known: it is
+// taken back, or else cancelled when it is confirmed.
 func (s *stream) close(w *watch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,8 +141,18 @@ func (s *stream) close(w *watch) {
 		return
 	}
 	w.closed = true
-	delete(s.watches, w.id)
-	s.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: w.id}}})
+	if i := slices.Index(s.outbox, w.creation); i >= 0 {
+		s.outbox = slices.Delete(s.outbox, i, i+1)
+		s.creating = slices.DeleteFunc(s.creating, func(other *watch) bool { return other == w })
+	} else if s.watches[w.id] == w {
+		delete(s.watches, w.id)
+		s.sendCancel(w.id)
+	}
+}
+
+// sendCancel posts the end of a watch. The caller has the mutex.
+func (s *stream) sendCancel(id int64) {
+	s.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: id}}})
 }
 
 // send posts a request. The caller has the mutex.
@@ -192,7 +202,10 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 		if answer.CancelReason != rpctypes.ErrGRPCPermissionDenied.Error() {
 			s.cancel() // the next stream has a new token of authentication
 		}
-	case !w.closed:
+	case w.closed:
+		s.sendCancel(answer.WatchId)
+	default:
+		w.id, w.creation = answer.WatchId, nil
 		s.watches[w.id] = w
 		w.add(answer)
 	}
@@ -212,9 +225,11 @@ type watched struct {
 type watch struct {
 	watched
 	stream *stream
-	id     int64
-	closed bool          // guarded by the stream's mutex
 	news   chan struct{} // has an item when there is something to read
+
+	id       int64            // as etcd has chosen it; this and what follows is guarded by the stream's mutex
+	creation *pb.WatchRequest // until it is confirmed
+	closed   bool
 
 	mu      sync.Mutex          // guards what follows
 	answers []*pb.WatchResponse // yet to be read, the oldest first

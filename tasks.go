@@ -23,7 +23,10 @@ func (t *tasks) begin() bool {
 	return !t.closed
 }
 
-// end counts out what begin counted in.
+// add counts in what is to end later. Only what is itself counted may call it.
+func (t *tasks) add() { t.wg.Add(1) }
+
+// end counts out what begin or add counted in.
 func (t *tasks) end() { t.wg.Done() }
 
 // run starts a goroutine. Only what is itself counted may call it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -20,6 +21,7 @@ type txn struct {
 	epoch           int64
 	when            []*pb.Compare
 	then, otherwise []*pb.RequestOp
+	repeated        *atomic.Bool // set when it is sent again though it may have been applied; may be nil
 }
 
 // request is t without its epoch.
@@ -31,8 +33,9 @@ func (t txn) request() *pb.TxnRequest {
 // may then have been applied more than once, it must be idempotent. first tells
 // that the answer is that of the only attempt.
 func (c *Client) commit(ctx context.Context, t txn) (resp *pb.TxnResponse, first bool, err error) {
+	t.repeated = new(atomic.Bool)
 	resp, n, err := insist(ctx, c, c.writes(t, func() {}, func(*pb.TxnResponse, error) {}))
-	return resp, n == 1, err
+	return resp, n == 1 && !t.repeated.Load(), err
 }
 
 // ask makes a request that changes nothing, as insist does, and drops it when ctx ends.
