@@ -1,0 +1,240 @@
+package main
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// ms is a moment of a made-up history, in milliseconds.
+func ms(n int64) instant { return instant(n * int64(time.Millisecond)) }
+
+const (
+	recordA = lockPrefix + "/a"
+	entryA  = lockPrefix + "n%2F0/a"
+	entryB  = lockPrefix + "n%2F0/b"
+)
+
+// sound is a history in which all is as it should be: 0.0 locks n/0, writes and gives it up to 1.0, who
+// waited for it.
+func sound() *history {
+	h := &history{
+		plan:  plan{ttl: 2 * time.Second, members: 3, processes: 2, duration: time.Second},
+		over:  overLocker,
+		names: 1,
+		began: ms(900), healed: ms(950), stopping: ms(20_000), ended: ms(21_000),
+		counters: map[string]int64{"n/0": 1},
+		accesses: []access{{"n/0", 10, false}, {"n/0", 10, true}, {"n/0", 12, false}},
+		set:      map[string]bool{"0.0#3": true},
+	}
+	h.add(&life{name: "0.0", slot: 0, span: span{From: ms(900)}}, []call{
+		{Process: "0.0", ID: 9, Op: opWatched, Start: ms(950), End: ms(950)},
+		{Process: "0.0", ID: 1, Op: opLock, Name: "n/0", Token: 10, Start: ms(1000), End: ms(1010), By: ms(6000), Outcome: ok},
+		{Process: "0.0", ID: 10, Op: opSaw, Name: "n/0", Token: 10, Reason: "0.0#1", Value: 10, Start: ms(1010), End: ms(1010)},
+		{Process: "0.0", ID: 2, Op: opErr, Name: "n/0", Hold: 1, Token: 10, Start: ms(1011), End: ms(1011), Outcome: ok},
+		{Process: "0.0", ID: 3, Op: opCommit, Name: "n/0", Hold: 1, Token: 10, Start: ms(1012), End: ms(1014), Outcome: ok, Value: 11},
+		{Process: "0.0", ID: 4, Op: opAdd, Name: "n/0", Hold: 1, Token: 10, Start: ms(1015), End: ms(1017), Outcome: ok, Count: 1},
+		{Process: "0.0", ID: 5, Op: opUnlock, Name: "n/0", Hold: 1, Token: 10, Start: ms(1030), End: ms(1035), Outcome: ok},
+		{Process: "0.0", ID: 11, Op: opSaw, Name: "n/0", Token: 12, Reason: "1.0#1", Value: 13, Start: ms(1036), End: ms(1036)},
+		{Process: "0.0", ID: 12, Op: opSaw, Name: "n/0", Value: 14, Start: ms(1066), End: ms(1066)},
+		{Process: "0.0", ID: 13, Op: opBye, Start: ms(20_500), End: ms(20_500)},
+	})
+	h.add(&life{name: "1.0", slot: 1, span: span{From: ms(900)}}, []call{
+		{Process: "1.0", ID: 1, Op: opLock, Name: "n/0", Token: 12, Start: ms(1005), End: ms(1040), By: ms(6000), Outcome: ok},
+		{Process: "1.0", ID: 2, Op: opErr, Name: "n/0", Hold: 1, Token: 12, Start: ms(1041), End: ms(1041), Outcome: ok},
+		{Process: "1.0", ID: 3, Op: opUnlock, Name: "n/0", Hold: 1, Token: 12, Start: ms(1060), End: ms(1065), Outcome: ok},
+		{Process: "1.0", ID: 4, Op: opBye, Start: ms(20_500), End: ms(20_500)},
+	})
+	h.truth = newTruth(soundChanges(), []tick{
+		{ms(1000), ms(1001), 9}, {ms(1031), ms(1032), 12}, {ms(1061), ms(1062), 13}, {ms(1070), ms(1071), 14},
+	})
+	return h
+}
+
+func soundChanges() []change {
+	return []change{
+		{9, ms(990), []event{{Key: recordA, Created: 9, Lease: 1}}},
+		{10, ms(1008), []event{{Key: entryA, Created: 10, Lease: 1, Value: "0.0#1"}}},
+		{11, ms(1013), []event{{Key: elementKey("n/0", "0.0#3"), Created: 11, Value: "10"}}},
+		{12, ms(1014), []event{{Key: entryB, Created: 12, Lease: 2, Value: "1.0#1"}}},
+		{13, ms(1033), []event{{Key: entryA, Deleted: true}}},
+		{14, ms(1063), []event{{Key: entryB, Deleted: true}}},
+	}
+}
+
+// find returns the call of a process with that ID, to be changed.
+func (h *history) find(process string, id int64) *call {
+	i := slices.IndexFunc(h.calls, func(c call) bool { return c.Process == process && c.ID == id })
+	return &h.calls[i]
+}
+
+// also adds a call to the history.
+func (h *history) also(c call) { h.calls = append(h.calls, c) }
+
+// instead replaces the truth.
+func (h *history) instead(f func([]change) []change) {
+	h.truth = newTruth(f(soundChanges()), h.truth.ticks)
+}
+
+// broken are histories that each break one promise, or one and what follows from it.
+var broken = map[string]func(h *history){
+	"tokens of a name are unique and grow": func(h *history) {
+		c := h.find("1.0", 1)
+		c.Start, c.Token = ms(1036), 8
+	},
+	"the resource never accepts a smaller token after a larger one": func(h *history) {
+		h.accesses = append(h.accesses, access{"n/0", 10, true})
+	},
+	"fenced increments are not lost":     func(h *history) { h.counters["n/0"] = 0 },
+	"no two holds are certain at once":   func(h *history) { h.find("0.0", 5).Start = ms(1050) },
+	"a loss is told before etcd deletes": func(h *history) { h.find("0.0", 5).Start = ms(1034) },
+	"after Close nothing is left":        func(h *history) { h.left = []string{entryA} },
+	"every call returns by its context":  func(h *history) { h.find("1.0", 1).End = ms(7000) },
+	"whose turn it is gets the lock": func(h *history) {
+		h.instead(func(all []change) []change { return all[:5] })
+		h.find("1.0", 1).End = ms(5000)
+	},
+	"everybody gets locks once faults are over": func(h *history) { h.healed = ms(15_000) },
+	"a lock model explains the history (porcupine)": func(h *history) {
+		h.find("0.0", 5).Start, h.find("0.0", 5).End = ms(1050), ms(1055)
+	},
+	"a counter model explains the history (porcupine)": func(h *history) {
+		h.also(call{Process: "1.0", ID: 20, Op: opAdd, Name: "n/0", Start: ms(1045), End: ms(1046), Outcome: ok, Count: 1})
+	},
+	"the guarded set has what was acknowledged, and nothing that was refused": func(h *history) { delete(h.set, "0.0#3") },
+	"a guarded write happens under its hold": func(h *history) {
+		h.instead(func(all []change) []change {
+			all[2], all[4] = all[4], all[2] // the entry goes before the write
+			all[2].Revision, all[4].Revision = 11, 13
+			return all
+		})
+	},
+	"a hold that is reported was the head of its queue during the call": func(h *history) {
+		h.instead(func(all []change) []change {
+			return append(all[:4:4], change{13, ms(1033), []event{{Key: entryB, Deleted: true}}})
+		})
+	},
+	"live waiters are served in order": func(h *history) {
+		h.instead(func(all []change) []change {
+			return append(all, change{15, ms(1064), []event{{Key: entryB, Created: 15, Lease: 2, Value: "1.0#1"}}}, change{16, ms(1065), []event{{Key: entryB, Deleted: true}}})
+		})
+	},
+	"an entry is removed by its owner only": func(h *history) {
+		c := h.find("1.0", 3)
+		c.Outcome, c.Reason = lost, "deleted"
+	},
+	"what is given up goes": func(h *history) { h.instead(func(all []change) []change { return all[:5] }) },
+	"lost is for ever": func(h *history) {
+		h.also(call{Process: "0.0", ID: 20, Op: opErr, Name: "n/0", Hold: 1, Start: ms(1100), End: ms(1100), Outcome: ok})
+	},
+	"nothing harmless costs a hold": func(h *history) {
+		h.also(call{Process: "0.0", ID: 20, Op: opEnded, Name: "n/0", Hold: 1, Start: ms(1020), End: ms(1020), Reason: "expired"})
+	},
+	"a name is taken over in time": func(h *history) {
+		h.lives["0.0"].To = ms(1020)
+		h.firings = append(h.firings, firing{fault: fault{Kind: "kill", Alone: true}, span: span{ms(1020), ms(1021)}})
+		h.instead(func(all []change) []change { all[4].At, all[5].At = ms(6000), ms(7000); return all })
+		h.truth.ticks = nil
+		h.find("1.0", 1).End = ms(6001)
+	},
+	"nothing is lost under load": func(h *history) {
+		h.load = loadCrowd
+		h.also(call{Process: "0.0", ID: 20, Op: opEnded, Name: "n/0", Hold: 1, Start: ms(1020), End: ms(1020), Reason: "expired"})
+	},
+	"memory and goroutines stay flat under load": func(h *history) {
+		h.load, h.healed = loadCrowd, ms(4900)
+		h.lives["0.0"].sizes = []call{{Start: ms(2000), Value: 1, Count: 10}, {Start: ms(4500), Value: 1, Count: 1000}}
+	},
+	"observers see what was so, in order, and the newest": func(h *history) { h.find("0.0", 10).Token = 7 },
+}
+
+func TestASoundHistoryBreaksNoPromise(t *testing.T) {
+	t.Parallel()
+	for _, v := range judge(sound()) {
+		t.Errorf("%s: %s", v.Invariant, v.Text)
+	}
+}
+
+func TestEachInvariantCanBeSeenBroken(t *testing.T) {
+	t.Parallel()
+	for _, i := range invariants {
+		t.Run(i.name, func(t *testing.T) {
+			t.Parallel()
+			spoil := broken[i.name]
+			if spoil == nil {
+				t.Fatal("no history breaks it")
+			}
+			h := sound()
+			spoil(h)
+			if len(i.check(h)) == 0 {
+				t.Error("it was not noticed")
+			}
+		})
+	}
+}
+
+func TestObserversAreHeldToEachOfTheirPromises(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(h *history){
+		"the same state twice": func(h *history) {
+			c := *h.find("0.0", 10)
+			c.ID, c.Start, c.End = 20, ms(1011), ms(1011)
+			h.calls = slices.Insert(h.calls, 3, c)
+		},
+		"going back in time": func(h *history) {
+			h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.Op == opSaw && c.ID == 12 })
+			h.also(call{Process: "0.0", ID: 12, Op: opSaw, Name: "n/0", Token: 10, Reason: "0.0#1", Value: 12, Start: ms(1066), End: ms(1066)})
+		},
+		"a state that lasts and is not told": func(h *history) {
+			h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.Op == opSaw && c.ID == 12 })
+		},
+		"a watch that ends": func(h *history) {
+			h.also(call{Process: "0.0", ID: 20, Op: opWatched, Outcome: failed, Start: ms(1100), End: ms(1100)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := sound()
+			spoil(h)
+			if len(checkObservers(h)) == 0 {
+				t.Error("it was not noticed")
+			}
+		})
+	}
+}
+
+func TestAHandOverInOneTransactionIsOneChange(t *testing.T) {
+	t.Parallel()
+	truth := newTruth([]change{
+		{10, ms(1), []event{{Key: entryA, Created: 10, Value: "0.0#1"}}},
+		{11, ms(2), []event{{Key: entryA, Deleted: true}, {Key: entryA + "-2", Created: 11, Value: "0.0#2"}}},
+		{12, ms(3), []event{{Key: entryA, Created: 12, Value: "0.0#3"}, {Key: entryA + "-2", Deleted: true}}},
+	}, nil)
+	for revision, want := range map[int64]int64{9: 0, 10: 10, 11: 11, 12: 12} {
+		got := int64(0)
+		if e := truth.headAt("n/0", revision); e != nil {
+			got = e.Created
+		}
+		if got != want {
+			t.Errorf("at revision %d the head is %d, want %d", revision, got, want)
+		}
+	}
+}
+
+func TestAStoppedHolderIsJudgedByWhatItSawAfterwards(t *testing.T) {
+	t.Parallel()
+	stopped := func() *history {
+		h := sound()
+		h.lives["0.0"].gaps = spans{{ms(1012), ms(1049)}}
+		h.find("0.0", 5).Start = ms(1050)
+		return h
+	}
+	if found := checkOverlaps(stopped()); len(found) > 0 {
+		t.Errorf("it could not know: %v", found)
+	}
+	h := stopped()
+	h.also(call{Process: "0.0", ID: 20, Op: opErr, Name: "n/0", Hold: 1, Start: ms(1049), End: ms(1049), Outcome: ok})
+	if found := checkOverlaps(h); len(found) == 0 {
+		t.Error("it looked, saw no error, and somebody else held: that was not noticed")
+	}
+}

@@ -1,0 +1,194 @@
+// Command chaos runs processes that lock names on a real etcd, breaks what can be broken, and judges
+// what came of it. README.md says how to read its reports.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jagregory/locker/v2/internal/etcdproc"
+)
+
+const (
+	clientCommand = "chaos-client" // makes the program a client; the harness uses it
+	overLocker    = "locker"
+	overMutex     = "mutex"
+	etcdVersion   = "v3.7.3"
+	processes     = 5
+)
+
+// settings are what the command line says.
+type settings struct {
+	seed     uint64
+	duration time.Duration
+	round    time.Duration
+	ttl      time.Duration
+	members  []int
+	only     []string
+	over     string
+	unfenced bool
+	load     string
+	dir      string
+	schedule bool
+}
+
+func main() {
+	if os.Getenv(clientCommand) != "" {
+		exit(clientProcess(os.Stdin, os.Stdout))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	s, err := parse(os.Args[1:])
+	if err == nil {
+		err = s.run(ctx, os.Stdout)
+	}
+	stop()
+	exit(err)
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func parse(args []string) (s settings, err error) {
+	flags := flag.NewFlagSet("chaos", flag.ExitOnError)
+	flags.Uint64Var(&s.seed, "seed", 0, "what the faults are drawn from; 0 draws one")
+	flags.DurationVar(&s.duration, "duration", 30*time.Second, "how long there are faults, in all")
+	flags.DurationVar(&s.round, "round", time.Minute, "how much of that one cluster has to stand")
+	flags.DurationVar(&s.ttl, "ttl", 2*time.Second, "of the locks")
+	members := flags.String("members", "3", "of the clusters, which take turns: 1, 3, or 1,3")
+	only := flags.String("faults", "", "only these kinds, with commas in between; all if empty")
+	flags.StringVar(&s.over, "over", overLocker, "what is tested: locker, or mutex for etcd's concurrency.Mutex")
+	flags.BoolVar(&s.unfenced, "unfenced", false, "let the resource accept any token")
+	flags.StringVar(&s.load, "load", "", "with a load, and with the faults that must not cost a hold: crowd (1,000 clients on 100 names) or names (100,000 names held)")
+	flags.StringVar(&s.dir, "dir", "", "where to leave the history; a temporary directory, removed if nothing was found, if empty")
+	flags.BoolVar(&s.schedule, "schedule", false, "print the faults that would come, and do nothing")
+	if err := flags.Parse(args); err != nil {
+		return s, err
+	}
+	if *only != "" {
+		s.only = strings.Split(*only, ",")
+	}
+	for _, text := range strings.Split(*members, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n != 1 && n != 3 {
+			return s, fmt.Errorf("%q members: want 1 or 3", text)
+		}
+		s.members = append(s.members, n)
+	}
+	if s.over != overLocker && s.over != overMutex {
+		return s, fmt.Errorf("over %q: want %s or %s", s.over, overLocker, overMutex)
+	}
+	if flags.NArg() > 0 || s.duration <= 0 || s.round <= 0 || s.ttl < 2*time.Second {
+		return s, fmt.Errorf("arguments %q: there are none, durations are more than 0, and etcd grants 2s at least", flags.Args())
+	}
+	for s.seed == 0 {
+		s.seed = rand.Uint64() >> 16 // short enough to type
+	}
+	return s, errors.Join(checkKinds(s.only), checkLoad(s.load))
+}
+
+// run makes rounds until the duration is used up, and ends at the first that finds something.
+func (s settings) run(ctx context.Context, w io.Writer) error {
+	if s.schedule {
+		for _, f := range s.plan(0, min(s.duration, s.round)).draw() {
+			fmt.Fprintln(w, f)
+		}
+		return nil
+	}
+	program, err := etcdproc.Build(ctx, etcdVersion, w)
+	if err != nil {
+		return err
+	}
+	for i, left := 0, s.duration; left > 0; i++ {
+		d := min(s.round, left)
+		if left-d < s.round/2 {
+			d = left // no round that is too short to mean anything
+		}
+		left -= d
+		if err := s.one(ctx, w, s.plan(i, d), program); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plan is that of a round.
+func (s settings) plan(i int, d time.Duration) plan {
+	return plan{
+		seed: s.seed + uint64(i), duration: d, ttl: s.ttl,
+		members: s.members[i%len(s.members)], processes: processes, only: s.only,
+	}
+}
+
+// one makes a round and reports it.
+func (s settings) one(ctx context.Context, w io.Writer, p plan, program string) error {
+	fmt.Fprintf(w, "round with seed %d: %v of faults on %d member(s), over %s %s\n", p.seed, p.duration, p.members, s.over, s.load)
+	dir, err := s.newDir()
+	if err != nil {
+		return err
+	}
+	r := round{plan: p, over: s.over, unfenced: s.unfenced, program: program, dir: dir, names: 6, workers: 6}
+	if s.load != "" {
+		r = r.underLoad(s.load)
+	}
+	h, err := r.run(ctx)
+	if err != nil {
+		return fmt.Errorf("round with seed %d: %w (see %s)", p.seed, err, dir)
+	}
+	violations := judge(h)
+	missing := h.empty()
+	report(w, h)
+	if s.load != "" {
+		reportSizes(w, h)
+	}
+	explain(w, h, violations)
+	for _, what := range missing {
+		fmt.Fprintf(w, "  EMPTY: %s\n", what)
+	}
+	if err := r.keep(w, len(violations)+len(missing) > 0 || s.dir != ""); err != nil {
+		return err
+	}
+	if len(violations)+len(missing) > 0 {
+		return fmt.Errorf("%d violations and %d things missing; to replay it: %s", len(violations), len(missing), s.command(p))
+	}
+	return nil
+}
+
+func (s settings) newDir() (string, error) {
+	if s.dir == "" {
+		return os.MkdirTemp("", "locker-chaos-")
+	}
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(s.dir, "round-")
+}
+
+// command is what makes the same round again.
+func (s settings) command(p plan) string {
+	c := fmt.Sprintf("go run ./chaos -seed %d -duration %v -round %v -members %d -ttl %v -over %s", p.seed, p.duration, p.duration, p.members, p.ttl, s.over)
+	if len(p.only) > 0 {
+		c += " -faults " + strings.Join(p.only, ",")
+	}
+	if s.load != "" {
+		c += " -load " + s.load
+	}
+	if s.unfenced {
+		c += " -unfenced"
+	}
+	return c
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// report writes what happened in a round.
+func report(w io.Writer, h *history) {
+	s := h.summary()
+	fmt.Fprintf(w, "  %d holds, %d waits given up, %d refusals of TryLock, %d clients killed\n", s.holds, s.gaveUp, s.denied, s.killed)
+	fmt.Fprintf(w, "  %d holds lost: %s; %d more entries expired of clients that were dead\n", s.losses(), tally(s.lost), s.orphans)
+	fmt.Fprintf(w, "  %d guarded writes, %d refused, %d of which nobody knows; %d by holds that were over\n", s.writes[ok], s.writes[lost]+s.writes[failed], s.writes[unknown]+s.writes[unsure], s.stale)
+	fmt.Fprintf(w, "  %d fenced increments, %d refused, %d of which nobody knows\n", s.adds[ok], s.adds[lost], s.adds[unknown]+s.adds[unsure])
+	if s.former > 0 {
+		fmt.Fprintf(w, "  %d entries of holds expired as a stopped member woke up; their times are not judged\n", s.former)
+	}
+	if s.slacks > 0 {
+		fmt.Fprintf(w, "  a loss was told %v to %v before etcd deleted the entry (%d losses)\n", s.leastSlack.Round(time.Millisecond), s.mostSlack.Round(time.Millisecond), s.slacks)
+	}
+	for _, times := range []struct {
+		what  string
+		after []time.Duration
+	}{{"take-over from a killed holder, nothing else going on", s.alone}, {"take-over from a killed holder, among other faults", s.among}} {
+		if len(times.after) > 0 {
+			fmt.Fprintf(w, "  %s: %s\n", times.what, percentiles(times.after))
+		}
+	}
+	fmt.Fprintf(w, "  %d states told to watches; memory of a client at most %.1f MiB, goroutines at most %d\n", s.told, float64(s.memory)/(1<<20), s.goroutines)
+	fmt.Fprintf(w, "  %d changes in etcd; %d operations put to the models, %d times without a verdict\n", len(h.truth.changes), h.modelled, h.undecided)
+	fmt.Fprintf(w, "  faults: %s\n", tally(s.faults))
+	for _, problem := range s.problems {
+		fmt.Fprintf(w, "  a fault did not go as planned: %s\n", problem)
+	}
+}
+
+// summary is what a round was about, in figures.
+type summary struct {
+	holds, gaveUp, denied, killed, stale, told, orphans int
+	former                                              int // entries that a former leader may have deleted
+	lost, faults                                        map[string]int
+	writes, adds                                        map[outcome]int
+	slacks                                              int
+	leastSlack, mostSlack                               time.Duration
+	alone, among                                        []time.Duration // take-overs
+	memory, goroutines                                  int64
+	problems                                            []string // with faults
+}
+
+func (s summary) losses() (n int) {
+	for _, count := range s.lost {
+		n += count
+	}
+	return n
+}
+
+func (h *history) summary() summary {
+	s := summary{lost: make(map[string]int), faults: make(map[string]int), writes: make(map[outcome]int), adds: make(map[outcome]int)}
+	for _, c := range h.calls {
+		s.count(c)
+	}
+	for _, f := range h.firings {
+		s.faults[string(f.Kind)]++
+		if f.Err != "" {
+			s.problems = append(s.problems, fmt.Sprintf("%v: %s", f.fault, f.Err))
+		}
+	}
+	for _, l := range h.lives {
+		if l.To != 0 {
+			s.killed++
+		}
+		for _, size := range l.sizes {
+			s.memory, s.goroutines = max(s.memory, size.Value), max(s.goroutines, size.Count)
+		}
+	}
+	for _, o := range h.takeOvers() {
+		s.orphans++
+		switch {
+		case o.by == nil:
+		case o.alone:
+			s.alone = append(s.alone, o.after)
+		default:
+			s.among = append(s.among, o.after)
+		}
+	}
+	s.slack(h)
+	for _, entries := range h.truth.entries {
+		for _, e := range entries {
+			if c, known := h.acquired[e.Who]; known && c.holds() && e.Deleted != 0 && h.formerLeader(e) && !h.interfered(e) {
+				s.former++
+			}
+		}
+	}
+	return s
+}
+
+func (s *summary) count(c call) {
+	switch c.Op {
+	case opLock, opTry:
+		switch {
+		case c.Outcome == ok:
+			s.holds++
+		case c.Op == opTry && strings.Contains(c.Reason, "locked by another"):
+			s.denied++
+		default:
+			s.gaveUp++
+		}
+	case opEnded:
+		s.lost[c.Reason]++
+	case opCommit:
+		s.writes[c.Outcome]++
+	case opStale:
+		s.stale++
+	case opAdd:
+		s.adds[c.Outcome]++
+	case opSaw:
+		s.told++
+	}
+}
+
+// slack is how long before the deletion a loss was told, to processes that ran.
+func (s *summary) slack(h *history) {
+	for _, holds := range h.tenures() {
+		for _, t := range holds {
+			if t.ended == nil || t.ended.Reason != "expired" || t.entry == nil || t.entry.Deleted == 0 || h.excused(t.entry) {
+				continue
+			}
+			told, certain := h.told(t)
+			if certain < told {
+				continue
+			}
+			d := h.truth.by(t.entry.Deleted).since(told)
+			if s.slacks == 0 || d < s.leastSlack {
+				s.leastSlack = d
+			}
+			s.mostSlack = max(s.mostSlack, d)
+			s.slacks++
+		}
+	}
+}
+
+func tally(counts map[string]int) string {
+	var parts []string
+	for _, what := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%s %d", what, counts[what]))
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func percentiles(all []time.Duration) string {
+	slices.Sort(all)
+	at := func(p int) time.Duration { return all[(len(all)-1)*p/100].Round(time.Millisecond) }
+	return fmt.Sprintf("p50 %v, p90 %v, p99 %v, max %v (%d)", at(50), at(90), at(99), at(100), len(all))
+}
+
+// explain writes the violations of a round, few of each invariant, with what went on at the time.
+func explain(w io.Writer, h *history, all []violation) {
+	const enough = 3
+	byInvariant := make(map[string][]violation)
+	for _, v := range all {
+		byInvariant[v.Invariant] = append(byInvariant[v.Invariant], v)
+	}
+	for _, name := range slices.Sorted(maps.Keys(byInvariant)) {
+		found := byInvariant[name]
+		slices.SortFunc(found, func(a, b violation) int { return int(a.At - b.At) })
+		fmt.Fprintf(w, "  VIOLATED: %s (%d times)\n", name, len(found))
+		for _, v := range found[:min(enough, len(found))] {
+			fmt.Fprintf(w, "    %s\n", v.Text)
+			for _, f := range h.firings {
+				if (span{f.From, f.To.add(h.ttl)}).meets(v.At.add(-h.ttl), v.At) {
+					fmt.Fprintf(w, "      meanwhile %s on %d from %s to %s\n", f.Kind, f.Target, h.at(f.From), h.at(f.To))
+				}
+			}
+		}
+	}
+}
+
+// empty returns what is missing for a round to prove anything.
+func (h *history) empty() (missing []string) {
+	s := h.summary()
+	need := func(what string, have, least int) {
+		if have < least {
+			missing = append(missing, fmt.Sprintf("%s: %d, want at least %d", what, have, least))
+		}
+	}
+	seconds := int(h.duration / time.Second)
+	if h.load == loadNames {
+		need("holds", s.holds, heldNames)
+		need("guarded writes", s.writes[ok], seconds)
+		return missing
+	}
+	need("holds", s.holds, 3*seconds)
+	need("fenced increments", s.adds[ok], seconds)
+	if h.over != overLocker {
+		return missing
+	}
+	need("guarded writes", s.writes[ok], seconds)
+	need("states told to watches", s.told, seconds)
+	fired := make(map[kind]int)
+	for _, f := range h.firings {
+		if f.Err == "" {
+			fired[f.Kind]++
+		}
+	}
+	if len(h.only) == 0 && h.duration >= 20*time.Second {
+		need("losses", s.losses(), 1)
+		need("take-overs with nothing else going on", len(s.alone), 1)
+	}
+	for _, l := range []lane{toClients, toCluster} {
+		for _, k := range h.kinds(l) {
+			planned := slices.ContainsFunc(h.schedule, func(f fault) bool { return f.Kind == k })
+			if planned || h.duration >= everyKind {
+				need("fault "+string(k), fired[k], 1)
+			}
+		}
+	}
+	return missing
+}
+
+// everyKind is a duration in which each kind of fault has its turn.
+const everyKind = 60 * time.Second

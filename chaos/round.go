@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/etcdproc"
+)
+
+// round is one run on a fresh cluster: faults, a time without, the end, and the judgement.
+type round struct {
+	plan
+	over     string
+	load     string
+	unfenced bool
+	program  string // of etcd
+	dir      string // of the history
+	names    int
+	workers  int // of each process
+}
+
+// etcdFlags: no disk could lose what a killed process has written, so waiting for it shows nothing.
+var etcdFlags = []string{"--unsafe-no-fsync", "--log-level=error"}
+
+// run makes the round and returns its history.
+func (r round) run(ctx context.Context) (h *history, err error) {
+	log, err := os.Create(filepath.Join(r.dir, "etcd.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	starting, cancel := context.WithTimeout(ctx, recovery)
+	defer cancel()
+	cluster, err := etcdproc.Start(starting, etcdproc.Options{Program: r.program, Members: r.members, Flags: etcdFlags, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	defer cluster.Close()
+	etcd, err := connect(cluster.Endpoints())
+	if err != nil {
+		return nil, err
+	}
+	defer etcd.Close()
+	s := &scene{ttl: r.ttl, cluster: cluster, members: r.members, etcd: etcd}
+	fence, err := serveResource(r.unfenced)
+	if err != nil {
+		return nil, err
+	}
+	defer fence.close()
+	defer s.close() // before the resource
+	if s.witness, err = newWitness(etcd, filepath.Join(r.dir, "truth.jsonl")); err != nil {
+		return nil, err
+	}
+	if err := s.populate(r, fence.listener.Addr().String()); err != nil {
+		return nil, err
+	}
+
+	if r.load == loadNames {
+		if err := s.filled(ctx, r.names*r.processes); err != nil {
+			return nil, err
+		}
+	}
+	h = &history{plan: r.plan, over: r.over, load: r.load, names: r.names, began: now()}
+	h.schedule = r.draw()
+	r.storm(ctx, s, h)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := r.calm(ctx, s, h); err != nil {
+		return nil, err
+	}
+	return h, h.collect(s, fence.resource)
+}
+
+// storm lets the faults happen, and then for a while nothing.
+func (r round) storm(ctx context.Context, s *scene, h *history) {
+	faulty, cancel := context.WithTimeout(ctx, r.duration)
+	defer cancel()
+	s.perform(faulty, h.schedule)
+	<-faulty.Done()
+	h.healed = now()
+	_ = pause(ctx, livenessPhase(r.ttl))
+	h.firings = s.firings
+}
+
+// livenessPhase is how long everybody has to show that they still get locks, once all faults are over.
+func livenessPhase(ttl time.Duration) time.Duration { return 2*ttl + 4*time.Second }
+
+// calm ends the clients, waits until nothing may be left, and looks what is.
+func (r round) calm(ctx context.Context, s *scene, h *history) error {
+	h.stopping = now()
+	s.finish(ctx, r.ttl, h)
+	h.ended = now()
+	if err := pause(ctx, 2*r.ttl+time.Second); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, recovery)
+	defer cancel()
+	left, err := s.etcd.Get(ctx, lockPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return fmt.Errorf("look what is left: %w", err)
+	}
+	for _, kv := range left.Kvs {
+		h.left = append(h.left, string(kv.Key))
+	}
+	leases, err := s.etcd.Leases(ctx)
+	if err != nil {
+		return fmt.Errorf("look what is left: %w", err)
+	}
+	for _, lease := range leases.Leases {
+		h.left = append(h.left, fmt.Sprintf("lease %x", lease.ID))
+	}
+	set, err := s.etcd.Get(ctx, setPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return fmt.Errorf("read the guarded set: %w", err)
+	}
+	h.set = make(map[string]bool, len(set.Kvs))
+	for _, kv := range set.Kvs {
+		_, who, _ := elementOf(string(kv.Key))
+		h.set[who] = true
+	}
+	return s.witness.catchUp(ctx)
+}
+
+// populate starts the clients, each behind a proxy of its own.
+func (s *scene) populate(r round, resource string) error {
+	for i := range r.processes {
+		proxy, err := embedtest.NewProxy(s.cluster.Endpoints()...)
+		if err != nil {
+			return err
+		}
+		s.proxies = append(s.proxies, proxy)
+		c := &slot{number: i, dir: r.dir, target: target{
+			Slot: i, Endpoints: proxy.Endpoints(), Resource: resource, Over: r.over, Load: r.load,
+			TTL: r.ttl, Seed: r.seed, Names: r.names, Workers: r.workers,
+		}}
+		if err := c.start(); err != nil {
+			return err
+		}
+		s.slots = append(s.slots, c)
+	}
+	return nil
+}
+
+// finish ends all clients at once, and notes which did not end as they should.
+func (s *scene) finish(ctx context.Context, ttl time.Duration, h *history) {
+	ctx, cancel := context.WithTimeout(ctx, 3*ttl+10*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, len(s.slots))
+	for i, c := range s.slots {
+		wg.Go(func() { errs[i] = c.finish(ctx) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			h.failures = append(h.failures, err.Error())
+		}
+	}
+}
+
+// close ends whatever still runs.
+func (s *scene) close() {
+	for _, c := range s.slots {
+		c.kill()
+	}
+	for _, p := range s.proxies {
+		_ = p.Close() // its listeners; nobody can do anything about them
+	}
+	if s.witness != nil {
+		_, _ = s.witness.end()
+	}
+}
+
+// collect reads what everybody has written.
+func (h *history) collect(s *scene, r *resource) error {
+	ticks, err := s.witness.end()
+	if err != nil {
+		return err
+	}
+	changes, err := readChanges(filepath.Join(s.slots[0].dir, "truth.jsonl"))
+	if err != nil {
+		return err
+	}
+	h.truth = newTruth(changes, ticks)
+	h.counters, h.accesses = r.counters, r.accesses
+	for _, c := range s.slots {
+		for _, p := range c.runs {
+			calls, err := readCalls(p.history)
+			if err != nil {
+				return err
+			}
+			if err := p.failure(); err != nil {
+				h.failures = append(h.failures, err.Error())
+			}
+			h.add(&life{name: p.name, slot: c.number, span: span{p.began, p.died}, stopped: p.stopped}, calls)
+		}
+	}
+	slices.SortFunc(h.calls, func(a, b call) int { return int(a.Start - b.Start) })
+	return nil
+}
+
+// keep tells where the history of a round is, or removes it if nothing is to be seen there.
+func (r round) keep(w io.Writer, wanted bool) error {
+	if wanted {
+		fmt.Fprintf(w, "  the history is in %s\n", r.dir)
+		return nil
+	}
+	return errors.Join(os.RemoveAll(r.dir))
+}

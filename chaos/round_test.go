@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jagregory/locker/v2/internal/etcdproc"
+)
+
+// play makes one round, and returns its history and what the checks found.
+func play(t *testing.T, r round) (*history, []violation) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), r.duration+3*time.Minute)
+	defer cancel()
+	program, err := etcdproc.Build(ctx, etcdVersion, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.program, r.dir, r.names, r.workers = program, t.TempDir(), 6, 6
+	r.ttl, r.processes = 2*time.Second, processes
+	h, err := r.run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := judge(h)
+	report(t.Output(), h)
+	explain(t.Output(), h, all)
+	return h, all
+}
+
+func TestLockerKeepsItsPromisesInAShortRound(t *testing.T) {
+	for _, r := range []round{
+		{plan: plan{seed: 3, duration: 12 * time.Second, members: 3}, over: overLocker},
+		{plan: plan{seed: 1, duration: 10 * time.Second, members: 1}, over: overLocker},
+	} {
+		h, violations := play(t, r)
+		for _, v := range violations {
+			t.Errorf("%s: %s", v.Invariant, v.Text)
+		}
+		for _, what := range h.empty() {
+			t.Errorf("the round was empty: %s", what)
+		}
+	}
+}
+
+// A mutex that is not fenced loses updates when its holders are stopped: a harness that does not find
+// that finds nothing.
+func TestAMutexLosesUpdatesWhenItsHoldersAreStopped(t *testing.T) {
+	const lostUpdates = "fenced increments are not lost"
+	for seed := uint64(1); seed <= 3; seed++ {
+		_, violations := play(t, round{
+			plan: plan{seed: seed, duration: 15 * time.Second, members: 1, only: []string{"stop"}},
+			over: overMutex, unfenced: true,
+		})
+		if slices.ContainsFunc(violations, func(v violation) bool { return v.Invariant == lostUpdates }) {
+			return
+		}
+	}
+	t.Error("no update was lost")
+}
+
+func TestAScheduleIsDrawnFromItsSeed(t *testing.T) {
+	t.Parallel()
+	p := plan{seed: 5, duration: everyKind, ttl: 2 * time.Second, members: 3, processes: processes}
+	faults := p.draw()
+	if !slices.Equal(faults, p.draw()) {
+		t.Error("the same plan led to two schedules")
+	}
+	if other := p; func() bool { other.seed++; return slices.Equal(faults, other.draw()) }() {
+		t.Error("another seed led to the same schedule")
+	}
+	for _, c := range characters {
+		if !slices.ContainsFunc(faults, func(f fault) bool { return f.Kind == c.kind }) {
+			t.Errorf("%s does not come in %v", c.kind, p.duration)
+		}
+		if actions[c.kind] == nil {
+			t.Errorf("%s does nothing", c.kind)
+		}
+	}
+}
+
+func TestAFaultThatDoesNotExistIsRefused(t *testing.T) {
+	t.Parallel()
+	if _, err := parse([]string{"-faults", "cut,flood"}); err == nil || !strings.Contains(err.Error(), `"flood"`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheResourceRefusesASmallerTokenUnlessItIsUnfenced(t *testing.T) {
+	t.Parallel()
+	for _, unfenced := range []bool{false, true} {
+		s, err := serveResource(unfenced)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var value int64
+		if err := s.Read(Request{Name: "a", Token: 2}, &value); err != nil {
+			t.Error(err)
+		}
+		if err := s.Write(Request{Name: "a", Token: 1, Value: 9}, nil); (err == nil) != unfenced {
+			t.Errorf("unfenced %v: got %v", unfenced, err)
+		}
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
