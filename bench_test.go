@@ -41,8 +41,23 @@ func BenchmarkLockUnlock(b *testing.B) {
 // same name all the time.
 func BenchmarkHandOver(b *testing.B) {
 	s := setup(b)
+	handOver(b, s.client(b), s.client(b))
+}
+
+// BenchmarkHandOverInside is the same between two goroutines of one client.
+func BenchmarkHandOverInside(b *testing.B) {
+	c := setup(b).client(b)
+	handOver(b, c, c)
+}
+
+// BenchmarkLocalHandover is the same when they may share a hold.
+func BenchmarkLocalHandover(b *testing.B) {
+	c := setup(b).client(b, locker.WithLocalHandover(1000))
+	handOver(b, c, c)
+}
+
+func handOver(b *testing.B, clients ...*locker.Client) {
 	holds := make(chan struct{})
-	clients := []*locker.Client{s.client(b), s.client(b)}
 	for _, c := range clients {
 		unlock(b, lock(b, c, "a", "1")) // opens the session
 	}
