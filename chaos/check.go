@@ -70,12 +70,12 @@ func (h *history) describe(t *tenure) string {
 }
 
 // checkTokens: of two holds of a name, one of which was reported before the other was asked for, the
-// later has the larger token; and no two have the same.
+// later has the larger token; and no two have the same, unless one passed the hold on to the other.
 func checkTokens(h *history) (found []violation) {
 	for name, holds := range h.tenures() {
 		seen := make(map[int64]*tenure)
 		for _, t := range holds {
-			if other := seen[t.Token]; other != nil {
+			if other := seen[t.Token]; other != nil && !other.sharedWith(t) {
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("token %d of %s was given to %s and to %s", t.Token, name, other.who(), t.who())})
 			}
 			seen[t.Token] = t

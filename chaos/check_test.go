@@ -143,7 +143,7 @@ var broken = map[string]func(h *history){
 	},
 	"memory and goroutines stay flat under load": func(h *history) {
 		h.load, h.healed = loadCrowd, ms(4900)
-		h.lives["0.0"].sizes = []call{{Start: ms(2000), Value: 1, Count: 10}, {Start: ms(4500), Value: 1, Count: 1000}}
+		h.lives["0.0"].sizes = []call{{Start: ms(2000), Value: 1, Count: 10}, {Start: ms(3500), Value: 1, Count: 1000}}
 	},
 	"observers see what was so, in order, and the newest": func(h *history) { h.find("0.0", 10).Token = 7 },
 }
@@ -236,5 +236,118 @@ func TestAStoppedHolderIsJudgedByWhatItSawAfterwards(t *testing.T) {
 	h.also(call{Process: "0.0", ID: 20, Op: opErr, Name: "n/0", Hold: 1, Start: ms(1049), End: ms(1049), Outcome: ok})
 	if found := checkOverlaps(h); len(found) == 0 {
 		t.Error("it looked, saw no error, and somebody else held: that was not noticed")
+	}
+}
+
+// passedOn is a history in which 0.0 passes its hold on to another of its goroutines.
+func passedOn() *history {
+	h := sound()
+	h.instead(func(all []change) []change { all[1].Events[0].Value = "0.0"; return all })
+	first, second := *h.find("0.0", 1), *h.find("0.0", 5)
+	h.find("0.0", 5).Start, h.find("0.0", 5).End = ms(1018), ms(1019)
+	first.ID, first.Start, first.End = 30, ms(1012), ms(1020)
+	second.ID, second.Hold = 31, 30
+	h.also(first)
+	h.also(second)
+	return h
+}
+
+func TestAHoldMayBePassedOnWithinAProcessAndNowhereElse(t *testing.T) {
+	t.Parallel()
+	about := func(h *history) (found []violation) {
+		for _, check := range []func(*history) []violation{checkTokens, checkHeads, checkOrder, checkOverlaps, checkLockModel} {
+			found = append(found, check(h)...)
+		}
+		return found
+	}
+	if found := about(passedOn()); len(found) > 0 {
+		t.Errorf("it was passed on as it may be: %v", found)
+	}
+	for name, spoil := range map[string]func(h *history){
+		"before it was given up": func(h *history) { h.find("0.0", 5).Start, h.find("0.0", 5).End = ms(1024), ms(1025) },
+		"to another process":     func(h *history) { h.find("0.0", 30).Process, h.find("0.0", 31).Process = "1.0", "1.0" },
+		"without being shared": func(h *history) {
+			h.instead(func(all []change) []change { return all })
+		},
+	} {
+		h := passedOn()
+		spoil(h)
+		if len(checkTokens(h)) == 0 {
+			t.Errorf("%s: it was not noticed by its token", name)
+		}
+		if len(checkLockModel(h)) == 0 {
+			t.Errorf("%s: it was not noticed by the model", name)
+		}
+	}
+}
+
+func TestAnEntryPutByHandHasNoPlaceToKeep(t *testing.T) {
+	t.Parallel()
+	const foreign = lockPrefix + "n%2F0/foreign"
+	h := sound()
+	h.instead(func(all []change) []change {
+		for revision := int64(15); revision < 19; revision += 2 {
+			all = append(all,
+				change{revision, ms(1070), []event{{Key: foreign, Created: revision, Value: "foreign"}}},
+				change{revision + 1, ms(1071), []event{{Key: foreign, Deleted: true}}})
+		}
+		return all
+	})
+	if found := checkOrder(h); len(found) > 0 {
+		t.Errorf("it is no waiter: %v", found)
+	}
+}
+
+func TestWhatACallPutUnderALostLeaseMayStayAWhile(t *testing.T) {
+	t.Parallel()
+	h := sound()
+	h.instead(func(all []change) []change {
+		return append(all,
+			change{15, ms(1064), []event{{Key: entryB + "-3", Created: 15, Lease: 3, Value: "1.0#1"}}},
+			change{16, ms(1080), []event{{Key: entryB + "-3", Deleted: true}}})
+	})
+	h.truth.ticks = append(h.truth.ticks, tick{ms(1075), ms(1076), 15})
+	if found := checkLeavings(h); len(found) > 0 {
+		t.Errorf("it goes with that lease: %v", found)
+	}
+	h.find("1.0", 3).Token = 15
+	if found := checkLeavings(h); len(found) == 0 {
+		t.Error("an entry that a confirmed Unlock should have removed was not noticed")
+	}
+}
+
+// revoked is a history in which the lease of 0.0 goes while a member wakes up that was stopped.
+func revoked(led bool) *history {
+	h := sound()
+	h.instead(func(all []change) []change {
+		all[4].Events = append(all[4].Events, event{Key: recordA, Deleted: true})
+		return all
+	})
+	h.find("0.0", 5).Start = ms(1034)
+	h.firings = []firing{{fault: fault{Kind: "stop-member"}, span: span{ms(1000), ms(1030)}, Led: led}}
+	return h
+}
+
+func TestOnlyAFormerLeaderIsAnExcuseForALeaseThatWent(t *testing.T) {
+	t.Parallel()
+	if found := checkTold(revoked(true)); len(found) > 0 {
+		t.Errorf("no client could see it coming: %v", found)
+	}
+	if found := checkTold(revoked(false)); len(found) == 0 {
+		t.Error("the member that woke up had not been the leader: that was not noticed")
+	}
+}
+
+func TestTheSlackIsThatOfLeasesThatRanOut(t *testing.T) {
+	t.Parallel()
+	h := revoked(false)
+	h.also(call{Process: "0.0", ID: 20, Op: opEnded, Name: "n/0", Hold: 1, Start: ms(1025), End: ms(1025), Reason: "expired"})
+	h.firings = append(h.firings, firing{fault: fault{Kind: "cut"}, span: span{ms(1011), ms(1040)}})
+	if s := h.summary(); !slices.Equal(s.slacks, []time.Duration{8 * time.Millisecond}) {
+		t.Errorf("losses were told %v before, want 8ms", s.slacks)
+	}
+	h.firings[1].To = ms(1030)
+	if s := h.summary(); len(s.slacks) != 0 {
+		t.Error("a lease that its client may have revoked was counted")
 	}
 }

@@ -42,6 +42,7 @@ func checkHarmless(h *history) (found []violation) {
 type takeOver struct {
 	from, by *tenure // by is nil if nobody was waiting, or has been told
 	died     instant
+	slept    time.Duration // of that, the next holder did not run
 	after    time.Duration // until the next holder was told, or else until etcd deleted the entry
 	alone    bool          // nothing else was going on
 }
@@ -51,7 +52,9 @@ func (h *history) takeOvers() (all []takeOver) {
 	for name, holds := range h.tenures() {
 		byEntry := make(map[*entry]*tenure)
 		for _, t := range holds {
-			byEntry[t.entry] = t
+			if byEntry[t.entry] == nil { // of those who share it, the first
+				byEntry[t.entry] = t
+			}
 		}
 		for _, t := range holds {
 			died := h.lives[t.Process].To
@@ -69,8 +72,10 @@ func (h *history) takeOvers() (all []takeOver) {
 				}
 			}
 			over.after = until.since(died)
-			over.alone = h.calmFor(-1, died.add(-h.ttl), until, 0, func(f firing) bool { return f.Kind == "kill" && f.Alone }) &&
-				(over.by == nil || h.awake(over.by.Process, died, until))
+			over.alone = h.calmFor(-1, died.add(-h.ttl), until, 0, func(f firing) bool { return f.Kind == "kill" && f.Alone })
+			if over.by != nil {
+				over.slept = h.lives[over.by.Process].gaps.within(died, until)
+			}
 			all = append(all, over)
 		}
 	}
@@ -79,7 +84,7 @@ func (h *history) takeOvers() (all []takeOver) {
 
 func checkTakeOvers(h *history) (found []violation) {
 	for _, o := range h.takeOvers() {
-		if o.alone && o.after > h.ttl+takeOverBound {
+		if o.alone && o.after-o.slept > h.ttl+takeOverBound {
 			text := fmt.Sprintf("%s, when it was killed; its name was free %v later", h.describe(o.from), o.after)
 			if o.by != nil {
 				text = fmt.Sprintf("%s, when it was killed; %v later %s", h.describe(o.from), o.after, h.describe(o.by))
@@ -102,7 +107,7 @@ func checkTurns(h *history) (found []violation) {
 			if !known || c.Op != opLock {
 				continue
 			}
-			turn, until := h.truth.by(e.Head), c.End
+			turn, until := max(h.began, h.truth.by(e.Head)), c.End
 			if until == 0 {
 				until = min(h.ended, h.lives[c.Process].end())
 			}

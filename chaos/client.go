@@ -12,6 +12,7 @@ import (
 	"net/rpc"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"strconv"
 	"sync"
 	"time"
@@ -111,7 +112,7 @@ func open(etcd *clientv3.Client, t target) (all []locks, err error) {
 		clients = t.Workers
 	}
 	for range clients {
-		c, err := newLockerLocks(etcd, t.TTL)
+		c, err := newLockerLocks(etcd, t)
 		if err != nil {
 			return nil, err
 		}
@@ -156,6 +157,7 @@ func pulse(ctx context.Context, r *recorder) {
 	ticker := time.NewTicker(gapNoticed / 5)
 	defer ticker.Stop()
 	last, sized := now(), instant(0)
+	size := []metrics.Sample{{Name: "/gc/heap/live:bytes"}} // what the last collection has left
 	for {
 		select {
 		case <-ctx.Done():
@@ -168,9 +170,8 @@ func pulse(ctx context.Context, r *recorder) {
 		}
 		if last = at; at.since(sized) >= time.Second {
 			sized = at
-			var memory runtime.MemStats
-			runtime.ReadMemStats(&memory)
-			r.note(call{Op: opSize, Value: int64(memory.HeapInuse), Count: int64(runtime.NumGoroutine())})
+			metrics.Read(size)
+			r.note(call{Op: opSize, Value: int64(size[0].Value.Uint64()), Count: int64(runtime.NumGoroutine())})
 		}
 	}
 }

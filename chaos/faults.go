@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/embedtest"
@@ -20,6 +23,7 @@ type scene struct {
 	ttl     time.Duration
 	cluster *etcdproc.Cluster
 	members int
+	quota   int64            // of etcd
 	etcd    *clientv3.Client // past the proxies
 	witness *witness
 	slots   []*slot
@@ -38,6 +42,7 @@ type firing struct {
 	Name  string `json:",omitempty"` // what an operator took away
 	Token int64  `json:",omitempty"`
 	Lease int64  `json:",omitempty"`
+	Led   bool   // a member that was stopped was the leader then
 }
 
 // perform lets the faults of a schedule happen, each at its time, and returns when all are over.
@@ -50,6 +55,9 @@ func (s *scene) perform(ctx context.Context, faults []fault) {
 			return
 		}
 		wg.Go(func() {
+			if f.Alone {
+				f.Target = s.wanted(ctx, f.Target)
+			}
 			turn := &s.clusterFaults
 			if characterOf(f.Kind).lane == toClients {
 				turn = &s.slots[f.Target].faults
@@ -79,17 +87,19 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 	"stop-half": func(s *scene, ctx context.Context, f *firing) error {
 		return half(ctx, f.For, s.slots[f.Target].suspend, s.slots[f.Target].resume)
 	},
-	"cut":           viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Cut() }),
-	"reset":         viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Reset() }),
-	"freeze":        viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Freeze() }),
-	"drop-replies":  viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.DropReplies() }),
-	"cut-member":    viaProxy(func(p *embedtest.Proxy, rnd *rand.Rand) { p.Cut(rnd.IntN(len(p.Endpoints()))) }),
-	"freeze-member": viaProxy(func(p *embedtest.Proxy, rnd *rand.Rand) { p.Freeze(rnd.IntN(len(p.Endpoints()))) }),
-	"delay":         (*scene).delay,
-	"late-answer":   (*scene).lateAnswer,
-	"delete-entry":  (*scene).deleteEntry,
-	"revoke-lease":  (*scene).revokeLease,
-	"foreign-entry": (*scene).foreignEntry,
+	"lose-events":           (*scene).loseEvents,
+	"cut":                   viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Cut() }),
+	"reset":                 viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Reset() }),
+	"freeze":                viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Freeze() }),
+	"drop-replies":          viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.DropReplies() }),
+	"freeze-member-briefly": viaProxy(func(p *embedtest.Proxy, rnd *rand.Rand) { p.Freeze(rnd.IntN(len(p.Endpoints()))) }),
+	"cut-member":            viaProxy(func(p *embedtest.Proxy, rnd *rand.Rand) { p.Cut(rnd.IntN(len(p.Endpoints()))) }),
+	"freeze-member":         viaProxy(func(p *embedtest.Proxy, rnd *rand.Rand) { p.Freeze(rnd.IntN(len(p.Endpoints()))) }),
+	"delay":                 (*scene).delay,
+	"late-answer":           (*scene).lateAnswer,
+	"delete-entry":          (*scene).deleteEntry,
+	"revoke-lease":          (*scene).revokeLease,
+	"foreign-entry":         (*scene).foreignEntry,
 
 	"compact":         (*scene).compact,
 	"restart":         (*scene).away,
@@ -99,8 +109,8 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 	"stop-member":     (*scene).stopMember,
 	"stop-leader":     atLeader((*scene).stopMember),
 	"stop-member-half": func(s *scene, ctx context.Context, f *firing) error {
-		m := s.cluster.Member(f.Target)
-		return half(ctx, f.For, m.Pause, m.Resume)
+		stop := func() error { return s.suspend(ctx, f, f.Target) }
+		return half(ctx, f.For, stop, s.cluster.Member(f.Target).Resume)
 	},
 	"move-leader": (*scene).moveLeader,
 	"quorum-lost": (*scene).quorumLost,
@@ -108,6 +118,29 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 }
 
 func (f *firing) rnd() *rand.Rand { return rand.New(rand.NewPCG(f.Seed, 2)) }
+
+// wanted finds a process that holds for long what another one waits for: when it is killed, a take-over
+// is to be seen.
+func (s *scene) wanted(ctx context.Context, otherwise int) int {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	resp, err := s.etcd.Get(ctx, lockPrefix+url.PathEscape("post/"), clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
+	if err != nil {
+		return otherwise
+	}
+	holders := make(map[string]string) // slots, by name
+	for _, kv := range resp.Kvs {
+		name, _ := nameOf(string(kv.Key))
+		slot, _, _ := strings.Cut(string(kv.Value), ".")
+		holder, held := holders[name]
+		if !held {
+			holders[name] = slot
+		} else if n, err := strconv.Atoi(holder); err == nil && holder != slot && n < len(s.slots) {
+			return n
+		}
+	}
+	return otherwise
+}
 
 func (s *scene) killClient(ctx context.Context, f *firing) error {
 	s.slots[f.Target].kill()
@@ -152,20 +185,32 @@ func (s *scene) delay(ctx context.Context, f *firing) error {
 	return nil
 }
 
-// lateAnswer lets a slow network still bring the answers to renewals to a process that is stopped, and
-// nothing afterwards. Who counts the life of a lease from the answer instead of from the request holds
-// too long then.
+// loseEvents keeps everything back for a moment and then breaks the connections: what watches should
+// have told meanwhile is lost, and whoever waited for it has to look.
+func (s *scene) loseEvents(ctx context.Context, f *firing) error {
+	proxy := s.proxies[f.Target]
+	defer proxy.Heal()
+	proxy.Freeze()
+	_ = pause(ctx, f.For)
+	proxy.Reset()
+	return nil
+}
+
+// lateAnswer lets a slow network still bring the answer to a renewal to a process that was stopped
+// after it had asked, and nothing afterwards. Who counts the life of a lease from the answer instead of
+// from the request holds too long then. A network that is slow and nothing else does not show that: who
+// has no answer asks again, so that etcd hears of the lease until shortly before the first answer comes.
 func (s *scene) lateAnswer(ctx context.Context, f *firing) error {
 	proxy, client := s.proxies[f.Target], s.slots[f.Target]
 	defer proxy.Heal()
-	proxy.Delay(s.ttl / 10)
-	_ = pause(ctx, f.For/5)
+	proxy.Delay(s.ttl / 20)
+	_ = pause(ctx, s.ttl/8)
 	err := client.suspend()
-	_ = pause(ctx, s.ttl/4)
+	_ = pause(ctx, s.ttl/8)
 	proxy.Freeze()
 	_ = pause(ctx, s.ttl/4)
 	err = errors.Join(err, client.resume())
-	_ = pause(ctx, f.For/2)
+	_ = pause(ctx, f.For-s.ttl/2)
 	return err
 }
 
@@ -194,28 +239,44 @@ func (s *scene) deleteEntry(ctx context.Context, f *firing) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.etcd.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", f.Token)).Then(clientv3.OpDelete(key)).Commit()
-	return err
+	return s.insist(ctx, func(ctx context.Context) error {
+		_, err := s.etcd.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", f.Token)).Then(clientv3.OpDelete(key)).Commit()
+		return err
+	})
 }
 
 func (s *scene) revokeLease(ctx context.Context, f *firing) error {
 	if _, err := s.anEntry(ctx, f); err != nil || f.Lease == 0 {
 		return err
 	}
-	_, err := s.etcd.Revoke(ctx, clientv3.LeaseID(f.Lease))
-	return err
+	return s.insist(ctx, func(ctx context.Context) error {
+		_, err := s.etcd.Revoke(ctx, clientv3.LeaseID(f.Lease))
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return nil // it is gone, by an earlier attempt or by itself
+		}
+		return err
+	})
 }
 
 // foreignEntry puts an entry into a queue that has no lease, as somebody might by hand: it blocks like
-// any other, and nothing but a hand removes it.
+// any other, and nothing but a hand removes it. It is put under a permit that is withdrawn with it, so that
+// an attempt that etcd has not answered cannot put it again later.
 func (s *scene) foreignEntry(ctx context.Context, f *firing) error {
 	names := s.slots[0].target
 	f.Name = names.name(f.rnd().IntN(names.Names))
-	key := lockPrefix + url.PathEscape(f.Name) + "/foreign"
-	err := s.insist(ctx, func(ctx context.Context) error { _, err := s.etcd.Put(ctx, key, "foreign"); return err })
+	key, permit := lockPrefix+url.PathEscape(f.Name)+"/foreign", everything+"permit"
+	err := s.insist(ctx, func(ctx context.Context) error {
+		given, err := s.etcd.Put(ctx, permit, "")
+		if err != nil {
+			return err
+		}
+		still := clientv3.Compare(clientv3.ModRevision(permit), "=", given.Header.Revision)
+		_, err = s.etcd.Txn(ctx).If(still).Then(clientv3.OpPut(key, "foreign")).Commit()
+		return err
+	})
 	_ = pause(ctx, f.For)
 	return errors.Join(err, s.insist(context.Background(), func(ctx context.Context) error {
-		_, err := s.etcd.Delete(ctx, key)
+		_, err := s.etcd.Txn(ctx).Then(clientv3.OpDelete(permit), clientv3.OpDelete(key)).Commit()
 		return err
 	}))
 }

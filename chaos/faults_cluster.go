@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -51,10 +54,18 @@ func (s *scene) rollingRestart(ctx context.Context, _ *firing) error {
 }
 
 func (s *scene) stopMember(ctx context.Context, f *firing) error {
-	m := s.cluster.Member(f.Target)
-	err := m.Pause()
+	err := s.suspend(ctx, f, f.Target)
 	_ = pause(ctx, f.For)
-	return errors.Join(err, m.Resume())
+	return errors.Join(err, s.cluster.Member(f.Target).Resume())
+}
+
+// suspend stops a member and notes whether it was the leader. One that does not answer is taken for it.
+func (s *scene) suspend(ctx context.Context, f *firing, member int) error {
+	asked, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	status, err := s.etcd.Status(asked, s.cluster.Member(member).Endpoint())
+	f.Led = f.Led || err != nil || status.Leader == status.Header.MemberId
+	return s.cluster.Member(member).Pause()
 }
 
 // atLeader does what would be done to a member to the leader.
@@ -109,7 +120,7 @@ func (s *scene) moveLeader(ctx context.Context, f *firing) error {
 func (s *scene) quorumLost(ctx context.Context, f *firing) error {
 	first, second := s.cluster.Member(f.Target), s.cluster.Member((f.Target+1)%s.members)
 	if f.rnd().IntN(2) == 0 {
-		err := errors.Join(first.Pause(), second.Pause())
+		err := errors.Join(s.suspend(ctx, f, f.Target), s.suspend(ctx, f, (f.Target+1)%s.members))
 		_ = pause(ctx, f.For)
 		return errors.Join(err, first.Resume(), second.Resume())
 	}
@@ -119,23 +130,78 @@ func (s *scene) quorumLost(ctx context.Context, f *firing) error {
 	return errors.Join(s.restart(f.Target), s.restart((f.Target+1)%s.members))
 }
 
-// noSpace raises the alarm that etcd raises when it has reached its quota.
+// quota is how large etcd's database may become: the harness has to be able to fill it, and what a round
+// writes by itself has to fit in many times.
+func (p plan) quota() int64 { return 16<<20 + int64(p.duration/time.Minute)*(8<<20) }
+
+// noSpace fills etcd up to its quota, and after a while makes room again as an operator would.
 func (s *scene) noSpace(ctx context.Context, f *firing) error {
-	member := uint64(0)
-	err := s.insist(ctx, func(ctx context.Context) error {
-		status, err := s.etcd.Status(ctx, s.cluster.Member(f.Target).Endpoint())
+	err := s.fill(ctx)
+	if err == nil {
+		_ = pause(ctx, f.For)
+	}
+	return errors.Join(err, s.makeRoom())
+}
+
+// fill writes until etcd refuses.
+func (s *scene) fill(ctx context.Context) error {
+	const chunk = 1 << 20
+	for full, i := false, 0; !full; i++ {
+		if i > 4*int(s.quota/chunk) { // it counts what it has committed, which is a little behind
+			return errors.New("etcd takes more than its quota")
+		}
+		err := s.insist(ctx, func(ctx context.Context) error {
+			_, err := s.etcd.Put(ctx, fillPrefix+strconv.Itoa(i), strings.Repeat("x", chunk))
+			if full = errors.Is(err, rpctypes.ErrNoSpace); full {
+				return nil
+			}
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		member = status.Header.MemberId
-		_, err = pb.NewMaintenanceClient(s.etcd.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{
-			Action: pb.AlarmRequest_ACTIVATE, MemberID: member, Alarm: pb.AlarmType_NOSPACE,
-		})
+	}
+	return nil
+}
+
+// makeRoom deletes what fill has written, gives the room back, and ends the alarm.
+func (s *scene) makeRoom() error {
+	ctx := context.Background()
+	err := s.insist(ctx, func(ctx context.Context) error {
+		gone, err := s.etcd.Delete(ctx, fillPrefix, clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		if s.witness.seen.Load() < gone.Header.Revision && gone.Deleted > 0 {
+			return errors.New("the witness would miss what is compacted")
+		}
+		_, err = s.etcd.Compact(ctx, s.witness.seen.Load())
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return nil
+		}
 		return err
 	})
-	_ = pause(ctx, f.For)
-	return errors.Join(err, s.insist(context.Background(), func(ctx context.Context) error {
-		_, err := s.etcd.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: member, Alarm: pb.AlarmType_NOSPACE})
+	for i := range s.members {
+		endpoint := s.cluster.Member(i).Endpoint()
+		err = errors.Join(err, s.insist(ctx, func(ctx context.Context) error {
+			if _, err := s.etcd.Defragment(ctx, endpoint); err != nil {
+				return err
+			}
+			status, err := s.etcd.Status(ctx, endpoint)
+			if err == nil && status.DbSize > s.quota/2 {
+				err = fmt.Errorf("member %d still has %d bytes", i, status.DbSize) // it has yet to compact
+			}
+			return err
+		}))
+	}
+	return errors.Join(err, s.insist(ctx, func(ctx context.Context) error {
+		if _, err := s.etcd.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+			return err
+		}
+		alarms, err := s.etcd.AlarmList(ctx)
+		if err == nil && len(alarms.Alarms) > 0 {
+			err = errors.New("the alarm was raised again")
+		}
 		return err
 	}))
 }

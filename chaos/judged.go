@@ -16,6 +16,8 @@ type history struct {
 	names    int
 	schedule []fault
 
+	compacted bool // all the time
+
 	began    instant
 	healed   instant // all faults are over
 	stopping instant // the clients were told to end
@@ -63,6 +65,13 @@ type tenure struct {
 	ended  *call  // the end of its context, unless it was given up
 	unlock *call
 	entry  *entry // in the truth; nil if there is none
+}
+
+// sharedWith reports whether both had one hold, which the one who had it first passed on to the other:
+// within a process, and one after the other.
+func (t *tenure) sharedWith(next *tenure) bool {
+	return t.entry != nil && t.entry == next.entry && t.entry.shared() && t.Process == next.Process &&
+		t.unlock != nil && t.unlock.Start <= next.End
 }
 
 // add takes in what one process has written.
@@ -186,6 +195,22 @@ func (h *history) awake(process string, from, to instant) bool {
 	return l != nil && l.end() > to && !l.gaps.meets(from, to)
 }
 
+// cutOff reports whether nothing that a process sent in that time can have reached etcd.
+func (h *history) cutOff(process string, from, to instant) bool {
+	slot := h.lives[process].slot
+	return slices.ContainsFunc(h.firings, func(f firing) bool {
+		began := f.From
+		switch f.Kind {
+		case "cut", "freeze":
+		case "late-answer":
+			began = began.add(h.ttl / 2) // it starts with a delay
+		default:
+			return false
+		}
+		return f.Target == slot && began <= from && f.To >= to
+	})
+}
+
 // excused reports whether an entry went in a way that its holder could not foresee.
 func (h *history) excused(e *entry) bool { return h.interfered(e) || h.formerLeader(e) }
 
@@ -216,6 +241,6 @@ func (h *history) formerLeader(e *entry) bool {
 		if f.Kind == "stop-member-half" {
 			woke = f.From
 		}
-		return characterOf(f.Kind).stopsMembers && span{woke, f.To.add(time.Second)}.meets(from, to)
+		return f.Led && span{woke, f.To.add(time.Second)}.meets(from, to)
 	})
 }

@@ -33,10 +33,17 @@ type hold interface {
 // lockerLocks is Locker.
 type lockerLocks struct{ *locker.Client }
 
-func newLockerLocks(etcd *clientv3.Client, ttl time.Duration) (lockerLocks, error) {
-	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(ttl))
+func newLockerLocks(etcd *clientv3.Client, t target) (lockerLocks, error) {
+	turns := 1
+	if t.shares() {
+		turns = turnsShared
+	}
+	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(t.TTL), locker.WithLocalHandover(turns))
 	return lockerLocks{c}, err
 }
+
+// turnsShared is how many goroutines in a row may share a hold.
+const turnsShared = 4
 
 func (l lockerLocks) acquire(ctx context.Context, name, value string, try bool) (hold, error) {
 	call := l.Lock

@@ -39,10 +39,16 @@ type settings struct {
 	unfenced bool
 	load     string
 	dir      string
+	names    int
+	rest     time.Duration
+	hold     time.Duration
 	schedule bool
 }
 
 func main() {
+	if err := checkClock(); err != nil {
+		exit(err)
+	}
 	if os.Getenv(clientCommand) != "" {
 		exit(clientProcess(os.Stdin, os.Stdout))
 	}
@@ -75,6 +81,9 @@ func parse(args []string) (s settings, err error) {
 	flags.BoolVar(&s.unfenced, "unfenced", false, "let the resource accept any token")
 	flags.StringVar(&s.load, "load", "", "with a load, and with the faults that must not cost a hold: crowd (1,000 clients on 100 names) or names (100,000 names held)")
 	flags.StringVar(&s.dir, "dir", "", "where to leave the history; a temporary directory, removed if nothing was found, if empty")
+	flags.IntVar(&s.names, "names", 6, "how many names all processes want")
+	flags.DurationVar(&s.rest, "rest", 0, "how much calmer: a time without, after each fault")
+	flags.DurationVar(&s.hold, "hold", 0, "how long a post is held, about at most; 4 TTLs if 0")
 	flags.BoolVar(&s.schedule, "schedule", false, "print the faults that would come, and do nothing")
 	if err := flags.Parse(args); err != nil {
 		return s, err
@@ -92,8 +101,11 @@ func parse(args []string) (s settings, err error) {
 	if s.over != overLocker && s.over != overMutex {
 		return s, fmt.Errorf("over %q: want %s or %s", s.over, overLocker, overMutex)
 	}
-	if flags.NArg() > 0 || s.duration <= 0 || s.round <= 0 || s.ttl < 2*time.Second {
+	if flags.NArg() > 0 || s.duration <= 0 || s.round <= 0 || s.ttl < 2*time.Second || s.names < 1 || s.rest < 0 {
 		return s, fmt.Errorf("arguments %q: there are none, durations are more than 0, and etcd grants 2s at least", flags.Args())
+	}
+	if s.hold <= 0 {
+		s.hold = 4 * s.ttl
 	}
 	for s.seed == 0 {
 		s.seed = rand.Uint64() >> 16 // short enough to type
@@ -101,7 +113,7 @@ func parse(args []string) (s settings, err error) {
 	return s, errors.Join(checkKinds(s.only), checkLoad(s.load))
 }
 
-// run makes rounds until the duration is used up, and ends at the first that finds something.
+// run makes rounds until the duration is used up, also after one that has found something.
 func (s settings) run(ctx context.Context, w io.Writer) error {
 	if s.schedule {
 		for _, f := range s.plan(0, min(s.duration, s.round)).draw() {
@@ -113,41 +125,65 @@ func (s settings) run(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for i, left := 0, s.duration; left > 0; i++ {
+	var errs []error
+	rounds, all, unfired := 0, newSummary(), make(map[string]bool)
+	for left := s.duration; left > 0 && ctx.Err() == nil; rounds++ {
 		d := min(s.round, left)
 		if left-d < s.round/2 {
 			d = left // no round that is too short to mean anything
 		}
 		left -= d
-		if err := s.one(ctx, w, s.plan(i, d), program); err != nil {
-			return err
+		h, err := s.one(ctx, w, s.plan(rounds, d), program)
+		errs = append(errs, err)
+		if h != nil {
+			all.add(h.summary())
+			for _, kind := range h.unfired() {
+				unfired[kind] = true
+			}
 		}
 	}
-	return nil
+	if rounds > 1 {
+		fmt.Fprintf(w, "in all, %d rounds with %v of faults:\n", rounds, s.duration)
+		all.write(w)
+	}
+	for kind := range unfired {
+		if all.faults[kind] == 0 {
+			errs = append(errs, fmt.Errorf("there was no %s", kind))
+		}
+	}
+	// A round may have none: what a storm has left may last into the time that was to be calm.
+	if len(all.alone) == 0 && len(s.only) == 0 && s.load == "" && s.over == overLocker && s.duration >= everyKind {
+		errs = append(errs, errors.New("no name was taken over with nothing else going on"))
+	}
+	return errors.Join(errs...)
 }
 
 // plan is that of a round.
 func (s settings) plan(i int, d time.Duration) plan {
-	return plan{
-		seed: s.seed + uint64(i), duration: d, ttl: s.ttl,
-		members: s.members[i%len(s.members)], processes: processes, only: s.only,
+	p := plan{
+		seed: s.seed + uint64(i), duration: d, ttl: s.ttl, lone: true,
+		members: s.members[i%len(s.members)], processes: processes, only: s.only, rest: s.rest,
 	}
+	if s.load != "" {
+		p.ttl, p.only, p.lone = loadTTL, gentle, false
+	}
+	return p
 }
 
 // one makes a round and reports it.
-func (s settings) one(ctx context.Context, w io.Writer, p plan, program string) error {
+func (s settings) one(ctx context.Context, w io.Writer, p plan, program string) (*history, error) {
 	fmt.Fprintf(w, "round with seed %d: %v of faults on %d member(s), over %s %s\n", p.seed, p.duration, p.members, s.over, s.load)
 	dir, err := s.newDir()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r := round{plan: p, over: s.over, unfenced: s.unfenced, program: program, dir: dir, names: 6, workers: 6}
+	r := round{plan: p, over: s.over, unfenced: s.unfenced, program: program, dir: dir, names: s.names, workers: 6, hold: s.hold}
 	if s.load != "" {
 		r = r.underLoad(s.load)
 	}
 	h, err := r.run(ctx)
 	if err != nil {
-		return fmt.Errorf("round with seed %d: %w (see %s)", p.seed, err, dir)
+		return nil, fmt.Errorf("round with seed %d: %w (see %s)", p.seed, err, dir)
 	}
 	violations := judge(h)
 	missing := h.empty()
@@ -160,12 +196,12 @@ func (s settings) one(ctx context.Context, w io.Writer, p plan, program string) 
 		fmt.Fprintf(w, "  EMPTY: %s\n", what)
 	}
 	if err := r.keep(w, len(violations)+len(missing) > 0 || s.dir != ""); err != nil {
-		return err
+		return h, err
 	}
 	if len(violations)+len(missing) > 0 {
-		return fmt.Errorf("%d violations and %d things missing; to replay it: %s", len(violations), len(missing), s.command(p))
+		return h, fmt.Errorf("%d violations and %d things missing; to replay it: %s", len(violations), len(missing), s.command(p))
 	}
-	return nil
+	return h, nil
 }
 
 func (s settings) newDir() (string, error) {
@@ -180,7 +216,8 @@ func (s settings) newDir() (string, error) {
 
 // command is what makes the same round again.
 func (s settings) command(p plan) string {
-	c := fmt.Sprintf("go run ./chaos -seed %d -duration %v -round %v -members %d -ttl %v -over %s", p.seed, p.duration, p.duration, p.members, p.ttl, s.over)
+	c := fmt.Sprintf("go run ./chaos -seed %d -duration %v -round %v -members %d -ttl %v -names %d -rest %v -hold %v -over %s",
+		p.seed, p.duration, p.duration, p.members, s.ttl, s.names, p.rest, s.hold, s.over)
 	if len(p.only) > 0 {
 		c += " -faults " + strings.Join(p.only, ",")
 	}

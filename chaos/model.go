@@ -21,24 +21,31 @@ const modelPatience = 20 * time.Second
 // step is one operation on the lock or on the counter of a name.
 type step struct {
 	what  op
+	hold  string // who began it
+	heir  string // the process that may have got the hold from another of its goroutines
 	token int64
 	value int64   // what an increment has read
 	sure  outcome // ok, or that it may have had an effect
 }
 
-// lockState is who holds, 0 for nobody, and the largest token so far.
-type lockState struct{ holder, last int64 }
+// lockState is which hold there is, if any, and the largest token so far and the process that has it.
+type lockState struct {
+	hold string
+	last int64
+	by   string
+}
 
-// lockModel is a lock whose tokens grow. A hold that was not given up for certain ends at some time
-// after the holder last knew of it.
+// lockModel is a lock whose tokens grow; only within a process that shares holds the next may have the
+// same. A hold that was not given up for certain ends at some time after the holder last knew of it.
 var lockModel = porcupine.Model{
 	Init: func() any { return lockState{} },
 	Step: func(s, input, _ any) (bool, any) {
 		state, in := s.(lockState), input.(step)
 		if in.what == opLock {
-			return state.holder == 0 && in.token > state.last, lockState{in.token, in.token}
+			passedOn := in.token == state.last && in.heir != "" && in.heir == state.by
+			return state.hold == "" && (in.token > state.last || passedOn), lockState{in.hold, in.token, in.heir}
 		}
-		return state.holder == in.token, lockState{0, state.last}
+		return state.hold == in.hold, lockState{"", state.last, state.by}
 	},
 	DescribeOperation: describe,
 }
@@ -75,11 +82,15 @@ func lockSteps(h *history) map[string][]porcupine.Operation {
 				continue // it has lost the lock before it knew
 			}
 			_, certain := h.told(t)
-			over := porcupine.Operation{Input: step{what: opUnlock, token: t.Token}, Call: int64(max(certain, t.Start)), Return: endless}
+			over := porcupine.Operation{Input: step{what: opUnlock, hold: t.who(), token: t.Token}, Call: int64(max(certain, t.Start)), Return: endless}
 			if t.unlock != nil && t.unlock.Outcome == ok {
 				over.Return = int64(t.unlock.End)
 			}
-			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)
+			heir := ""
+			if t.entry != nil && t.entry.shared() {
+				heir = t.Process
+			}
+			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, hold: t.who(), heir: heir, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)
 		}
 	}
 	return all
@@ -135,15 +146,15 @@ func (h *history) shortest(model porcupine.Model, steps []porcupine.Operation) s
 // until returns what was known at a time. A lock or an increment that had not returned then may be
 // left out; the end of a hold may have come already.
 func until(steps []porcupine.Operation, at int64) (known []porcupine.Operation) {
-	reported := make(map[int64]bool) // tokens
+	reported := make(map[string]bool) // holds
 	for _, o := range steps {
 		if in := o.Input.(step); in.what == opLock && o.Return <= at {
-			reported[in.token] = true
+			reported[in.hold] = true
 		}
 	}
 	for _, o := range steps {
 		switch in := o.Input.(step); {
-		case o.Call > at, in.what == opUnlock && !reported[in.token], in.what != opUnlock && o.Return > at && o.Return != endless:
+		case o.Call > at, in.what == opUnlock && !reported[in.hold], in.what != opUnlock && o.Return > at && o.Return != endless:
 			continue
 		case o.Return > at:
 			o.Return = endless

@@ -23,17 +23,17 @@ type edit struct{ file, old, new string }
 
 // mutant is a mistake that a library of locks could make.
 type mutant struct {
-	name   string
-	edits  []edit
-	faults string // those that show it soonest
-	soon   bool   // it is caught within seconds
+	name  string
+	edits []edit
+	storm []string // flags: what shows it soonest
+	soon  bool     // it is caught within seconds
 }
 
 var mutants = []mutant{
 	{
-		name:   "the deadline is counted from the receipt of the answer",
-		edits:  []edit{{"renew.go", "	r.ttl = resp.TTL\n", "	r.ttl, r.sent = resp.TTL, time.Now()\n"}},
-		faults: "late-answer",
+		name:  "the deadline is counted from the receipt of the answer",
+		edits: []edit{{"renew.go", "	r.ttl = resp.TTL\n", "	r.ttl, r.sent = resp.TTL, time.Now()\n"}},
+		storm: []string{"-faults", "late-answer", "-hold", "20s"},
 	},
 	{
 		name: "the clean-up runs on a context that has ended",
@@ -41,49 +41,52 @@ var mutants = []mutant{
 			"queue.go", "		_ = l.withdraw(l.client.lines.call(l.name), false) // it has done what can be done\n",
 			"		ctx, cancel := context.WithCancel(l.session.life)\n		cancel()\n		_, _ = l.remove(ctx, nil)\n		l.depart(nil)\n",
 		}},
-		faults: "reset,compact",
-		soon:   true,
+		storm: []string{"-faults", "reset,compact"},
+		soon:  true,
 	},
 	{
-		name:   "unlock goes by the key alone",
-		edits:  []edit{{"queue.go", "txn{name: l.name, when: l.Guard(), then: []clientv3.Op{clientv3.OpDelete(l.key)}}", "txn{name: l.name, then: []clientv3.Op{clientv3.OpDelete(l.key)}}"}},
-		faults: "stop-member,stop-leader,freeze-member,drop-replies,delete-entry",
+		name:  "unlock goes by the key alone",
+		edits: []edit{{"queue.go", "txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}}", "txn{name: l.name, then: []*pb.RequestOp{remove(l.key)}}"}},
+		storm: []string{"-faults", "freeze-member-briefly", "-names", "4", "-hold", "200ms"},
 	},
 	{
-		name:   "the own entry is not checked after waiting",
-		edits:  []edit{{"turn.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
-		faults: "delete-entry",
+		name:  "the own entry is not checked after waiting",
+		edits: []edit{{"turn.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
+		storm: []string{"-faults", "delete-entry"},
 	},
 	{
-		name:   "the guard asks for existence instead of the create revision",
-		edits:  []edit{{"lease.go", `clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())`, `clientv3.Compare(clientv3.CreateRevision(l.key), ">", 0)`}},
-		faults: "delete-entry",
-		soon:   true,
+		name:  "the guard asks for existence instead of the create revision",
+		edits: []edit{{"lease.go", `clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())`, `clientv3.Compare(clientv3.CreateRevision(l.key), ">", 0)`}},
+		storm: []string{"-faults", "delete-entry"},
+		soon:  true,
 	},
 	{
 		name: "nothing is read again after a watch was closed while waiting",
 		edits: []edit{
-			{"turn.go", "	for pause := (backoff{}); revision == 0 ||", "	looked := false\n	for pause := (backoff{}); revision == 0 ||"},
-			{"turn.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if looked {\n			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		looked = true\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
+			{"turn.go", "	for pause := (backoff{}); revision == 0 ||", "	closed := false\n	for pause := (backoff{}); revision == 0 ||"},
+			{"turn.go", "			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
+			{"turn.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if closed {\n			if unwatched != nil && pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
 		},
-		faults: "kill,freeze-member,freeze",
+		storm: []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
 	},
 	{
-		name:   "nothing is read again after a watch of an observer was closed",
-		edits:  []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
-		faults: "freeze-member,stop-leader,stop-member",
+		name:  "nothing is read again after a watch of an observer was closed",
+		edits: []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
+		storm: []string{"-faults", "lose-events"},
 	},
 }
 
 // TestTheHarnessCatchesMutants applies each mistake to a copy of the source and lets the harness run
 // over it until it finds something.
 func TestTheHarnessCatchesMutants(t *testing.T) {
+	t.Parallel()
 	const attempts = 4
 	for _, m := range mutants {
 		if !m.soon && !*allMutants {
 			continue
 		}
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
 			duration := 20 * time.Second
 			if m.soon {
 				duration = 8 * time.Second
@@ -122,7 +125,7 @@ func buildMutant(t *testing.T, m mutant) (program string) {
 		}
 	}
 	program = filepath.Join(dir, "mutant")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".")
+	build := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-o", program, ".")
 	build.Dir = filepath.Join(dir, "chaos")
 	build.Env = append(os.Environ(), "GOWORK=off")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -166,7 +169,8 @@ func runMutant(t *testing.T, program string, m mutant, seed uint64, d time.Durat
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d+2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "-seed", fmt.Sprint(seed), "-duration", d.String(), "-dir", t.TempDir(), "-faults", m.faults)
+	args := append([]string{"-seed", fmt.Sprint(seed), "-duration", d.String(), "-dir", t.TempDir()}, m.storm...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it ends what it has started
 	cmd.WaitDelay = recovery
 	out, err := cmd.CombinedOutput()

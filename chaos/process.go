@@ -27,7 +27,12 @@ type target struct {
 	Seed      uint64        `json:"seed"`
 	Names     int           `json:"names"`
 	Workers   int           `json:"workers"`
+	Hold      time.Duration `json:"hold"` // of a post, about that long at most
 }
+
+// shares reports whether the goroutines of the process may pass a hold on among themselves. It is so in
+// one process, for the others to meet.
+func (t target) shares() bool { return t.Over == overLocker && t.Load == "" && t.Slot == 1 }
 
 // name returns a name that all processes want.
 func (t target) name(i int) string { return "n/" + strconv.Itoa(i) }

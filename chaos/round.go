@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -26,11 +27,18 @@ type round struct {
 	program  string // of etcd
 	dir      string // of the history
 	names    int
-	workers  int // of each process
+	workers  int           // of each process
+	hold     time.Duration // of a post, about that long at most
 }
 
-// etcdFlags: no disk could lose what a killed process has written, so waiting for it shows nothing.
-var etcdFlags = []string{"--unsafe-no-fsync", "--log-level=error"}
+// etcdFlags are those of the members: no disk could lose what a killed process has written, so waiting for it shows nothing.
+func (r round) etcdFlags() []string {
+	flags := []string{"--unsafe-no-fsync", "--log-level=error"}
+	if r.load == "" { // what is written under load is much
+		flags = append(flags, "--quota-backend-bytes="+strconv.FormatInt(r.quota(), 10))
+	}
+	return flags
+}
 
 // run makes the round and returns its history.
 func (r round) run(ctx context.Context) (h *history, err error) {
@@ -41,7 +49,7 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 	defer log.Close()
 	starting, cancel := context.WithTimeout(ctx, recovery)
 	defer cancel()
-	cluster, err := etcdproc.Start(starting, etcdproc.Options{Program: r.program, Members: r.members, Flags: etcdFlags, Log: log})
+	cluster, err := etcdproc.Start(starting, etcdproc.Options{Program: r.program, Members: r.members, Flags: r.etcdFlags(), Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +59,7 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 		return nil, err
 	}
 	defer etcd.Close()
-	s := &scene{ttl: r.ttl, cluster: cluster, members: r.members, etcd: etcd}
+	s := &scene{ttl: r.ttl, cluster: cluster, members: r.members, quota: r.quota(), etcd: etcd}
 	fence, err := serveResource(r.unfenced)
 	if err != nil {
 		return nil, err
@@ -65,8 +73,8 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 		return nil, err
 	}
 
-	if r.load == loadNames {
-		if err := s.filled(ctx, r.names*r.processes); err != nil {
+	if r.load != "" {
+		if err := s.filled(ctx, r); err != nil {
 			return nil, err
 		}
 	}
@@ -86,12 +94,20 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 func (r round) storm(ctx context.Context, s *scene, h *history) {
 	faulty, cancel := context.WithTimeout(ctx, r.duration)
 	defer cancel()
+	var compacting sync.WaitGroup
+	if h.compacted = r.compacts(); h.compacted {
+		compacting.Go(func() { _ = s.compact(faulty, &firing{fault: fault{For: r.duration}}) })
+	}
 	s.perform(faulty, h.schedule)
 	<-faulty.Done()
+	compacting.Wait()
 	h.healed = now()
 	_ = pause(ctx, livenessPhase(r.ttl))
 	h.firings = s.firings
 }
+
+// compacts reports whether the past is thrown away all the time in this round, and not only now and then.
+func (r round) compacts() bool { return r.load == "" && len(r.only) == 0 && r.seed%2 == 0 }
 
 // livenessPhase is how long everybody has to show that they still get locks, once all faults are over.
 func livenessPhase(ttl time.Duration) time.Duration { return 2*ttl + 4*time.Second }
@@ -142,7 +158,7 @@ func (s *scene) populate(r round, resource string) error {
 		s.proxies = append(s.proxies, proxy)
 		c := &slot{number: i, dir: r.dir, target: target{
 			Slot: i, Endpoints: proxy.Endpoints(), Resource: resource, Over: r.over, Load: r.load,
-			TTL: r.ttl, Seed: r.seed, Names: r.names, Workers: r.workers,
+			TTL: r.ttl, Seed: r.seed, Names: r.names, Workers: r.workers, Hold: r.hold,
 		}}
 		if err := c.start(); err != nil {
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ func play(t *testing.T, r round) (*history, []violation) {
 		t.Fatal(err)
 	}
 	r.program, r.dir, r.names, r.workers = program, t.TempDir(), 6, 6
-	r.ttl, r.processes = 2*time.Second, processes
+	r.ttl, r.hold, r.processes, r.lone = 2*time.Second, 8*time.Second, processes, true
 	h, err := r.run(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -32,27 +33,32 @@ func play(t *testing.T, r round) (*history, []violation) {
 }
 
 func TestLockerKeepsItsPromisesInAShortRound(t *testing.T) {
-	for _, r := range []round{
-		{plan: plan{seed: 3, duration: 12 * time.Second, members: 3}, over: overLocker},
-		{plan: plan{seed: 1, duration: 10 * time.Second, members: 1}, over: overLocker},
+	t.Parallel()
+	for _, p := range []plan{
+		{seed: 3, duration: 12 * time.Second, members: 3},
+		{seed: 2, duration: 10 * time.Second, members: 1}, // compacted all the time
 	} {
-		h, violations := play(t, r)
-		for _, v := range violations {
-			t.Errorf("%s: %s", v.Invariant, v.Text)
-		}
-		for _, what := range h.empty() {
-			t.Errorf("the round was empty: %s", what)
-		}
+		t.Run(fmt.Sprintf("on %d members", p.members), func(t *testing.T) {
+			t.Parallel()
+			h, violations := play(t, round{plan: p, over: overLocker})
+			for _, v := range violations {
+				t.Errorf("%s: %s", v.Invariant, v.Text)
+			}
+			for _, what := range append(h.empty(), h.unfired()...) {
+				t.Errorf("the round was empty: %s", what)
+			}
+		})
 	}
 }
 
 // A mutex that is not fenced loses updates when its holders are stopped: a harness that does not find
 // that finds nothing.
 func TestAMutexLosesUpdatesWhenItsHoldersAreStopped(t *testing.T) {
+	t.Parallel()
 	const lostUpdates = "fenced increments are not lost"
 	for seed := uint64(1); seed <= 3; seed++ {
 		_, violations := play(t, round{
-			plan: plan{seed: seed, duration: 15 * time.Second, members: 1, only: []string{"stop"}},
+			plan: plan{seed: seed, duration: 12 * time.Second, members: 1, only: []string{"stop"}},
 			over: overMutex, unfenced: true,
 		})
 		if slices.ContainsFunc(violations, func(v violation) bool { return v.Invariant == lostUpdates }) {
@@ -64,7 +70,7 @@ func TestAMutexLosesUpdatesWhenItsHoldersAreStopped(t *testing.T) {
 
 func TestAScheduleIsDrawnFromItsSeed(t *testing.T) {
 	t.Parallel()
-	p := plan{seed: 5, duration: everyKind, ttl: 2 * time.Second, members: 3, processes: processes}
+	p := plan{seed: 5, duration: everyKind, ttl: 2 * time.Second, members: 3, processes: processes, lone: true}
 	faults := p.draw()
 	if !slices.Equal(faults, p.draw()) {
 		t.Error("the same plan led to two schedules")

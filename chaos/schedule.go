@@ -28,8 +28,6 @@ type character struct {
 	members  int     // the least it needs
 	harmless bool    // it must not cost a hold
 	operator bool    // it breaks into queues by hand, which holders learn of only later
-
-	stopsMembers bool // and continues them
 }
 
 var characters = []character{
@@ -42,8 +40,10 @@ var characters = []character{
 	{kind: "freeze", lane: toClients, from: 0.1, to: 1.8},
 	{kind: "drop-replies", lane: toClients, from: 0.1, to: 1.5},
 	{kind: "delay", lane: toClients, from: 0.5, to: 1},
-	{kind: "late-answer", lane: toClients, from: 2.4, to: 2.6},
+	{kind: "lose-events", lane: toClients, from: 0.2, to: 0.3},
+	{kind: "late-answer", lane: toClients, from: 1.6, to: 1.7},
 	{kind: "cut-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true},
+	{kind: "freeze-member-briefly", lane: toClients, from: 0.1, to: 0.4, members: 3, harmless: true},
 	{kind: "freeze-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true},
 	{kind: "delete-entry", lane: toClients, operator: true},
 	{kind: "revoke-lease", lane: toClients, operator: true},
@@ -51,14 +51,14 @@ var characters = []character{
 	{kind: "compact", lane: toCluster, from: 0.3, to: 1, harmless: true},
 	{kind: "restart", lane: toCluster},
 	{kind: "away", lane: toCluster, from: 1.2, to: 1.6},
-	{kind: "stop-member", lane: toCluster, from: 0.2, to: 1.5, stopsMembers: true},
-	{kind: "stop-member-half", lane: toCluster, from: 0.5, to: 1, stopsMembers: true},
+	{kind: "stop-member", lane: toCluster, from: 0.2, to: 1.5},
+	{kind: "stop-member-half", lane: toCluster, from: 0.5, to: 1},
 	{kind: "no-space", lane: toCluster, from: 0.2, to: 0.5, harmless: true},
-	{kind: "stop-leader", lane: toCluster, from: 0.2, to: 1.5, members: 3, stopsMembers: true},
+	{kind: "stop-leader", lane: toCluster, from: 0.2, to: 1.5, members: 3},
 	{kind: "kill-leader", lane: toCluster, from: 0.1, to: 0.5, members: 3},
 	{kind: "move-leader", lane: toCluster, members: 3},
 	{kind: "rolling-restart", lane: toCluster, members: 3},
-	{kind: "quorum-lost", lane: toCluster, from: 1.2, to: 1.8, members: 3, stopsMembers: true},
+	{kind: "quorum-lost", lane: toCluster, from: 1.2, to: 1.8, members: 3},
 }
 
 func characterOf(k kind) character {
@@ -86,7 +86,9 @@ type plan struct {
 	ttl       time.Duration
 	members   int
 	processes int
-	only      []string // kinds; empty for all
+	only      []string      // kinds; empty for all
+	rest      time.Duration // at least, after each fault of a lane
+	lone      bool          // now and then there is a kill with nothing else around it
 }
 
 // kinds returns those that the plan allows in a lane.
@@ -119,18 +121,24 @@ const storm = 9 * time.Second
 // takeOverBound is how much later than a TTL a waiter may take over from a holder that was killed.
 const takeOverBound = time.Second
 
-// draw makes the schedule, always the same from the same plan. A kill with nothing else around it, which
-// shows how long a take-over lasts, alternates with a storm.
+// lull is what the last faults of a storm may need to be really over, before the time without any begins.
+const lull = time.Second
+
+// draw makes the schedule, always the same from the same plan. If it is to have them, kills with nothing
+// else around them, which show how long a take-over lasts, alternate with storms.
 func (p plan) draw() (faults []fault) {
 	d := dealer{plan: p, rnd: rand.New(rand.NewPCG(p.seed, 1)), decks: make(map[lane][]kind)}
 	quiet := p.ttl + takeOverBound + 500*time.Millisecond
 	for at := 500 * time.Millisecond; at < p.duration; {
-		if slices.Contains(p.kinds(toClients), "kill") {
-			at += p.ttl
+		if p.lone && slices.Contains(p.kinds(toClients), "kill") {
+			at += p.ttl + lull
 			faults = append(faults, fault{At: at, Kind: "kill", Target: d.rnd.IntN(p.processes), Seed: d.rnd.Uint64(), Alone: true})
 			at += quiet
 		}
-		end := min(at+storm, p.duration)
+		end := p.duration
+		if p.lone {
+			end = min(at+storm, end)
+		}
 		half := (p.processes + 1) / 2
 		faults = append(faults, d.deal(toClients, at, end, 0, half)...)
 		faults = append(faults, d.deal(toClients, at, end, half, p.processes-half)...)
@@ -163,7 +171,7 @@ func (d *dealer) deal(l lane, from, to time.Duration, first, targets int) (fault
 		d.decks[l] = d.decks[l][1:]
 		length := time.Duration((c.from + d.rnd.Float64()*(c.to-c.from)) * float64(d.ttl))
 		faults = append(faults, fault{At: at, Kind: c.kind, Target: first + d.rnd.IntN(targets), For: min(length, to-at), Seed: d.rnd.Uint64()})
-		at += length + 100*time.Millisecond + d.upTo(500*time.Millisecond)
+		at += length + d.rest + 100*time.Millisecond + d.upTo(500*time.Millisecond)
 	}
 	return faults
 }

@@ -15,6 +15,7 @@ const (
 	everything = "chaos/"
 	lockPrefix = "chaos/locks/"
 	setPrefix  = "chaos/set/"
+	fillPrefix = "chaos/fill/"
 )
 
 // change is what one revision changed, and when the harness was told.
@@ -55,6 +56,10 @@ type entry struct {
 	Created, Head, Deleted int64
 	Revoked                bool // it went with its lease
 }
+
+// shared reports whether the entry is of several calls of one process, which pass the hold on among
+// themselves: its value names the process then, not a call.
+func (e *entry) shared() bool { return e.Lease != 0 && !strings.Contains(e.Who, "#") }
 
 // over is the revision from which on the entry is not there.
 func (e *entry) over() int64 {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,7 +82,7 @@ func (w *witness) watch(ctx context.Context, file *os.File) error {
 
 func eventOf(ev *clientv3.Event) event {
 	e := event{Key: string(ev.Kv.Key), Deleted: ev.Type == clientv3.EventTypeDelete}
-	if !e.Deleted {
+	if !e.Deleted && !strings.HasPrefix(e.Key, fillPrefix) {
 		e.Created, e.Lease, e.Value = ev.Kv.CreateRevision, ev.Kv.Lease, string(ev.Kv.Value)
 	}
 	return e

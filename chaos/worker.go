@@ -38,10 +38,21 @@ type finished struct {
 
 // run takes turns until ctx ends.
 func (w *worker) run(ctx context.Context) {
+	if w.Load == loadCrowd {
+		_ = pause(ctx, time.Duration(w.rnd.Int64N(int64(arrival))))
+	}
 	for ctx.Err() == nil {
 		w.turn(ctx)
 	}
 	w.endings.Wait()
+}
+
+// value is that of the entry of a call. Only holds with the same value are shared.
+func (w *worker) value(c call) string {
+	if w.shares() {
+		return c.Process
+	}
+	return c.who()
 }
 
 // sentinel reports whether the worker is one of those that hold posts, and for long.
@@ -65,7 +76,7 @@ func (w *worker) turn(ctx context.Context) {
 	c = w.begin(c)
 	acquiring, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	h, err := w.locks.acquire(acquiring, c.Name, c.who(), c.Op == opTry)
+	h, err := w.locks.acquire(acquiring, c.Name, w.value(c), c.Op == opTry)
 	if ctx.Err() != nil {
 		c.By = min(c.By, now()) // it was told to stop
 	}
@@ -131,9 +142,9 @@ func (w *worker) hold(ctx context.Context, began call, h hold) {
 func (w *worker) howLong() time.Duration {
 	switch n := w.rnd.IntN(100); {
 	case w.Load != "":
-		return 50*time.Millisecond + time.Duration(w.rnd.Int64N(int64(200*time.Millisecond)))
+		return 500*time.Millisecond + time.Duration(w.rnd.Int64N(int64(1500*time.Millisecond)))
 	case w.sentinel():
-		return w.TTL/2 + time.Duration(w.rnd.Int64N(int64(3*w.TTL)))
+		return w.Hold/8 + time.Duration(w.rnd.Int64N(int64(w.Hold)))
 	case n < 4:
 		return w.TTL/4 + time.Duration(w.rnd.Int64N(int64(w.TTL)))
 	case n < 25:
@@ -208,7 +219,7 @@ func (w *worker) setValue(ctx context.Context, began call, h hold) {
 	c := under(began, opValue)
 	c.By = now().add(w.TTL)
 	c = w.begin(c)
-	err := h.SetValue(wctx, began.who()+"+"+strconv.FormatInt(c.ID, 10))
+	err := h.SetValue(wctx, w.value(began)+"+"+strconv.FormatInt(c.ID, 10))
 	c.Outcome, c.Reason = verdict(err), text(err)
 	w.end(c)
 }
