@@ -19,14 +19,8 @@ type Options struct {
 	Members int       // 1 or 3; 0 means 1
 	Dir     string    // for the data; if empty, a temporary one, which may be in memory, and which Close removes
 	Flags   []string  // further flags of each member
-	TLS     *TLS      // of the client address; nil for none
+	TLS     *TLS      // for the client address; nil for none. See Authority
 	Log     io.Writer // what the members print; nil to drop it
-}
-
-// TLS names the files for the client address.
-type TLS struct {
-	Cert, Key string
-	CA        string // if not empty, clients need a certificate of this authority
 }
 
 // Cluster is etcd in one process or in three.
@@ -100,6 +94,7 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 		client, peer, metric := scheme+"://"+clients[i], "http://"+peers[i], "http://"+metrics[i]
 		m := &Member{
 			endpoint: client,
+			peer:     peer,
 			metrics:  metric,
 			program:  o.Program,
 			data:     filepath.Join(o.Dir, name),

@@ -4,6 +4,7 @@ package etcdproc_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,9 +13,12 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
@@ -200,6 +204,67 @@ func TestAPortTakenMeanwhileIsReplaced(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "once")); err != nil {
 		t.Error("it was not refused")
 	}
+}
+
+func TestClientsNeedACertificateOfTheAuthority(t *testing.T) {
+	t.Parallel()
+	authority := newAuthority(t)
+	cluster, _ := start(t, etcdproc.Options{Members: 3, TLS: issue(t, authority, "member")})
+	dial := func(tls *tls.Config) error {
+		etcd, err := clientv3.New(clientv3.Config{Endpoints: cluster.Endpoints(), TLS: tls, Logger: zap.NewNop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer etcd.Close()
+		// Unlike etcd's client, this one does not wait for a connection.
+		_, err = pb.NewKVClient(etcd.ActiveConnection()).Range(within(t), &pb.RangeRequest{Key: []byte("key")})
+		return err
+	}
+	good := config(t, issue(t, authority, "client"))
+	if err := dial(good); err != nil {
+		t.Error(err)
+	}
+	stranger := config(t, issue(t, newAuthority(t), "client"))
+	unasked, distrusting := good.Clone(), good.Clone()
+	unasked.Certificates = nil
+	distrusting.RootCAs = stranger.RootCAs
+	stranger.RootCAs = good.RootCAs
+	if err := dial(distrusting); err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority") {
+		t.Errorf("a client that trusts another authority: %v", err)
+	}
+	// The member refuses these two, and often closes the connection before they have read why.
+	for what, config := range map[string]*tls.Config{"without a certificate": unasked, "of another authority": stranger} {
+		if err := dial(config); status.Code(err) != codes.Unavailable {
+			t.Errorf("a client %s: %v", what, err)
+		}
+	}
+}
+
+func newAuthority(t *testing.T) *etcdproc.Authority {
+	t.Helper()
+	authority, err := etcdproc.NewAuthority(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority
+}
+
+func issue(t *testing.T, authority *etcdproc.Authority, name string) *etcdproc.TLS {
+	t.Helper()
+	files, err := authority.Issue(name, time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func config(t *testing.T, files *etcdproc.TLS) *tls.Config {
+	t.Helper()
+	config, err := files.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
 }
 
 // running reports whether there is a process with that ID, a zombie included.

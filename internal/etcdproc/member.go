@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,7 +24,8 @@ import (
 // Member is one etcd process. Its methods may be called from several goroutines.
 type Member struct {
 	endpoint      string // for clients
-	metrics       string // for questions about the member itself, always without TLS
+	peer          string // for the other members
+	metrics       string // for questions about the member itself; like peer always without TLS
 	program, data string
 	args          []string
 	log           *tail
@@ -83,11 +86,9 @@ func (m *Member) Pause() error {
 		return wrap("pause etcd", err)
 	}
 	for {
-		resp, err := m.ask(context.Background(), "/metrics", 100*time.Millisecond)
-		if err != nil {
+		if _, err := ask(context.Background(), m.metrics+"/metrics", 100*time.Millisecond); err != nil {
 			return nil
 		}
-		_ = resp.Body.Close()
 	}
 }
 
@@ -169,23 +170,47 @@ func (m *Member) ready(ctx context.Context) error {
 }
 
 func (m *Member) healthy(ctx context.Context) bool {
-	resp, err := m.ask(ctx, "/health", 5*time.Second)
+	body, err := ask(ctx, m.metrics+"/health", 5*time.Second)
+	var answer struct{ Health string }
+	return err == nil && json.Unmarshal(body, &answer) == nil && answer.Health == "true" && m.itself(ctx)
+}
+
+// itself reports whether it is this member that answers. Before it has taken its ports, the system may
+// have given one to a member of another cluster.
+func (m *Member) itself(ctx context.Context) bool {
+	metrics, err := ask(ctx, m.metrics+"/metrics", 5*time.Second)
 	if err != nil {
 		return false
 	}
-	defer resp.Body.Close()
-	var answer struct{ Health string }
-	return json.NewDecoder(resp.Body).Decode(&answer) == nil && answer.Health == "true"
+	body, err := ask(ctx, m.peer+"/members", 5*time.Second)
+	var members []struct {
+		ID       uint64
+		PeerURLs []string
+	}
+	if err != nil || json.Unmarshal(body, &members) != nil {
+		return false
+	}
+	for _, member := range members {
+		if slices.Contains(member.PeerURLs, m.peer) {
+			return bytes.Contains(metrics, fmt.Appendf(nil, "etcd_server_id{server_id=%q}", strconv.FormatUint(member.ID, 16)))
+		}
+	}
+	return false
 }
 
-// ask makes a request of which nothing is left when the body is closed.
-func (m *Member) ask(ctx context.Context, path string, limit time.Duration) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.metrics+path, nil)
+// ask makes a request of which nothing is left when it returns.
+func ask(ctx context.Context, url string, limit time.Duration) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
 	client := http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
-	return client.Do(req)
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -1,0 +1,101 @@
+package interop
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/etcdproc"
+)
+
+// wantCause makes calls to an etcd that cannot be reached: each must return soon after its context has
+// ended, with that and with what is wrong.
+func wantCause(t *testing.T, config clientv3.Config, cause string) {
+	t.Helper()
+	c, err := locker.New(connect(t, config), locker.WithTTL(brief)) // which bounds Close
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	for what, call := range map[string]func(context.Context) error{
+		"Lock":       func(ctx context.Context) error { _, err := c.Lock(ctx, "a", ""); return err },
+		"TryLock":    func(ctx context.Context) error { _, err := c.TryLock(ctx, "b", ""); return err },
+		"Get":        func(ctx context.Context) error { _, err := c.Get(ctx, "a"); return err },
+		"List":       func(ctx context.Context) error { _, err := c.List(ctx, ""); return err },
+		"NewSession": func(ctx context.Context) error { _, err := c.NewSession(ctx); return err },
+	} {
+		calls.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			began := time.Now()
+			err := call(ctx)
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("%s took %v", what, took)
+			}
+			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), cause) {
+				t.Errorf("%s: %v, want the end of its context because of: %s", what, err, cause)
+			}
+		})
+	}
+}
+
+func TestCallsTellThatTheAuthorityIsUnknown(t *testing.T) {
+	everywhereWithTLS(t, func(t *testing.T, c *cluster) {
+		authority, err := etcdproc.NewAuthority(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := authority.Issue("client", time.Now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := c.config(service)
+		if config.TLS, err = files.Config(); err != nil {
+			t.Fatal(err)
+		}
+		wantCause(t, config, "certificate signed by unknown authority")
+	}, time.Hour)
+}
+
+func TestCallsTellThatTheCertificateHasExpired(t *testing.T) {
+	everywhereWithTLS(t, func(t *testing.T, c *cluster) {
+		wantCause(t, c.config(service), "certificate has expired")
+	}, -time.Hour)
+}
+
+// everywhereWithTLS runs a test on each release, on a cluster of its own.
+func everywhereWithTLS(t *testing.T, test func(t *testing.T, c *cluster), validity time.Duration) {
+	t.Parallel()
+	s := withTLS
+	s.validity = validity
+	each(t, []setup{s}, func(t *testing.T, r release, s setup) {
+		c, err := start(within(t), r, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.close)
+		test(t, c)
+	})
+}
+
+func TestCallsTellThatNothingListens(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantCause(t, clientv3.Config{Endpoints: []string{l.Addr().String()}, Logger: zap.NewNop()}, "connection refused")
+}
