@@ -124,7 +124,8 @@ func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
 //
 // Errors: ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
 // was applied. Any other, such as the cause of ctx, or ErrClosed if the Client was
-// closed meanwhile: etcd did not answer, and they may have been.
+// closed meanwhile: etcd did not answer, and they may have been. That goes for
+// rpctypes.ErrNoSpace too: etcd applies what fills its space, and answers with that.
 func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	const op = "commit under"
 	ctx, end, err := l.begin(ctx)

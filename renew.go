@@ -32,6 +32,9 @@ type renewal struct {
 	err  error
 }
 
+// life is how long the lease lives from then on.
+func (r renewal) life() time.Duration { return time.Duration(r.ttl) * time.Second }
+
 // renew sends one request and waits for its answer, or for the end of the stream.
 func (k *keepAlive) renew(s *Session) (r renewal) {
 	r.by = k
@@ -62,7 +65,7 @@ func (k *keepAlive) renew(s *Session) (r renewal) {
 // goroutine left.
 func (s *Session) renew(kept *keepAlive) *keepAlive {
 	var (
-		interval = s.ttl / 12
+		interval = s.renewed.life() / 12
 		again    = time.NewTimer(0)
 		answers  = make(chan renewal)
 		asked    = make(map[*keepAlive]bool)
@@ -93,8 +96,8 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 		case a := <-answers:
 			delete(asked, a.by)
 			if a.err == nil && a.ttl > 0 {
-				s.renewed = a.sent
-				s.extend(a.sent)
+				s.renewed = a
+				s.extend(a)
 				return a.by
 			}
 			a.by.cancel()
@@ -110,17 +113,18 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 	}
 }
 
-// extend moves the deadline after a renewal that was sent at that time.
-func (s *Session) extend(sent time.Time) {
+// extend moves the deadline after a renewal: back, if etcd has lowered the TTL.
+// Renewals are answered in the order of their sending, as far as they count.
+func (s *Session) extend(r renewal) {
 	if s.check() != nil {
 		return // too late: what is lost stays lost
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trouble = nil
-	if deadline := s.until(sent); !s.over && deadline.After(s.deadline) {
-		s.deadline = deadline
-		s.alarm.Reset(time.Until(deadline))
+	if !s.over {
+		s.deadline = s.until(r)
+		s.alarm.Reset(time.Until(s.deadline))
 	}
 }
 

@@ -32,11 +32,11 @@ type Session struct {
 	burial error         // what kept it from leaving nothing; set before done is closed
 
 	grants  sync.WaitGroup // requests for the lease under way
-	renewed time.Time      // when the last renewal was sent that was answered; of its goroutine
+	renewed renewal        // the last that was answered; of its goroutine
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	over     bool
-	ttl      time.Duration // as granted
+	ttl      time.Duration // as granted first; bounds what the session does besides renewing
 	deadline time.Time     // until then the lease is certain
 	alarm    *time.Timer   // at the deadline
 	trouble  error         // of the last renewal
@@ -235,18 +235,18 @@ func (s *Session) greet(ctx context.Context) error {
 func (s *Session) start(r renewal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.renewed, s.ttl = r.sent, time.Duration(r.ttl)*time.Second
-	s.deadline = s.until(r.sent)
+	s.renewed, s.ttl = r, r.life()
+	s.deadline = s.until(r)
 	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
 	if s.over {
 		s.alarm.Stop() // closed while the lease was being taken
 	}
 }
 
-// until returns the deadline that a renewal sent at that time leads to. etcd
-// counts the TTL from a later moment, so it cannot delete before.
-func (s *Session) until(sent time.Time) time.Time {
-	return sent.Add(s.ttl - s.client.marginOf(s.ttl))
+// until returns the deadline that a renewal leads to. etcd counts the TTL from a
+// later moment than that of sending, so it cannot delete before.
+func (s *Session) until(r renewal) time.Time {
+	return r.sent.Add(r.life() - s.client.marginOf(r.life()))
 }
 
 // check ends the session if its deadline has passed, and returns why it is over,
@@ -380,7 +380,7 @@ func (s *Session) run() {
 			}
 		})
 	}
-	for kept := (*keepAlive)(nil); sleep(s.ctx, time.Until(s.renewed.Add(s.ttl/3))) == nil; {
+	for kept := (*keepAlive)(nil); sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.life()/3))) == nil; {
 		if s.check() == nil {
 			kept = s.renew(kept)
 			s.audit()

@@ -1,0 +1,253 @@
+package fakeetcd
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Keys returns the keys that are there, in their order.
+func (s *Server) Keys() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.keys))
+}
+
+// Queue returns the keys that begin with prefix, the oldest first.
+func (s *Server) Queue(prefix string) []*mvccpb.KeyValue {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.read(&pb.RangeRequest{
+		Key: []byte(prefix), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(prefix)),
+		SortTarget: pb.RangeRequest_CREATE, SortOrder: pb.RangeRequest_ASCEND,
+	}).Kvs
+}
+
+// Write puts a key, as another program would.
+func (s *Server) Write(key, value string, lease clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.begin()
+	w.put(&pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(lease)})
+	w.end()
+}
+
+// Delete deletes a key, as an operator would.
+func (s *Server) Delete(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.begin()
+	w.remove([]string{key})
+	w.end()
+}
+
+// Range implements pb.KVServer.
+func (s *Server) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return serve(ctx, s, Range, r, func(Fate) (*pb.RangeResponse, error) { return s.read(r), nil })
+}
+
+// Txn implements pb.KVServer.
+func (s *Server) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	return serve(ctx, s, Txn, r, func(Fate) (*pb.TxnResponse, error) {
+		p, err := s.choose(r)
+		if err == nil {
+			err = s.check(p, make(map[string]bool))
+		}
+		if err != nil {
+			return nil, err
+		}
+		w := s.begin()
+		resp := w.run(p)
+		w.end()
+		resp.Header = s.header()
+		return resp, nil
+	})
+}
+
+// within returns the keys that a range has, in their order.
+func (s *Server) within(key, end []byte) (keys []string) {
+	if len(end) == 0 {
+		if _, ok := s.keys[string(key)]; ok {
+			keys = []string{string(key)}
+		}
+		return keys
+	}
+	for k := range s.keys {
+		if k >= string(key) && (k < string(end) || bytes.Equal(end, []byte{0})) {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (s *Server) read(r *pb.RangeRequest) *pb.RangeResponse {
+	resp := &pb.RangeResponse{Header: s.header()}
+	for _, key := range s.within(r.Key, r.RangeEnd) {
+		if kv := s.keys[key]; r.MaxCreateRevision == 0 || kv.CreateRevision <= r.MaxCreateRevision {
+			resp.Kvs = append(resp.Kvs, kv)
+		}
+	}
+	if r.SortTarget == pb.RangeRequest_CREATE && r.SortOrder != pb.RangeRequest_NONE {
+		slices.SortStableFunc(resp.Kvs, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
+		if r.SortOrder == pb.RangeRequest_DESCEND {
+			slices.Reverse(resp.Kvs)
+		}
+	}
+	resp.Count = int64(len(resp.Kvs))
+	if limit := int(r.Limit); limit > 0 && limit < len(resp.Kvs) {
+		resp.Kvs, resp.More = resp.Kvs[:limit], true
+	}
+	switch {
+	case r.CountOnly:
+		resp.Kvs = nil
+	case r.KeysOnly:
+		for i, kv := range resp.Kvs {
+			resp.Kvs[i] = &mvccpb.KeyValue{
+				Key: kv.Key, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
+			}
+		}
+	}
+	return resp
+}
+
+// plan is the way that a transaction takes. etcd decides that for nested ones as well
+// before anything is written.
+type plan struct {
+	succeeded bool
+	ops       []*pb.RequestOp
+	nested    map[*pb.RequestOp]plan
+}
+
+func (s *Server) choose(r *pb.TxnRequest) (plan, error) {
+	p := plan{succeeded: true, ops: r.Success, nested: make(map[*pb.RequestOp]plan)}
+	for _, c := range r.Compare {
+		holds, err := s.holds(c)
+		if err != nil {
+			return plan{}, err
+		}
+		p.succeeded = p.succeeded && holds
+	}
+	if !p.succeeded {
+		p.ops = r.Failure
+	}
+	for _, op := range p.ops {
+		if inner := op.GetRequestTxn(); inner != nil {
+			var err error
+			if p.nested[op], err = s.choose(inner); err != nil {
+				return plan{}, err
+			}
+		}
+	}
+	return p, nil
+}
+
+// holds reports whether a compare is true of each key in its range, or of none.
+func (s *Server) holds(c *pb.Compare) (bool, error) {
+	var of func(*mvccpb.KeyValue) bool
+	switch target := c.TargetUnion.(type) {
+	case *pb.Compare_CreateRevision:
+		of = func(kv *mvccpb.KeyValue) bool { return kv.GetCreateRevision() == target.CreateRevision }
+	case *pb.Compare_ModRevision:
+		of = func(kv *mvccpb.KeyValue) bool { return kv.GetModRevision() == target.ModRevision }
+	}
+	if of == nil || c.Result != pb.Compare_EQUAL {
+		return false, status.Errorf(codes.Unimplemented, "no such compare here: %v", c)
+	}
+	keys := s.within(c.Key, c.RangeEnd)
+	if len(keys) == 0 {
+		return of(nil), nil
+	}
+	return !slices.ContainsFunc(keys, func(key string) bool { return !of(s.keys[key]) }), nil
+}
+
+// check returns why etcd refuses a transaction. written are the keys that it writes.
+func (s *Server) check(p plan, written map[string]bool) error {
+	for _, op := range p.ops {
+		put, removed := op.GetRequestPut(), op.GetRequestDeleteRange()
+		if inner, ok := p.nested[op]; ok {
+			if err := s.check(inner, written); err != nil {
+				return err
+			}
+		}
+		if key := string(put.GetKey()) + string(removed.GetKey()); key != "" {
+			if written[key] {
+				return rpctypes.ErrGRPCDuplicateKey
+			}
+			written[key] = true
+		}
+		if id := put.GetLease(); id != 0 && s.leases[id] == nil {
+			return rpctypes.ErrGRPCLeaseNotFound
+		}
+	}
+	return nil
+}
+
+// writing is what changes at one revision.
+type writing struct {
+	*Server
+	events []*mvccpb.Event
+}
+
+// begin starts a change. The caller has the mutex until it ends.
+func (s *Server) begin() *writing { return &writing{Server: s} }
+
+// end makes the change one revision, if it is any, and tells the watches.
+func (w *writing) end() {
+	if len(w.events) > 0 {
+		w.revision++
+		w.publish(w.events)
+	}
+}
+
+func (w *writing) run(p plan) *pb.TxnResponse {
+	resp := &pb.TxnResponse{Succeeded: p.succeeded}
+	for _, op := range p.ops {
+		answer := new(pb.ResponseOp)
+		switch r := op.Request.(type) {
+		case *pb.RequestOp_RequestPut:
+			w.put(r.RequestPut)
+			answer.Response = &pb.ResponseOp_ResponsePut{ResponsePut: new(pb.PutResponse)}
+		case *pb.RequestOp_RequestDeleteRange:
+			n := w.remove(w.within(r.RequestDeleteRange.Key, r.RequestDeleteRange.RangeEnd))
+			answer.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: &pb.DeleteRangeResponse{Deleted: n}}
+		case *pb.RequestOp_RequestRange:
+			answer.Response = &pb.ResponseOp_ResponseRange{ResponseRange: w.read(r.RequestRange)}
+		case *pb.RequestOp_RequestTxn:
+			answer.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: w.run(p.nested[op])}
+		}
+		resp.Responses = append(resp.Responses, answer)
+	}
+	return resp
+}
+
+func (w *writing) put(r *pb.PutRequest) {
+	key, at := string(r.Key), w.revision+1
+	kv := &mvccpb.KeyValue{Key: r.Key, Value: r.Value, Lease: r.Lease, CreateRevision: at, ModRevision: at, Version: 1}
+	if old := w.keys[key]; old != nil {
+		kv.CreateRevision, kv.Version = old.CreateRevision, old.Version+1
+	}
+	w.keys[key] = kv
+	w.events = append(w.events, &mvccpb.Event{Type: mvccpb.Event_PUT, Kv: kv})
+}
+
+func (w *writing) remove(keys []string) (n int64) {
+	for _, key := range keys {
+		if _, ok := w.keys[key]; ok {
+			delete(w.keys, key)
+			n++
+			gone := &mvccpb.KeyValue{Key: []byte(key), ModRevision: w.revision + 1}
+			w.events = append(w.events, &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: gone})
+		}
+	}
+	return n
+}
