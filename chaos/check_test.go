@@ -281,6 +281,33 @@ func TestAHoldMayBePassedOnWithinAProcessAndNowhereElse(t *testing.T) {
 	}
 }
 
+func TestAnOperatorIsAnExcuseForTheCallsOfASharedEntryAndForNoOthers(t *testing.T) {
+	t.Parallel()
+	h := passedOn()
+	h.also(call{Process: "0.0", ID: 40, Op: opLock, Name: "n/0", Start: ms(1005), End: ms(1036), Outcome: failed, Reason: "lock lost: deleted"})
+	if found := checkRemovals(h); len(found) == 0 {
+		t.Error("an entry that nobody had a right to delete was not noticed")
+	}
+	h.firings = []firing{{fault: fault{Kind: "delete-entry"}, Name: "n/0", Token: 10}}
+	if found := checkRemovals(h); len(found) > 0 {
+		t.Errorf("an operator deleted it: %v", found)
+	}
+	c := h.find("0.0", 40)
+	c.Start, c.End = ms(1100), ms(1110)
+	if found := checkRemovals(h); len(found) == 0 {
+		t.Error("an entry that went long before excused a later call")
+	}
+}
+
+func TestACallThatReturnsBeforeItsContextEndsIsInTime(t *testing.T) {
+	t.Parallel()
+	h := sound()
+	h.lives["1.0"].gaps = spans{{ms(900), ms(30_000)}}
+	if found := checkReturns(h); len(found) > 0 {
+		t.Errorf("it returned in time: %v", found)
+	}
+}
+
 func TestAnEntryPutByHandHasNoPlaceToKeep(t *testing.T) {
 	t.Parallel()
 	const foreign = lockPrefix + "n%2F0/foreign"

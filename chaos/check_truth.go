@@ -60,7 +60,7 @@ func checkHeads(h *history) (found []violation) {
 			switch {
 			case t.entry == nil, t.entry.Head == 0:
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry %s", h.describe(t), reign(t.entry))})
-			case t.entry.Who != t.who() && !(t.entry.shared() && t.entry.Who == t.Process):
+			case !t.entry.of(t.call):
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; the entry with that token is of %s", h.describe(t), t.entry.Who)})
 			case h.truth.notBefore(t.entry.Head) > t.End:
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; it became the head later, not before %s (revision %d)", h.describe(t), h.at(h.truth.notBefore(t.entry.Head)), t.entry.Head)})
@@ -139,7 +139,9 @@ func checkRemovals(h *history) (found []violation) {
 
 // excusedFor is excused for a call that has got no hold.
 func (h *history) excusedFor(c call) bool {
-	return slices.ContainsFunc(h.truth.entries[c.Name], func(e *entry) bool { return e.Who == c.who() && h.excused(e) })
+	return slices.ContainsFunc(h.truth.entries[c.Name], func(e *entry) bool {
+		return e.of(c) && h.excused(e) && h.truth.notBefore(e.Created) <= c.End && c.Start <= h.truth.by(e.Deleted)
+	})
 }
 
 // checkLeavings: an Unlock that was confirmed has removed the entry of the hold; and what a call has left that

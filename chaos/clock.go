@@ -53,6 +53,9 @@ func (all spans) meets(from, to instant) bool {
 
 // within returns how much of that time they fill, counting what overlaps more than once.
 func (all spans) within(from, to instant) (sum time.Duration) {
+	if to <= from {
+		return 0
+	}
 	for _, s := range all {
 		if s.meets(from, to) {
 			end := to

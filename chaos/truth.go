@@ -61,6 +61,9 @@ type entry struct {
 // themselves: its value names the process then, not a call.
 func (e *entry) shared() bool { return e.Lease != 0 && !strings.Contains(e.Who, "#") }
 
+// of reports whether the entry is of that call, or may be.
+func (e *entry) of(c call) bool { return e.Who == c.who() || e.shared() && e.Who == c.Process }
+
 // over is the revision from which on the entry is not there.
 func (e *entry) over() int64 {
 	if e.Deleted == 0 {

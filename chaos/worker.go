@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
@@ -231,7 +230,7 @@ func verdict(err error) outcome {
 		return ok
 	case errors.Is(err, locker.ErrLost):
 		return lost
-	case errors.Is(err, locker.ErrReleased), errors.Is(err, rpctypes.ErrNoSpace):
+	case errors.Is(err, locker.ErrReleased):
 		return failed
 	}
 	return unsure
