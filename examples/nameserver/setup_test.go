@@ -1,0 +1,178 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+// asProgram is set in the environment of a process that is to be the program, not its tests.
+const asProgram = "NAMESERVER_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) == "" {
+		goleak.VerifyTestMain(m)
+	}
+	go func() { // no program outlives its test
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(3)
+	}()
+	main()
+}
+
+// patience is how long a test waits for anything before it fails.
+const patience = 30 * time.Second
+
+// within returns the context of a test: it ends when the test does, or has taken too long.
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually calls condition until it is true, or fails the test.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !condition(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came true: %s", what)
+		}
+	}
+}
+
+// output is what a program has written so far.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(text []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(text)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// await waits until the output has text.
+func (o *output) await(t testing.TB, text string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !strings.Contains(o.String(), text) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %q in the output:\n%s", text, o)
+		}
+		<-tick.C
+	}
+}
+
+// between returns what the output has between two texts, once it has them.
+func (o *output) between(t testing.TB, before, after string) string {
+	t.Helper()
+	o.await(t, before)
+	_, rest, _ := strings.Cut(o.String(), before)
+	found, _, _ := strings.Cut(rest, after)
+	return found
+}
+
+// hosts returns a client that holds a lock for each name, with the value that follows it.
+func hosts(t testing.TB, etcd *embedtest.Server, records map[string]string) *locker.Client {
+	t.Helper()
+	client := clientOf(t, etcd.Client(t), time.Minute)
+	for name, value := range records {
+		if _, err := client.Lock(within(t), name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return client
+}
+
+// defaults are the settings of the tests.
+func defaults() settings {
+	return settings{
+		zone:      "example.com.",
+		prefix:    locker.DefaultPrefix,
+		listen:    "127.0.0.1:0",
+		lifetimes: lifetimes{lease: time.Minute, answer: 7 * time.Second, negative: 3 * time.Second},
+	}
+}
+
+// serving runs a server until the test ends, and returns where.
+func serving(t testing.TB, client *locker.Client, s settings, log io.Writer) (address string) {
+	t.Helper()
+	server, err := newServer(within(t), client, s, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return server.address()
+}
+
+var networks = []string{"udp", "tcp"}
+
+// ask sends one query, and again if the answer was lost.
+func ask(t testing.TB, network, address string, query *dns.Msg) *dns.Msg {
+	t.Helper()
+	client := &dns.Client{Net: network, Timeout: patience / 6, UDPSize: dns.MaxMsgSize}
+	var err error
+	for range 3 {
+		var reply *dns.Msg
+		if reply, _, err = client.ExchangeContext(within(t), query, address); err == nil {
+			return reply
+		}
+	}
+	t.Fatal(err)
+	return nil
+}
+
+// question is the simplest query.
+func question(name string, rrtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, rrtype) }
+
+// data returns the type and the content of each record.
+func data(records []dns.RR) []string {
+	texts := []string{}
+	for _, record := range records {
+		texts = append(texts, dns.TypeToString[record.Header().Rrtype]+" "+strings.TrimPrefix(record.String(), record.Header().String()))
+	}
+	return texts
+}
+
+// clientOf returns a client over a connection, closed with the test.
+func clientOf(t testing.TB, etcd *clientv3.Client, ttl time.Duration) *locker.Client {
+	t.Helper()
+	client, err := locker.New(etcd, locker.WithTTL(ttl))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}

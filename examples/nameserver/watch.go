@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// watch prints who has a name, now and at each change, until ctx ends.
+func watch(ctx context.Context, s settings, arguments []string, stdout, stderr io.Writer) (err error) {
+	name, err := checkHost(arguments[0], s.zone)
+	if err != nil {
+		return usageError{err}
+	}
+	c, err := connect(ctx, s, newLog(stderr))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.close()) }()
+	return follow(ctx, c.client, name, journal(stdout, ""))
+}
+
+func follow(ctx context.Context, client *locker.Client, name string, journal *log.Logger) error {
+	for state, err := range client.Watch(ctx, name) {
+		switch {
+		case err != nil:
+			return err
+		case state.Held:
+			journal.Printf("%s is %s (token %d)", name, abbreviate(state.Value), state.Token)
+		default:
+			journal.Printf("nobody is %s (revision %d)", name, state.Revision)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"encoding/hex"
+	"math/rand/v2"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+// crowd has more addresses than a message by UDP has room for.
+var crowd = map[string]string{"crowd.example.com": manyAddresses(maxAddresses)}
+
+func TestAnAnswerByUDPFitsAndSaysThatItIsCut(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	address := serving(t, hosts(t, etcd, crowd), defaults(), t.Output())
+	for _, c := range []struct {
+		edns  uint16 // 0 without
+		limit int
+	}{{0, 512}, {100, 512}, {512, 512}, {700, 700}, {1232, 1232}, {4096, 1232}, {65535, 1232}} {
+		query := question("crowd.example.com.", dns.TypeAAAA)
+		if c.edns > 0 {
+			query.SetEdns0(c.edns, false)
+		}
+		reply := ask(t, "udp", address, query)
+		if size := wireLen(t, reply); !reply.Truncated || size > c.limit || size < c.limit-50 {
+			t.Errorf("with %d: %d bytes, cut %v", c.edns, size, reply.Truncated)
+		}
+		if opt := reply.IsEdns0(); (opt != nil) != (c.edns > 0) || opt != nil && opt.UDPSize() != 1232 {
+			t.Errorf("with %d: its own EDNS0 is %v", c.edns, opt)
+		}
+		reply = ask(t, "tcp", address, query)
+		if reply.Truncated || len(reply.Answer) != maxAddresses {
+			t.Errorf("with %d by TCP: %d records, cut %v", c.edns, len(reply.Answer), reply.Truncated)
+		}
+	}
+	if small := ask(t, "udp", address, question("ns.example.com.", dns.TypeA)); small.Truncated {
+		t.Error("an answer that fits says that it is cut")
+	}
+}
+
+// wireLen is how long a message was on the wire.
+func wireLen(t *testing.T, message *dns.Msg) int {
+	t.Helper()
+	message.Compress = true
+	wire, err := message.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(wire)
+}
+
+func TestWhatIsNoPlainQueryIsTurnedDown(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	address := serving(t, hosts(t, etcd, records), defaults(), t.Output())
+	query := func(change func(*dns.Msg)) *dns.Msg {
+		q := question("www.example.com.", dns.TypeA)
+		change(q)
+		return q
+	}
+	for _, c := range []struct {
+		what  string
+		query *dns.Msg
+		want  int
+	}{
+		{"EDNS version 1", query(func(q *dns.Msg) { q.SetEdns0(1232, false); q.IsEdns0().SetVersion(1) }), dns.RcodeBadVers},
+		{"two OPT records", query(func(q *dns.Msg) { q.SetEdns0(1232, false); q.SetEdns0(1232, false) }), dns.RcodeFormatError},
+		{"class CHAOS", query(func(q *dns.Msg) { q.Question[0].Qclass = dns.ClassCHAOS }), dns.RcodeRefused},
+		{"class ANY", query(func(q *dns.Msg) { q.Question[0].Qclass = dns.ClassANY }), dns.RcodeRefused},
+		{"STATUS", query(func(q *dns.Msg) { q.Opcode = dns.OpcodeStatus }), dns.RcodeNotImplemented},
+		{"NOTIFY", query(func(q *dns.Msg) { q.Opcode = dns.OpcodeNotify }), dns.RcodeNotImplemented},
+		{"UPDATE", query(func(q *dns.Msg) { q.Opcode = dns.OpcodeUpdate }), dns.RcodeNotImplemented},
+		{"no question", query(func(q *dns.Msg) { q.Question = nil }), dns.RcodeFormatError},
+		{"two questions", query(func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }), dns.RcodeFormatError},
+	} {
+		for _, network := range networks {
+			reply := ask(t, network, address, c.query)
+			if reply.Rcode != c.want || len(reply.Answer) > 0 || !reply.Response || reply.Opcode != c.query.Opcode {
+				t.Errorf("%s by %s:\n%s", c.what, network, reply)
+			}
+		}
+	}
+	reply := ask(t, "udp", address, query(func(q *dns.Msg) { q.SetEdns0(1232, true) }))
+	if opt := reply.IsEdns0(); opt == nil || !opt.Do() || opt.Version() != 0 {
+		t.Errorf("the DO bit does not come back: %v", opt)
+	}
+}
+
+func TestNoPacketBringsItDown(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	address := serving(t, hosts(t, etcd, records), defaults(), t.Output())
+	good, err := question("www.example.com.", dns.TypeA).SetEdns0(1232, false).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, err := hex.DecodeString("abcd01000001000000000000") // says that it has a question
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp, err := net.Dial("udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	if err := udp.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := udp.Write(bare); err != nil {
+		t.Fatal(err)
+	}
+	reply := make([]byte, 512)
+	if n, err := udp.Read(reply); err != nil || n < 12 || reply[0] != bare[0] || reply[1] != bare[1] || reply[3]&0xf != dns.RcodeFormatError {
+		t.Fatalf("to a question that is missing it said %x, %v", reply[:n], err)
+	}
+
+	packets := [][]byte{{}, {0}, bare[:11], make([]byte, 12), make([]byte, 4096)}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		packet := append([]byte(nil), good...)
+		for range 1 + random.IntN(4) {
+			packet[2+random.IntN(len(packet)-2)] = byte(random.Uint32())
+		}
+		packets = append(packets, packet[:2+random.IntN(len(packet)-2)], packet)
+	}
+	for i, packet := range packets {
+		if _, err := udp.Write(packet); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 > 0 {
+			continue
+		}
+		for _, network := range networks {
+			if reply := ask(t, network, address, question("www.example.com.", dns.TypeA)); len(reply.Answer) != 2 {
+				t.Fatalf("after %d packets:\n%s", i, reply)
+			}
+		}
+	}
+}

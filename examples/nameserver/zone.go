@@ -1,0 +1,236 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/jagregory/locker/v2"
+)
+
+const (
+	nameserver = "ns."         // the host that serves the zone
+	hostmaster = "hostmaster." // its mailbox, as the SOA has it
+)
+
+// maxUDP is the largest answer sent by UDP, which no usual network breaks into fragments.
+const maxUDP = 1232
+
+// lifetimes bound how long others may believe what they were told.
+type lifetimes struct {
+	lease    time.Duration // of the locks
+	answer   time.Duration // of an answer with records, at most
+	negative time.Duration // of one that says that there are none
+}
+
+// zone answers queries from what is held. It makes no request to etcd for that.
+type zone struct {
+	name         string // in lower case, with the final dot
+	records      *locker.Cache
+	lifetimes    lifetimes
+	address      netip.Addr // where it is served; invalid if not known
+	log          *slog.Logger
+	nonTerminals nonTerminals
+
+	mu         sync.Mutex // guards what follows
+	complained map[string]int64
+}
+
+func newZone(name string, records *locker.Cache, address netip.Addr, l lifetimes, log *slog.Logger) *zone {
+	return &zone{
+		name:         name,
+		records:      records,
+		lifetimes:    l,
+		address:      address,
+		log:          log,
+		nonTerminals: nonTerminals{zone: name, records: records},
+		complained:   make(map[string]int64),
+	}
+}
+
+// ServeDNS answers one query.
+func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+	reply := z.reply(query)
+	size := dns.MaxMsgSize
+	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
+		size = dns.MinMsgSize
+		if opt := query.IsEdns0(); opt != nil {
+			size = min(int(opt.UDPSize()), maxUDP)
+		}
+	}
+	reply.Truncate(size)
+	if err := w.WriteMsg(reply); err != nil {
+		z.log.Debug("reply not sent", "to", w.RemoteAddr(), "error", err)
+	}
+}
+
+// reply decides whether there is an answer at all.
+func (z *zone) reply(query *dns.Msg) *dns.Msg {
+	reply := new(dns.Msg).SetReply(query)
+	opt := query.IsEdns0()
+	if opt != nil {
+		reply.SetEdns0(maxUDP, opt.Do())
+	}
+	if query.Opcode != dns.OpcodeQuery {
+		reply.Rcode = dns.RcodeNotImplemented
+		return reply
+	}
+	if len(query.Question) != 1 || countOPT(query) > 1 { // the header may promise a question that is missing
+		reply.Rcode = dns.RcodeFormatError
+		return reply
+	}
+	question := query.Question[0]
+	transfer := question.Qtype == dns.TypeAXFR || question.Qtype == dns.TypeIXFR
+	left := z.lifetimes.lease - z.records.Age()
+	switch {
+	case opt != nil && opt.Version() != 0:
+		reply.Rcode = dns.RcodeBadVers
+	case question.Qclass != dns.ClassINET, transfer, !dns.IsSubDomain(z.name, question.Name):
+		reply.Rcode = dns.RcodeRefused
+	case left < 0:
+		reply.Rcode = dns.RcodeServerFailure // whoever held a name may be gone by now
+	default:
+		// A holder that died just after the cache was known to be current keeps its lease for so long.
+		z.answer(reply, question, seconds(min(z.lifetimes.answer, left)))
+	}
+	return reply
+}
+
+// answer fills in the records that are asked for, or that there are none.
+func (z *zone) answer(reply *dns.Msg, question dns.Question, ttl uint32) {
+	reply.Authoritative = true
+	records, exists := z.find(question, ttl)
+	switch {
+	case !exists:
+		reply.Rcode = dns.RcodeNameError
+	case question.Qtype == dns.TypeANY: // RFC 8482: whoever needs a type can ask for it
+		reply.Answer = []dns.RR{&dns.HINFO{Hdr: header(question.Name, dns.TypeHINFO, ttl), Cpu: "RFC8482"}}
+	default:
+		reply.Answer = records
+	}
+	if len(reply.Answer) == 0 {
+		reply.Ns = []dns.RR{z.soa(z.name)}
+		return
+	}
+	if ns, ok := reply.Answer[0].(*dns.NS); ok {
+		addresses, _ := z.addresses(lockName(ns.Ns))
+		glue := append(addressRecords(ns.Ns, dns.TypeA, ttl, addresses), addressRecords(ns.Ns, dns.TypeAAAA, ttl, addresses)...)
+		reply.Extra = append(glue, reply.Extra...)
+	}
+}
+
+// find returns the records that are asked for, and whether the name exists. They have the name as it
+// was spelled in the question, which some resolvers insist on.
+func (z *zone) find(question dns.Question, ttl uint32) (records []dns.RR, exists bool) {
+	name := lockName(question.Name)
+	if of, ok := strings.CutPrefix(name, metadata+"."); ok {
+		if holder, held := z.records.Get(of); held {
+			if question.Qtype == dns.TypeTXT {
+				records = []dns.RR{holderRecord(question.Name, ttl, holder)}
+			}
+			return records, true
+		}
+	}
+	apex := lockName(z.name)
+	switch {
+	case name == apex && question.Qtype == dns.TypeSOA:
+		return []dns.RR{z.soa(question.Name)}, true
+	case name == apex && question.Qtype == dns.TypeNS:
+		return []dns.RR{&dns.NS{Hdr: header(question.Name, dns.TypeNS, ttl), Ns: nameserver + z.name}}, true
+	}
+	addresses, exists := z.addresses(name)
+	exists = exists || name == apex || z.nonTerminals.include(name)
+	return addressRecords(question.Name, question.Qtype, ttl, addresses), exists
+}
+
+// addresses returns those of a host, and whether there is such a host.
+func (z *zone) addresses(name string) (addresses []netip.Addr, exists bool) {
+	holder, held := z.records.Get(name)
+	if !held {
+		if name != nameserver+lockName(z.name) {
+			return nil, false
+		}
+		if z.address.IsValid() {
+			addresses = []netip.Addr{z.address}
+		}
+		return addresses, true
+	}
+	addresses, err := parseAddresses(holder.Value)
+	if err != nil {
+		z.complain(holder, err)
+	}
+	return addresses, true
+}
+
+// complain says once of each hold that its value is no address.
+func (z *zone) complain(holder locker.Holder, err error) {
+	const most = 1000 // holds that are remembered
+	z.mu.Lock()
+	already := z.complained[holder.Name] == holder.Token
+	if len(z.complained) >= most {
+		clear(z.complained)
+	}
+	z.complained[holder.Name] = holder.Token
+	z.mu.Unlock()
+	if !already {
+		z.log.Warn("lock without addresses", "name", holder.Name, "token", holder.Token, "error", err)
+	}
+}
+
+// soa has the revision of etcd for a serial, which grows with each change.
+func (z *zone) soa(name string) dns.RR {
+	negative := seconds(z.lifetimes.negative)
+	return &dns.SOA{
+		Hdr:     header(name, dns.TypeSOA, negative),
+		Ns:      nameserver + z.name,
+		Mbox:    hostmaster + z.name,
+		Serial:  uint32(z.records.Revision()),
+		Refresh: 3600, // for secondary servers, of which there are none
+		Retry:   600,
+		Expire:  86400,
+		Minttl:  negative,
+	}
+}
+
+func addressRecords(name string, rrtype uint16, ttl uint32, addresses []netip.Addr) []dns.RR {
+	var records []dns.RR
+	for _, address := range addresses {
+		switch {
+		case rrtype == dns.TypeA && address.Is4():
+			records = append(records, &dns.A{Hdr: header(name, rrtype, ttl), A: address.AsSlice()})
+		case rrtype == dns.TypeAAAA && address.Is6():
+			records = append(records, &dns.AAAA{Hdr: header(name, rrtype, ttl), AAAA: address.AsSlice()})
+		}
+	}
+	return records
+}
+
+// holderRecord tells who holds a name: with what, since when, and by which lease.
+func holderRecord(name string, ttl uint32, holder locker.Holder) dns.RR {
+	return &dns.TXT{Hdr: header(name, dns.TypeTXT, ttl), Txt: []string{
+		"holder=" + abbreviate(holder.Value),
+		fmt.Sprintf("token=%d", holder.Token),
+		fmt.Sprintf("lease=%x", int64(holder.Lease)),
+	}}
+}
+
+func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
+	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
+}
+
+func countOPT(query *dns.Msg) (n int) {
+	for _, record := range query.Extra {
+		if record.Header().Rrtype == dns.TypeOPT {
+			n++
+		}
+	}
+	return n
+}
+
+func seconds(d time.Duration) uint32 { return uint32(d / time.Second) }
