@@ -1,17 +1,27 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
-PACKAGES    = ./... ./bench/... ./examples/... ./interop/...
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
+PACKAGES    = ./... ./bench/... ./chaos/... ./examples/... ./interop/...
+
+# For make faults: how long, and the seed of a run to be repeated (0: another each time).
+DURATION ?= 1h
+SEED     ?= 0
+# For make lint: where the known vulnerabilities are.
+VULNDB   ?= https://vuln.go.dev
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 test: ## all tests of all modules, with the race detector
-	go test -race -timeout 10m $(PACKAGES)
+	go test -race -timeout 15m $(PACKAGES)
 
-lint: ## gofmt, go vet, staticcheck
+lint: ## gofmt, go vet, staticcheck, govulncheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
 	go vet $(PACKAGES)
 	go run $(STATICCHECK) $(PACKAGES)
+	@echo go run $(GOVULNCHECK) -db $(VULNDB) $(PACKAGES)
+	@found=$$(go run $(GOVULNCHECK) -db $(VULNDB) $(PACKAGES) 2>&1) && echo "$$found" || { echo "$$found"; \
+		case "$$found" in *"govulncheck: fetching vulnerabilities: "*) echo "lint: NOT CHECKED for known vulnerabilities, $(VULNDB) is out of reach";; *) exit 1;; esac; }
 
 cover: ## coverage of the library by its own tests
 	go test -coverpkg=github.com/jagregory/locker/v2/... -coverprofile=coverage.txt . ./internal/... ./embedtest/...
@@ -20,10 +30,13 @@ cover: ## coverage of the library by its own tests
 fuzz: ## the key codec, for a minute
 	go test -run '^$$' -fuzz FuzzNamesAndKeys -fuzztime 1m ./internal/key
 
+faults: ## real processes under faults; DURATION=1h, SEED= to repeat a run
+	go run ./chaos -duration $(DURATION) -seed $(SEED) -members 3,1
+
 bench: ## the speed table, beside bare etcd and etcd's Mutex; a quarter of an hour
 	go run ./bench -out bench/results
 
 quickstart: ## the first example
 	go run ./examples/quickstart
 
-.PHONY: help test lint cover fuzz bench quickstart
+.PHONY: help test lint cover fuzz faults bench quickstart

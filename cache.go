@@ -111,11 +111,13 @@ func (k *Cache) Revision() int64 {
 
 // Age returns how long ago the copy was last known to be current. While etcd
 // answers it stays below about half the Client's TTL; it grows while etcd cannot
-// be reached, and after Close.
+// be reached, while the machine sleeps, and after Close.
 func (k *Cache) Age() time.Duration {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return time.Since(k.current)
+	// On both clocks: the monotonic one may have stood still while the machine slept.
+	now := time.Now()
+	return max(now.Sub(k.current), now.Round(0).Sub(k.current.Round(0)))
 }
 
 // Close ends the watch and waits for its goroutine. What was read last can still

@@ -140,6 +140,9 @@ func (c *Client) send(ctx context.Context, t txn) (*pb.TxnResponse, error) {
 		request.Compare = append(slices.Clip(t.when), t.session.inEpoch(t.epoch))
 	}
 	resp, err := c.kv.Txn(ctx, request, callOptions...)
+	if err == nil && (resp.Header == nil || !complete(request, resp)) {
+		return nil, errMalformed
+	}
 	return resp, clientv3.ContextError(ctx, err)
 }
 

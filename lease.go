@@ -152,8 +152,8 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 // has confirmed that; ctx bounds it, and the life of the lease. Of concurrent
 // calls, the one that etcd commits last prevails.
 //
-// Errors: as Commit. If etcd did not answer, the value may have been set, or be
-// set later, unless another is set before.
+// Errors: as Commit. If etcd did not answer, or with rpctypes.ErrNoSpace, the value
+// may have been set, or be set later, unless another is set before.
 func (l *Lock) SetValue(ctx context.Context, value string) error {
 	const op = "set value of"
 	ctx, end, err := l.begin(ctx)

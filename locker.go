@@ -391,6 +391,9 @@ func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
 	return ask(ctx, c, func(ctx context.Context) (*pb.RangeResponse, error) {
 		resp, err := c.kv.Range(ctx, request, callOptions...)
+		if err == nil && resp.Header == nil {
+			return nil, errMalformed
+		}
 		return resp, clientv3.ContextError(ctx, err)
 	})
 }

@@ -130,7 +130,7 @@ var errBackInTime = errors.New("etcd has gone back to an earlier revision")
 
 // found returns what the i-th operation of a transaction read.
 func found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
-	return resp.Responses[i].GetResponseRange().Kvs
+	return resp.Responses[i].GetResponseRange().GetKvs()
 }
 
 // queuedAt notes that the entry is in the queue, and what was ahead of it when it was

@@ -1,9 +1,12 @@
 package locker
 
 import (
+	"errors"
 	"math"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 )
@@ -77,3 +80,31 @@ func oldestBelow(prefix string) *pb.RangeRequest {
 }
 
 func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
+
+// errMalformed is for an answer that lacks what etcd's always have. Like one that never
+// came, it tells nothing about its request.
+var errMalformed = errors.New("malformed answer")
+
+// complete reports whether an answer has what each operation of its transaction was to return.
+func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
+	ops := request.Failure
+	if resp.Succeeded {
+		ops = request.Success
+	}
+	if len(resp.Responses) != len(ops) {
+		return false
+	}
+	for i, op := range ops {
+		if nested := op.GetRequestTxn(); nested != nil {
+			if own := resp.Responses[i].GetResponseTxn(); own == nil || !complete(nested, own) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// tells reports whether an answer of a watch has what it is about.
+func tells(answer *pb.WatchResponse) bool {
+	return answer.Header != nil && !slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv == nil })
+}

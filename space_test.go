@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
 	"github.com/jagregory/locker/v2/embedtest"
@@ -105,4 +106,35 @@ func TestWatchesGoByTheIDsThatTheServerChooses(t *testing.T) {
 		}
 		unlock(t, o.lock)
 	}
+}
+
+func TestACommitOrAValueThatFilledTheSpaceIsAppliedAndCostsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	puts := func(value string) func(req any) bool {
+		return func(req any) bool {
+			txn, ok := req.(*pb.TxnRequest)
+			return ok && len(txn.Success) == 1 && string(txn.Success[0].GetRequestPut().GetValue()) == value
+		}
+	}
+	t.Run("Commit", func(t *testing.T) {
+		l := lock(t, newClient(t, b.server.ClientWith(t, applied(puts("full")))), "a", "")
+		_, err := l.Commit(within(t), clientv3.OpPut("committed", "full"))
+		want(t, err, rpctypes.ErrNoSpace)
+		if resp, err := b.etcd.Get(within(t), "committed"); err != nil || resp.Count != 1 {
+			t.Errorf("it was not applied: %v, %v", resp, err)
+		}
+		unlock(t, l)
+	})
+	t.Run("SetValue", func(t *testing.T) {
+		l := lock(t, newClient(t, b.server.ClientWith(t, applied(puts("full")))), "b", "")
+		want(t, l.SetValue(within(t), "full"), rpctypes.ErrNoSpace)
+		if err := l.SetValue(within(t), "next"); err != nil {
+			t.Error(err)
+		}
+		if holder := get(t, newClient(t, b.etcd), "b"); holder.Value != "next" || l.Value() != "next" {
+			t.Errorf("the value is %q, for its holder %q", holder.Value, l.Value())
+		}
+		unlock(t, l)
+	})
 }

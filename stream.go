@@ -49,7 +49,7 @@ func (s *stream) run() {
 	s.client.tasks.run(func() { s.sendTo(wire) })
 	for {
 		answer, err := wire.Recv()
-		if err != nil {
+		if err != nil || !tells(answer) {
 			return
 		}
 		s.dispatch(answer)

@@ -179,3 +179,17 @@ func TestAMachineThatSleptOverTheDeadlineLearnsItAtTheFirstUse(t *testing.T) {
 		})
 	}
 }
+
+func TestTheAgeOfACacheIsThatOfTheClockThatHasGoneFurther(t *testing.T) {
+	t.Parallel()
+	const hour = time.Hour
+	now := time.Now()
+	for name, current := range map[string]time.Time{
+		"it slept, and so did its monotonic clock": jumped(t, now, hour),
+		"its wall clock was set back":              jumped(t, now.Add(-hour), -hour),
+	} {
+		if age := (&Cache{current: current}).Age(); age < hour {
+			t.Errorf("%s: after an hour the age is %v", name, age)
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package locker_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The documents name the test of each promise: a test that was renamed or removed
+// must not leave its promise behind.
+func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
+	t.Parallel()
+	const least = 80 // of those named in docs/guarantees.md and docs/faults.md
+	tests, documents := sources(t)
+	declaration := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Example|Benchmark)\w*)\(`)
+	exists := make(map[string]bool)
+	for _, path := range tests {
+		for _, match := range declaration.FindAllStringSubmatch(contents(t, path), -1) {
+			exists[match[1]] = true
+		}
+	}
+	mention := regexp.MustCompile("`(Test[A-Z]\\w*|Fuzz[A-Z]\\w*)`")
+	named := make(map[string]bool)
+	for _, path := range documents {
+		for _, match := range mention.FindAllStringSubmatch(contents(t, path), -1) {
+			if named[match[1]] = true; !exists[match[1]] {
+				t.Errorf("%s names %s, which does not exist", path, match[1])
+			}
+		}
+	}
+	if len(named) < least {
+		t.Errorf("the documents name only %d tests", len(named))
+	}
+}
+
+// sources returns the paths of all tests and of all documents.
+func sources(t *testing.T) (tests, documents []string) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		switch {
+		case strings.HasSuffix(path, "_test.go"):
+			tests = append(tests, path)
+		case strings.HasSuffix(path, ".md"):
+			documents = append(documents, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tests, documents
+}
+
+func contents(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
