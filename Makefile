@@ -27,11 +27,18 @@ cover: ## coverage of the library by its own tests
 	go test -coverpkg=github.com/jagregory/locker/v2/... -coverprofile=coverage.txt . ./internal/... ./embedtest/...
 	go tool cover -func=coverage.txt | tail -1
 
-fuzz: ## the key codec, for a minute
+fuzz: ## everything that parses, a minute each
 	go test -run '^$$' -fuzz FuzzNamesAndKeys -fuzztime 1m ./internal/key
+	for target in FuzzNames FuzzOptions FuzzEntries FuzzChanges FuzzAnswersOfAWatchStream; do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 1m . || exit 1; done
 
 faults: ## real processes under faults; DURATION=1h, SEED= to repeat a run
-	go run ./chaos -duration $(DURATION) -seed $(SEED) -members 3,1
+	go run ./chaos -duration $(DURATION) -seed $(SEED) -round 3m -members 3,1
+	go test -count=1 -run TokensThatExpire ./interop -tokens 1m
+
+load: ## 1,000 clients on 100 names, and 100,000 names, three minutes each, under faults
+	go run ./chaos -load crowd -duration 3m -round 3m
+	go run ./chaos -load names -duration 3m -round 3m
 
 bench: ## the speed table, beside bare etcd and etcd's Mutex; a quarter of an hour
 	go run ./bench -out bench/results
@@ -39,4 +46,4 @@ bench: ## the speed table, beside bare etcd and etcd's Mutex; a quarter of an ho
 quickstart: ## the first example
 	go run ./examples/quickstart
 
-.PHONY: help test lint cover fuzz faults bench quickstart
+.PHONY: help test lint cover fuzz faults load bench quickstart

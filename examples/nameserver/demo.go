@@ -43,13 +43,13 @@ func demonstrate(ctx context.Context, s settings, _ []string, stdout, stderr io.
 	fmt.Fprintf(stdout, "%s is served on %s; while alpha and beta take turns to be %s, try\n\t%s\n",
 		lockName(s.zone), server.address(), name, digLine(server.address(), name))
 
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.run(ctx) })
-	g.Go(func() error { return follow(ctx, c.client, name, journal(stdout, "watch  ")) })
-	g.Go(func() error { return hold(ctx, alpha.client, name, alpha.address, alpha.journal) })
-	g.Go(func() error { return hold(ctx, beta.client, name, beta.address, beta.journal) })
-	g.Go(func() error { return breakOff(ctx, c.client, name, s.lifetimes.lease, alpha, beta) })
-	return g.Wait()
+	g, going := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.run(going) })
+	g.Go(func() error { return follow(going, c.client, name, journal(stdout, "watch  ")) })
+	g.Go(func() error { return hold(going, alpha.client, name, alpha.address, alpha.journal) })
+	g.Go(func() error { return hold(going, beta.client, name, beta.address, beta.journal) })
+	g.Go(func() error { return breakOff(going, c.client, name, s.lifetimes.lease, alpha, beta) })
+	return unlessInterrupted(ctx, g.Wait())
 }
 
 // breakOff cuts whoever holds name off from etcd, which is to the others as if it had died, and lets it

@@ -45,8 +45,8 @@ serve and the demonstration also take
 	-negative-ttl DURATION
 	                     how long "there is no such name" may be kept (1s)
 
-It ends with Ctrl-C, with 130 for an exit code: records are given back, and nothing is
-left in etcd. With 1 and a sentence if it cannot go on, with 2 if it was called wrongly.
+It ends with Ctrl-C: records are given back, and nothing is left in etcd. The exit code is
+0 then, 1 (with a sentence) if it could not go on, and 2 if it was called wrongly.
 `
 
 // settings are the flags.
@@ -80,18 +80,23 @@ func main() {
 	context.AfterFunc(ctx, stop) // another Ctrl-C ends it at once
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "nameserver: interrupted")
-		os.Exit(130)
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Print(usage)
 	case errors.As(err, new(usageError)), errors.Is(err, locker.ErrInvalid):
 		fmt.Fprintf(os.Stderr, "nameserver: %v (-h explains)\n", err)
 		os.Exit(2)
-	case err != nil:
+	case unlessInterrupted(ctx, err) != nil:
 		fmt.Fprintln(os.Stderr, "nameserver:", err)
 		os.Exit(1)
 	}
+}
+
+// unlessInterrupted drops the error of what ended because ctx did: that is no failure.
+func unlessInterrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+		return nil
+	}
+	return err
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {

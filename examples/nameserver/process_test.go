@@ -114,7 +114,7 @@ func TestWhenTheHolderIsKilledTheNextInLineIsServed(t *testing.T) {
 	if _, err := client.Get(within(t), "www.example.com"); !errors.Is(err, locker.ErrNotFound) {
 		t.Errorf("in the end it is held, or %v", err)
 	}
-	if code := server.signal(t, os.Interrupt); code != 130 {
+	if code := server.signal(t, os.Interrupt); code != 0 {
 		t.Errorf("interrupted, the server ended with %d", code)
 	}
 }
@@ -141,7 +141,7 @@ func TestThreeTerminalsAndNoEtcd(t *testing.T) {
 	if err != nil || len(record.Kvs) != 1 || !strings.Contains(string(record.Kvs[0].Value), fmt.Sprintf(`"pid":%d,`, host.cmd.Process.Pid)) {
 		t.Errorf("with %q it cannot be found out which process it is: %v, %v", about, record, err)
 	}
-	if code := host.signal(t, syscall.SIGTERM); code != 130 {
+	if code := host.signal(t, syscall.SIGTERM); code != 0 {
 		t.Errorf("terminated, register ended with %d", code)
 	}
 	if resp, err := etcd.Get(within(t), "locker/", clientv3.WithPrefix()); err != nil || resp.Count > 0 {
@@ -149,7 +149,7 @@ func TestThreeTerminalsAndNoEtcd(t *testing.T) {
 	}
 	watcher.out.await(t, "nobody is www.example.com (revision")
 	for _, p := range []*process{watcher, server} {
-		if code := p.signal(t, os.Interrupt); code != 130 || !strings.Contains(p.err.String(), "nameserver: interrupted") {
+		if code := p.signal(t, os.Interrupt); code != 0 || p.err.String() != "" {
 			t.Errorf("interrupted, it ended with %d and %q", code, &p.err)
 		}
 	}

@@ -25,7 +25,7 @@ func register(ctx context.Context, s settings, arguments []string, stdout, stder
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	return hold(ctx, c.client, name, formatAddresses(addresses), journal(stdout, ""))
+	return unlessInterrupted(ctx, hold(ctx, c.client, name, formatAddresses(addresses), journal(stdout, "")))
 }
 
 // hold waits its turn for a name, holds it, and begins again when it was lost, until ctx ends.

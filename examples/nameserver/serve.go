@@ -22,7 +22,7 @@ func serve(ctx context.Context, s settings, _ []string, stdout, stderr io.Writer
 	}
 	fmt.Fprintln(stdout, c.where())
 	fmt.Fprintf(stdout, "%s is served on %s, UDP and TCP; try\n\t%s\n", lockName(s.zone), server.address(), digLine(server.address(), "www."+lockName(s.zone)))
-	return server.run(ctx)
+	return unlessInterrupted(ctx, server.run(ctx))
 }
 
 // digLine is the command that asks the server for a name.

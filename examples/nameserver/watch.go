@@ -20,7 +20,7 @@ func watch(ctx context.Context, s settings, arguments []string, stdout, stderr i
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	return follow(ctx, c.client, name, journal(stdout, ""))
+	return unlessInterrupted(ctx, follow(ctx, c.client, name, journal(stdout, "")))
 }
 
 func follow(ctx context.Context, client *locker.Client, name string, journal *log.Logger) error {
