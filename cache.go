@@ -17,6 +17,7 @@ type Cache struct {
 	mu       sync.RWMutex // guards what follows
 	holders  map[string]Holder
 	revision int64
+	modified int64     // revision of the last change to holders
 	current  time.Time // when the copy was last known to be current
 }
 
@@ -71,6 +72,7 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, seen che
 		} else {
 			delete(k.holders, state.Name)
 		}
+		k.modified = max(k.modified, state.Revision)
 	}
 	k.revision = max(k.revision, revision)
 	if sent.After(k.current) {
@@ -107,6 +109,15 @@ func (k *Cache) Revision() int64 {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.revision
+}
+
+// ModRevision returns the revision at which something below the prefix changed last,
+// as far as the copy has come: while it stays the same, so does what List returns.
+// What is derived from List needs to be derived again only when it has grown.
+func (k *Cache) ModRevision() int64 {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.modified
 }
 
 // Age returns how long ago the copy was last known to be current. While etcd

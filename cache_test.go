@@ -287,3 +287,45 @@ func TestGetOfACacheAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestModRevisionOfACacheGrowsWithWhatItListsAndWithNothingElse(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.client(t)
+	k := newCache(t, c, "a")
+	reaches := func(revision int64) {
+		t.Helper()
+		eventually(t, "the cache keeps up", func() bool { return k.Revision() >= revision })
+	}
+	if got := k.ModRevision(); got != 0 {
+		t.Errorf("with nothing to list it is %d", got)
+	}
+	a := lock(t, c, "a", "1")
+	reaches(a.Token())
+	if got := k.ModRevision(); got != a.Token() {
+		t.Errorf("after the lock it is %d, want %d", got, a.Token())
+	}
+	// The other name is none of its business, and moves the revision of the cluster.
+	other := lock(t, c, "other", "")
+	again := newCache(t, c, "")
+	reaches(other.Token())
+	if got := k.ModRevision(); got != a.Token() {
+		t.Errorf("after another lock it is %d, want %d", got, a.Token())
+	}
+	if err := a.SetValue(within(t), "2"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the value is seen", func() bool { holder, _ := k.Get("a"); return holder.Value == "2" })
+	if got := k.ModRevision(); got <= other.Token() {
+		t.Errorf("after the value it is %d, and the other lock had %d", got, other.Token())
+	}
+	before := k.ModRevision()
+	unlock(t, a)
+	eventually(t, "the release is seen", func() bool { return len(k.List()) == 0 })
+	if got := k.ModRevision(); got <= before {
+		t.Errorf("after the release it is %d, and was %d", got, before)
+	}
+	if got := again.ModRevision(); got < other.Token() {
+		t.Errorf("a cache that was filled later has %d", got)
+	}
+}

@@ -18,7 +18,7 @@ type nonTerminals struct {
 
 	mu       sync.Mutex // guards what follows
 	names    map[string]bool
-	revision int64 // of the cache, when names were gathered
+	revision int64 // of the last change when names were gathered
 	gathered time.Time
 	took     time.Duration
 }
@@ -28,7 +28,7 @@ type nonTerminals struct {
 func (n *nonTerminals) include(name string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.records.Revision() != n.revision && time.Since(n.gathered) >= 10*n.took {
+	if n.records.ModRevision() != n.revision && time.Since(n.gathered) >= 10*n.took {
 		n.gather()
 	}
 	return n.names[name]
@@ -36,7 +36,7 @@ func (n *nonTerminals) include(name string) bool {
 
 func (n *nonTerminals) gather() {
 	began := time.Now()
-	n.revision = n.records.Revision() // before the list, which may be newer
+	n.revision = n.records.ModRevision() // before the list, which may be newer
 	n.names = make(map[string]bool)
 	apex := lockName(n.zone)
 	for _, holder := range n.records.List() {
