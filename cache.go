@@ -17,8 +17,8 @@ type Cache struct {
 	mu       sync.RWMutex // guards what follows
 	holders  map[string]Holder
 	revision int64
-	modified int64     // revision of the last change to holders
-	current  time.Time // when the copy was last known to be current
+	changed  chan struct{} // closed at the next change to holders
+	current  time.Time     // when the copy was last known to be current
 }
 
 // NewCache starts a Cache of all names that begin with prefix; an empty prefix
@@ -37,7 +37,7 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	}
 	defer end()
 	life, cancel := context.WithCancel(c.ctx)
-	k := &Cache{cancel: cancel, done: make(chan struct{}), holders: make(map[string]Holder)}
+	k := &Cache{cancel: cancel, done: make(chan struct{}), holders: make(map[string]Holder), changed: make(chan struct{})}
 	filled := make(chan struct{})
 	fill := sync.OnceFunc(func() { close(filled) })
 	var refused error // set before done is closed
@@ -72,7 +72,10 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, seen che
 		} else {
 			delete(k.holders, state.Name)
 		}
-		k.modified = max(k.modified, state.Revision)
+	}
+	if len(changed) > 0 {
+		close(k.changed)
+		k.changed = make(chan struct{})
 	}
 	k.revision = max(k.revision, revision)
 	if sent.After(k.current) {
@@ -111,13 +114,22 @@ func (k *Cache) Revision() int64 {
 	return k.revision
 }
 
-// ModRevision returns the revision at which something below the prefix changed last,
-// as far as the copy has come: while it stays the same, so does what List returns.
-// What is derived from List needs to be derived again only when it has grown.
-func (k *Cache) ModRevision() int64 {
+// Changed returns a channel that is closed when what the Cache holds is no longer what
+// it holds now. Ask for it before Get or List, and no change is missed:
+//
+//	for {
+//		changed := cache.Changed()
+//		use(cache.List())
+//		select {
+//		case <-changed:
+//		case <-ctx.Done():
+//			return
+//		}
+//	}
+func (k *Cache) Changed() <-chan struct{} {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return k.modified
+	return k.changed
 }
 
 // Age returns how long ago the copy was last known to be current. While etcd

@@ -288,44 +288,44 @@ func TestGetOfACacheAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestModRevisionOfACacheGrowsWithWhatItListsAndWithNothingElse(t *testing.T) {
+func TestChangedTellsOfEachChangeBelowThePrefixAndOfNothingElse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.client(t)
 	k := newCache(t, c, "a")
-	reaches := func(revision int64) {
-		t.Helper()
-		eventually(t, "the cache keeps up", func() bool { return k.Revision() >= revision })
+	changed := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
 	}
-	if got := k.ModRevision(); got != 0 {
-		t.Errorf("with nothing to list it is %d", got)
+	var a *locker.Lock
+	for _, change := range []struct {
+		what string
+		make func()
+		seen func() bool
+	}{
+		{"a lock", func() { a = lock(t, c, "a", "1") }, func() bool { _, ok := k.Get("a"); return ok }},
+		{"another value", func() { want(t, a.SetValue(within(t), "2"), nil) }, func() bool { holder, _ := k.Get("a"); return holder.Value == "2" }},
+		{"a release", func() { unlock(t, a) }, func() bool { _, ok := k.Get("a"); return !ok }},
+	} {
+		before := k.Changed()
+		if changed(before) {
+			t.Errorf("before %s there was a change already", change.what)
+		}
+		change.make()
+		eventually(t, change.what, change.seen)
+		if !changed(before) {
+			t.Errorf("%s was no change", change.what)
+		}
 	}
-	a := lock(t, c, "a", "1")
-	reaches(a.Token())
-	if got := k.ModRevision(); got != a.Token() {
-		t.Errorf("after the lock it is %d, want %d", got, a.Token())
-	}
-	// The other name is none of its business, and moves the revision of the cluster.
+	// Another name is none of its business, and moves the revision of the cluster.
+	before := k.Changed()
 	other := lock(t, c, "other", "")
-	again := newCache(t, c, "")
-	reaches(other.Token())
-	if got := k.ModRevision(); got != a.Token() {
-		t.Errorf("after another lock it is %d, want %d", got, a.Token())
-	}
-	if err := a.SetValue(within(t), "2"); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the value is seen", func() bool { holder, _ := k.Get("a"); return holder.Value == "2" })
-	if got := k.ModRevision(); got <= other.Token() {
-		t.Errorf("after the value it is %d, and the other lock had %d", got, other.Token())
-	}
-	before := k.ModRevision()
-	unlock(t, a)
-	eventually(t, "the release is seen", func() bool { return len(k.List()) == 0 })
-	if got := k.ModRevision(); got <= before {
-		t.Errorf("after the release it is %d, and was %d", got, before)
-	}
-	if got := again.ModRevision(); got < other.Token() {
-		t.Errorf("a cache that was filled later has %d", got)
+	eventually(t, "the cache keeps up", func() bool { return k.Revision() >= other.Token() })
+	if changed(before) {
+		t.Error("a lock that is not below the prefix was a change")
 	}
 }

@@ -174,7 +174,8 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 // it waits for fn to return, discards its error and queues again, after a pause
 // that grows from 10 ms to 500 ms while losses follow each other closely. It ends
 // when fn returns while the lock is still held, with fn's error; when ctx ends; or
-// when Lock fails for another reason than a loss.
+// when Lock fails for another reason than a loss. If ctx ends while fn runs, what fn
+// returns counts.
 //
 // Errors: as Do; ErrLost only if the session of WithSession was lost.
 func (c *Client) Campaign(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {

@@ -15,7 +15,8 @@ import (
 	"github.com/jagregory/locker/v2/internal/key"
 )
 
-// State is what was true of a name at one revision.
+// State is what was true of a name at one revision. It does not tell whether who held
+// it before has given it up or lost it.
 type State struct {
 	Holder         // Name is set also when nobody holds it
 	Held     bool  // whether somebody does

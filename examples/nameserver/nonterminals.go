@@ -18,9 +18,15 @@ type nonTerminals struct {
 
 	mu       sync.Mutex // guards what follows
 	names    map[string]bool
-	revision int64 // of the last change when names were gathered
+	changed  <-chan struct{} // closed when names are out of date
 	gathered time.Time
 	took     time.Duration
+}
+
+func newNonTerminals(zone string, records *locker.Cache) *nonTerminals {
+	n := &nonTerminals{zone: zone, records: records}
+	n.gather()
+	return n
 }
 
 // include reports whether name is one of them. What it knows may be a little older than the cache: in a
@@ -28,15 +34,19 @@ type nonTerminals struct {
 func (n *nonTerminals) include(name string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.records.ModRevision() != n.revision && time.Since(n.gathered) >= 10*n.took {
-		n.gather()
+	select {
+	case <-n.changed:
+		if time.Since(n.gathered) >= 10*n.took {
+			n.gather()
+		}
+	default:
 	}
 	return n.names[name]
 }
 
 func (n *nonTerminals) gather() {
 	began := time.Now()
-	n.revision = n.records.ModRevision() // before the list, which may be newer
+	n.changed = n.records.Changed() // before the list, which may be newer
 	n.names = make(map[string]bool)
 	apex := lockName(n.zone)
 	for _, holder := range n.records.List() {

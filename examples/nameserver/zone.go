@@ -36,7 +36,7 @@ type zone struct {
 	lifetimes    lifetimes
 	address      netip.Addr // where it is served; invalid if not known
 	log          *slog.Logger
-	nonTerminals nonTerminals
+	nonTerminals *nonTerminals
 
 	mu         sync.Mutex // guards what follows
 	complained map[string]int64
@@ -49,7 +49,7 @@ func newZone(name string, records *locker.Cache, address netip.Addr, l lifetimes
 		lifetimes:    l,
 		address:      address,
 		log:          log,
-		nonTerminals: nonTerminals{zone: name, records: records},
+		nonTerminals: newNonTerminals(name, records),
 		complained:   make(map[string]int64),
 	}
 }

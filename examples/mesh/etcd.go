@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+// cluster is the etcd that the program uses: that of -endpoints, or one of its own.
+type cluster struct {
+	endpoints []string
+	own       *embedtest.Server // nil with -endpoints
+}
+
+// openCluster starts an etcd if there are no endpoints, and says where it is.
+func openCluster(endpoints []string, out io.Writer) (*cluster, error) {
+	if len(endpoints) > 0 {
+		return &cluster{endpoints: endpoints}, nil
+	}
+	own, err := embedtest.New()
+	if err != nil {
+		return nil, fmt.Errorf("cannot start an etcd: %w", err)
+	}
+	c := &cluster{endpoints: own.Endpoints(), own: own}
+	fmt.Fprintf(out, "An etcd runs inside this program, as long as it does. Others join with -endpoints %s\n", strings.Join(c.endpoints, ","))
+	return c, nil
+}
+
+func (c *cluster) close() error {
+	if c.own == nil {
+		return nil
+	}
+	return c.own.Close()
+}
+
+// member is a connection to etcd and a locker client over it.
+type member struct {
+	*locker.Client
+	etcd *clientv3.Client
+}
+
+// join connects to etcd and returns when it answers, or with an error that says why not.
+func join(ctx context.Context, endpoints []string, options ...locker.Option) (*member, error) {
+	etcd, err := clientv3.New(clientv3.Config{
+		Endpoints: endpoints,
+		Logger:    zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			// gRPC's own pause grows to two minutes, which is how long a node would stay down
+			// after the network is back.
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		})},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err)
+	}
+	client, err := locker.New(etcd, options...)
+	if err != nil {
+		return nil, errors.Join(err, etcd.Close())
+	}
+	m := &member{client, etcd}
+	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, errors.New("it does not answer"))
+	defer cancel()
+	if _, err := client.Get(ctx, "anything"); err != nil && !errors.Is(err, locker.ErrNotFound) {
+		return nil, errors.Join(fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err), m.close())
+	}
+	return m, nil
+}
+
+// close gives back all that is held, and hangs up.
+func (m *member) close() error {
+	return errors.Join(m.Client.Close(), m.etcd.Close())
+}

@@ -1,0 +1,88 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestACommandIsWellIfItEndsWithZero(t *testing.T) {
+	t.Parallel()
+	for command, want := range map[string]string{
+		"true":                         "",
+		"exit 3":                       "its check failed: exit status 3",
+		"echo first; echo last; false": "its check failed: exit status 1: last",
+		"no-such-command":              "not found",
+	} {
+		err := checkCommand(command)(t.Context())
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", command, err, want)
+		}
+	}
+}
+
+func TestACommandIsKilledWithWhatItStarted(t *testing.T) {
+	t.Parallel()
+	// A FIFO is at its end when all who could write to it have ended.
+	fifo := t.TempDir() + "/alive"
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	result := make(chan error, 1)
+	go func() { result <- checkCommand("exec 3> " + fifo + "; sleep 60 & sleep 60")(ctx) }()
+	alive, err := os.Open(fifo) // returns when the command has opened it too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.Close()
+	cancel()
+	if err := <-result; err == nil {
+		t.Error("it is well")
+	}
+	if err := alive.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(alive); err != nil {
+		t.Errorf("what it started lives on: %v", err)
+	}
+}
+
+func TestAPageIsWellWithAStatusBelow300(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/ill":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case "/silent":
+			<-r.Context().Done()
+		}
+	}))
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := checkURL(server.URL)(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := checkURL(server.URL + "/ill")(ctx); err == nil || !strings.Contains(err.Error(), "503 Service Unavailable") {
+		t.Errorf("ill: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := checkURL(server.URL + "/silent")(short); err == nil {
+		t.Error("silent, and well")
+	}
+	server.Close()
+	if err := checkURL(server.URL)(ctx); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("gone: %v", err)
+	}
+}
