@@ -3,9 +3,9 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
 PACKAGES    = ./... ./bench/... ./chaos/... ./examples/... ./interop/...
 
-# For make faults: how long, and the seed of a run to be repeated (0: another each time).
+# For make faults: how long, and the seed of a run to be repeated (none: another each time).
 DURATION ?= 1h
-SEED     ?= 0
+SEED     ?=
 # For make lint: where the known vulnerabilities are.
 VULNDB   ?= https://vuln.go.dev
 
@@ -32,9 +32,11 @@ fuzz: ## everything that parses, a minute each
 	for target in FuzzNames FuzzOptions FuzzEntries FuzzChanges FuzzAnswersOfAWatchStream; do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 1m . || exit 1; done
 
-faults: ## real processes under faults; DURATION=1h, SEED= to repeat a run
-	go run ./chaos -duration $(DURATION) -seed $(SEED) -round 3m -members 3,1
-	go test -count=1 -run TokensThatExpire ./interop -tokens 1m
+faults: ## real processes under faults: DURATION=1h, SEED=n to repeat a run
+	go run ./chaos -duration $(or $(DURATION),1h) -seed $(or $(SEED),0) -round 3m -members 3,1
+
+mutants: ## mistakes put into the library, which the same harness must catch
+	go test -count=1 -timeout 30m -run Mutants -v ./chaos -mutants
 
 load: ## 1,000 clients on 100 names, and 100,000 names, three minutes each, under faults
 	go run ./chaos -load crowd -duration 3m -round 3m
@@ -46,4 +48,4 @@ bench: ## the speed table, beside bare etcd and etcd's Mutex; a quarter of an ho
 quickstart: ## the first example
 	go run ./examples/quickstart
 
-.PHONY: help test lint cover fuzz faults load bench quickstart
+.PHONY: help test lint cover fuzz faults mutants load bench quickstart

@@ -2,7 +2,6 @@ package locker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"reflect"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/key"
@@ -215,85 +213,6 @@ func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []Loc
 	return session, err
 }
 
-// Holder is who holds a name.
-type Holder struct {
-	Name, Value string
-	Token       int64            // fencing token
-	Lease       clientv3.LeaseID // 0 for an entry that somebody made without a lease
-}
-
-// Get returns the holder of name. It is a linearizable read: it sees every lock
-// and release that was confirmed before it was called. It blocks until etcd has
-// answered; ctx bounds that.
-//
-// Errors: ErrNotFound as *NotFoundError if nobody holds it; ErrInvalid, ErrClosed,
-// the cause of ctx, and etcd's own.
-func (c *Client) Get(ctx context.Context, name string) (Holder, error) {
-	const op = "get"
-	if err := checkName(name); err != nil {
-		return Holder{}, wrap(op, name, err)
-	}
-	ctx, end, err := c.begin(ctx)
-	if err != nil {
-		return Holder{}, wrap(op, name, err)
-	}
-	defer end()
-	holder, err := c.get(ctx, name)
-	return holder, wrap(op, name, err)
-}
-
-// List returns the holders of all names that begin with prefix, by name, all at
-// one revision. An empty prefix means all names. It blocks until etcd has
-// answered; ctx bounds that.
-//
-// Errors: ErrClosed, the cause of ctx, and etcd's own.
-func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
-	const op = "list"
-	ctx, end, err := c.begin(ctx)
-	if err != nil {
-		return nil, wrap(op, prefix, err)
-	}
-	defer end()
-	resp, err := c.read(ctx, allBelow(c.keys.Below(prefix)))
-	if err != nil {
-		return nil, wrap(op, prefix, err)
-	}
-	p := picture{keys: c.keys}
-	states := p.load(resp, "")
-	holders := make([]Holder, len(states))
-	for i, state := range states {
-		holders[i] = state.Holder
-	}
-	return holders, nil
-}
-
-// Owners returns, by lease, which process each session belongs to; with List,
-// which process holds what. Clients of the same prefix write one record for each
-// session. Entries that others made, such as etcdctl, have no owner here. It
-// blocks until etcd has answered; ctx bounds that.
-//
-// Errors: ErrClosed, the cause of ctx, and etcd's own.
-func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error) {
-	const op = "owners"
-	ctx, end, err := c.begin(ctx)
-	if err != nil {
-		return nil, wrap(op, "", err)
-	}
-	defer end()
-	resp, err := c.read(ctx, allBelow(c.keys.Records()))
-	if err != nil {
-		return nil, wrap(op, "", err)
-	}
-	owners := make(map[clientv3.LeaseID]Owner, len(resp.Kvs))
-	for _, kv := range resp.Kvs {
-		var owner Owner
-		if json.Unmarshal(kv.Value, &owner) == nil { // what others may have put there is no owner
-			owners[clientv3.LeaseID(kv.Lease)] = owner
-		}
-	}
-	return owners, nil
-}
-
 // begin starts a call: its context ends with ctx or with the client. end must be
 // called, after which the call starts no goroutine.
 func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err error) {
@@ -375,32 +294,6 @@ func (c *Client) lockedHere(ctx context.Context, name string) error {
 		return err
 	}
 	return &LockedError{Holder: holder}
-}
-
-func (c *Client) get(ctx context.Context, name string) (Holder, error) {
-	resp, err := c.read(ctx, oldestBelow(c.keys.Queue(name)))
-	if err != nil {
-		return Holder{}, err
-	}
-	if len(resp.Kvs) == 0 {
-		return Holder{}, &NotFoundError{name}
-	}
-	return holderOf(name, resp.Kvs[0]), nil
-}
-
-// read is one linearizable read.
-func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return ask(ctx, c, func(ctx context.Context) (*pb.RangeResponse, error) {
-		resp, err := c.kv.Range(ctx, request, callOptions...)
-		if err == nil && resp.Header == nil {
-			return nil, errMalformed
-		}
-		return resp, clientv3.ContextError(ctx, err)
-	})
-}
-
-func holderOf(name string, head *mvccpb.KeyValue) Holder {
-	return Holder{Name: name, Value: string(head.Value), Token: head.CreateRevision, Lease: clientv3.LeaseID(head.Lease)}
 }
 
 // join puts together what fn returned and what the release did, which is no news

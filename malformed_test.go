@@ -3,7 +3,9 @@ package locker_test
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
+	"maps"
+	"slices"
+	"sync"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -14,37 +16,53 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// maiming takes something away from every third answer.
+// maiming takes something away from every third answer that has it.
 type maiming struct {
-	answers atomic.Int64
-	maimed  atomic.Int64
+	mu      sync.Mutex     // guards what follows
+	answers int            // that had something to lose
+	maimed  map[string]int // by what they lost
 }
 
 func (m *maiming) maim(answer any) {
-	n := m.answers.Add(1)
-	if n%3 != 0 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	losses := losses(answer)
+	if len(losses) == 0 {
 		return
 	}
-	m.maimed.Add(1)
+	if m.answers++; m.answers%3 != 0 {
+		return
+	}
+	// Of what it can lose, that which was lost least often.
+	what := slices.MinFunc(slices.Sorted(maps.Keys(losses)), func(a, b string) int { return m.maimed[a] - m.maimed[b] })
+	losses[what]()
+	m.maimed[what]++
+}
+
+// losses are what an answer can lose.
+func losses(answer any) map[string]func() {
+	can := make(map[string]func())
 	switch answer := answer.(type) {
 	case *pb.TxnResponse:
-		switch nested := answer.Responses; {
-		case n%2 == 0:
-			answer.Header = nil
-		case len(nested) > 1 && nested[0].GetResponseTxn() != nil:
-			nested[0].GetResponseTxn().Responses = nil
-		default:
-			answer.Responses = append(answer.Responses, new(pb.ResponseOp))
+		can["header of a transaction"] = func() { answer.Header = nil }
+		can["number of results"] = func() { answer.Responses = append(answer.Responses, new(pb.ResponseOp)) }
+		for i, op := range answer.Responses {
+			if op.GetResponseRange() != nil {
+				can["range of a transaction"] = func() { answer.Responses[i] = new(pb.ResponseOp) }
+			}
+			if nested := op.GetResponseTxn(); nested != nil && len(nested.Responses) > 0 {
+				can["nested results"] = func() { nested.Responses = nil }
+			}
 		}
 	case *pb.RangeResponse:
-		answer.Header = nil
+		can["header of a range"] = func() { answer.Header = nil }
 	case *pb.WatchResponse:
-		if len(answer.Events) > 0 && n%2 == 0 {
-			answer.Events[0].Kv = nil
-		} else {
-			answer.Header = nil
+		can["header of a watch"] = func() { answer.Header = nil }
+		if len(answer.Events) > 0 {
+			can["key of an event"] = func() { answer.Events[0].Kv = nil }
 		}
 	}
+	return can
 }
 
 // options have an etcd client maim what it receives.
@@ -76,7 +94,7 @@ func (s maimedStream) RecvMsg(answer any) error {
 func TestAMalformedAnswerCountsAsNone(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
-	m := new(maiming)
+	m := &maiming{maimed: make(map[string]int)}
 	config := server.ClientConfig()
 	config.DialOptions = append(config.DialOptions, m.options()...)
 	etcd, err := clientv3.New(config)
@@ -92,10 +110,12 @@ func TestAMalformedAnswerCountsAsNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		const waiters = 3
-		errs := make(chan error, waiters)
-		for range waiters {
+		const waiters = 8
+		errs := make(chan error, 2*waiters)
+		for j := range waiters {
 			go func() {
+				own := fmt.Sprint("own ", j) // locks of several names leave together
+				errs <- maimed.Do(ctx, own, "", func(context.Context, *locker.Lock) error { return nil })
 				errs <- maimed.Do(ctx, "a", value, func(ctx context.Context, l *locker.Lock) error {
 					holder, err := maimed.Get(ctx, "a")
 					if err == nil && holder.Token != l.Token() {
@@ -108,13 +128,60 @@ func TestAMalformedAnswerCountsAsNone(t *testing.T) {
 		if err := before.Unlock(ctx); err != nil {
 			t.Fatal(err)
 		}
-		for range waiters {
+		for range 2 * waiters {
 			if err := <-errs; err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	if n := m.maimed.Load(); n < 20 {
-		t.Errorf("only %d answers were malformed", n)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, what := range []string{
+		"header of a transaction", "number of results", "range of a transaction", "nested results",
+		"header of a range", "header of a watch", "key of an event",
+	} {
+		if m.maimed[what] == 0 {
+			t.Errorf("no answer lost its %s", what)
+		}
+	}
+}
+
+func TestALockWhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	held := lock(t, b.client(t), "a", "")
+	lost, again := make(chan struct{}), make(chan struct{})
+	lose, ask := sync.OnceFunc(func() { close(lost) }), sync.OnceFunc(func() { close(again) })
+	config := b.server.ClientConfig()
+	config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			select {
+			case <-lost:
+				ask()
+			default:
+			}
+			err := invoke(ctx, method, req, reply, conn, opts...)
+			if ahead, can := losses(reply)["range of a transaction"]; can && enqueues(req, "a") && reply.(*pb.TxnResponse).Succeeded {
+				ahead()
+				lose()
+			}
+			return err
+		}))
+	etcd, err := clientv3.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = etcd.Close() })
+	result := lockAsync(within(t), newClient(t, etcd), "a", "")
+	select {
+	case <-again:
+	case o := <-result:
+		t.Fatalf("it took what it was not told for nothing: %v, %v", o.lock, o.err)
+	case <-within(t).Done():
+		t.Fatal("it has not asked again")
+	}
+	unlock(t, held)
+	if o := receive(t, result); o.err != nil || o.lock.Token() <= held.Token() {
+		t.Errorf("after the release: %v", o.err)
 	}
 }

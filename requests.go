@@ -95,10 +95,16 @@ func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
 		return false
 	}
 	for i, op := range ops {
-		if nested := op.GetRequestTxn(); nested != nil {
-			if own := resp.Responses[i].GetResponseTxn(); own == nil || !complete(nested, own) {
-				return false
-			}
+		answered := true
+		switch asked := op.Request.(type) {
+		case *pb.RequestOp_RequestRange:
+			answered = resp.Responses[i].GetResponseRange() != nil
+		case *pb.RequestOp_RequestTxn:
+			own := resp.Responses[i].GetResponseTxn()
+			answered = own != nil && complete(asked.RequestTxn, own)
+		}
+		if !answered {
+			return false
 		}
 	}
 	return true

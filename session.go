@@ -130,8 +130,7 @@ func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 // let go, with its lease untouched and nothing of Locker's left on it. It blocks
 // until etcd has confirmed that, at most for the TTL: after that the lease has run
 // out by itself (if it was not adopted), and the error says that it was not
-// confirmed. A session that was
-// lost, or closed before, may be closed as well.
+// confirmed. A session that was lost, or closed before, may be closed as well.
 func (s *Session) Close() error {
 	s.finish(ErrClosed)
 	<-s.done
@@ -189,64 +188,6 @@ func (s *Session) open(ctx context.Context) (err error) {
 	}
 	s.client.log.Debug("session opened", "lease", s.member, "ttl", s.ttl)
 	return nil
-}
-
-// grant takes the lease. If an attempt without an answer has done so already, it is
-// for greet to find out how long the lease lives.
-func (s *Session) grant(ctx context.Context) error {
-	seconds := int64((s.ttl + time.Second - 1) / time.Second)
-	granted, _, err := insist(ctx, s.client, requests(s.client, s.client.base, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
-		defer s.grants.Done()
-		sent := time.Now()
-		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
-		if err != nil {
-			return renewal{}, clientv3.ContextError(ctx, err)
-		}
-		return renewal{sent: sent, ttl: resp.TTL}, nil
-	}))
-	switch {
-	case err == nil:
-		s.start(granted)
-	case errors.Is(err, rpctypes.ErrLeaseExist):
-		err = nil
-	}
-	return err
-}
-
-// greet renews a lease that is there already for the first time.
-func (s *Session) greet(ctx context.Context) error {
-	renewed, err := ask(ctx, s.client, func(ctx context.Context) (renewal, error) {
-		k := s.newKeepAlive()
-		defer k.cancel()
-		defer context.AfterFunc(ctx, k.cancel)()
-		r := k.renew(s)
-		return r, clientv3.ContextError(ctx, r.err)
-	})
-	switch {
-	case err == nil && renewed.ttl <= 0:
-		err = &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
-	case err == nil:
-		s.start(renewed)
-	}
-	return err
-}
-
-// start sets the first deadline.
-func (s *Session) start(r renewal) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.renewed, s.ttl = r, r.life()
-	s.deadline = s.until(r)
-	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
-	if s.over {
-		s.alarm.Stop() // closed while the lease was being taken
-	}
-}
-
-// until returns the deadline that a renewal leads to. etcd counts the TTL from a
-// later moment than that of sending, so it cannot delete before.
-func (s *Session) until(r renewal) time.Time {
-	return r.sent.Add(r.life() - s.client.marginOf(r.life()))
 }
 
 // check ends the session if its deadline has passed, and returns why it is over,
@@ -387,7 +328,7 @@ func (s *Session) run() {
 		}
 	}
 
-	ctx, cancel := context.WithTimeout(s.life, s.ttl)
+	ctx, cancel := context.WithTimeout(s.life, max(s.ttl, s.renewed.life()))
 	defer cancel()
 	if s.adopted != nil {
 		s.burial = s.letGo(ctx)

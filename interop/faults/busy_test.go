@@ -16,7 +16,7 @@ import (
 
 // Faults while many locks are taken and given up.
 
-// Row 27.
+// docs/faults.md, row 27.
 func TestARollingRestartUnderLoadBreaksNoPromise(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 3*time.Second)
@@ -30,7 +30,7 @@ func TestARollingRestartUnderLoadBreaksNoPromise(t *testing.T) {
 	})
 }
 
-// Row 29.
+// docs/faults.md, row 29.
 func TestCommitsOfAFrozenLeaderThatComeLateAreCleanedUp(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 2*time.Second)
@@ -94,7 +94,7 @@ func (s *scene) locksInVain(clients []*process, round int, length time.Duration)
 	return late
 }
 
-// Row 30.
+// docs/faults.md, row 30.
 func TestALeaderThatRunsHalfTheTimeOnlyMakesThingsSlower(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 3*time.Second)
@@ -105,7 +105,7 @@ func TestALeaderThatRunsHalfTheTimeOnlyMakesThingsSlower(t *testing.T) {
 	})
 }
 
-// Row 30.
+// docs/faults.md, row 30.
 func TestAClientThatRunsHalfTheTimeHarmsNobody(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 3*time.Second)

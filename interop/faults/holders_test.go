@@ -10,7 +10,7 @@ import (
 
 // Faults of client processes.
 
-// Row 7.
+// docs/faults.md, row 7.
 func TestAKilledHolderIsFollowedWithinItsTTLAndASecond(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
@@ -31,7 +31,7 @@ func TestAKilledHolderIsFollowedWithinItsTTLAndASecond(t *testing.T) {
 	w.do("unlock", "a")
 }
 
-// Row 8.
+// docs/faults.md, row 8.
 func TestAWaiterKilledInTheMiddleIsSkippedAndTheOrderIsKept(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
@@ -64,7 +64,7 @@ func TestAWaiterKilledInTheMiddleIsSkippedAndTheOrderIsKept(t *testing.T) {
 	w3.do("unlock", "a")
 }
 
-// Row 10.
+// docs/faults.md, row 10.
 func TestAHolderStoppedForLessThanTheMarginLosesNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 5*time.Second)
@@ -90,7 +90,7 @@ func TestAHolderStoppedForLessThanTheMarginLosesNothing(t *testing.T) {
 	w.do("unlock", "a")
 }
 
-// Row 11.
+// docs/faults.md, row 11.
 func TestAHolderStoppedForLongerThanTheTTLLearnsItAtOnceAndHarmsNobody(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
@@ -150,7 +150,7 @@ func (s *scene) written(name string) string {
 	return string(resp.Kvs[0].Value)
 }
 
-// Row 12.
+// docs/faults.md, row 12.
 func TestAWaiterStoppedDuringItsTurnDoesNotGetAHoldThatIsOver(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
@@ -174,7 +174,7 @@ func TestAWaiterStoppedDuringItsTurnDoesNotGetAHoldThatIsOver(t *testing.T) {
 	w1.do("unlock", "a")
 }
 
-// Rows 11 and 30.
+// docs/faults.md, rows 11 and 30.
 func TestAnAnswerThatIsReadLateProlongsTheHoldNoMoreThanInTime(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 5*time.Second)

@@ -9,7 +9,7 @@ import (
 
 // Faults of the members of etcd, while few locks are taken.
 
-// Row 16.
+// docs/faults.md, row 16.
 func TestAFrozenMemberStopsNobodyWhoWasConnectedToIt(t *testing.T) {
 	t.Parallel()
 	for name, behindLeader := range map[string]int{"leader": 0, "follower": 1} {
@@ -52,7 +52,7 @@ func TestAFrozenMemberStopsNobodyWhoWasConnectedToIt(t *testing.T) {
 	}
 }
 
-// Row 24.
+// docs/faults.md, row 24.
 func TestARestartOfEtcdBeforeTheDeadlineTakesNothingAway(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 5*time.Second)
@@ -78,7 +78,7 @@ func TestARestartOfEtcdBeforeTheDeadlineTakesNothingAway(t *testing.T) {
 	w.do("unlock", "a")
 }
 
-// Row 25.
+// docs/faults.md, row 25.
 func TestAHoldIsLostAtItsDeadlineWhenEtcdStaysAway(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
@@ -124,7 +124,7 @@ func (s *scene) losesAtDeadline(h *process, hold report) {
 // promptly is how long what happens by a timer and a few goroutines may take.
 const promptly = 50 * time.Millisecond
 
-// Row 26.
+// docs/faults.md, row 26.
 func TestAKilledLeaderTakesNothingAway(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 5*time.Second)
@@ -151,7 +151,7 @@ func TestAKilledLeaderTakesNothingAway(t *testing.T) {
 	s.restart(leader)
 }
 
-// Row 28.
+// docs/faults.md, row 28.
 func TestWithoutAQuorumHoldsAndCallsEndInTimeAndAllRecover(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]struct{ begin, end func(*scene, ...int) }{
