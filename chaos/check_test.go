@@ -308,6 +308,17 @@ func TestACallThatReturnsBeforeItsContextEndsIsInTime(t *testing.T) {
 	}
 }
 
+func TestAProcessThatWasSilentUntilItWasKilledDidNotRun(t *testing.T) {
+	t.Parallel()
+	for silent, want := range map[time.Duration]int{sizeEvery: 0, 3 * time.Second: 1} {
+		h := &history{}
+		h.add(&life{name: "0.0", span: span{From: ms(900), To: ms(1000).add(silent)}}, []call{{Process: "0.0", Op: opSize, Start: ms(1000), End: ms(1000)}})
+		if got := len(h.lives["0.0"].gaps); got != want {
+			t.Errorf("silent for %v: %d gaps", silent, got)
+		}
+	}
+}
+
 func TestAnEntryPutByHandHasNoPlaceToKeep(t *testing.T) {
 	t.Parallel()
 	const foreign = lockPrefix + "n%2F0/foreign"

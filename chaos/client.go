@@ -168,13 +168,16 @@ func pulse(ctx context.Context, r *recorder) {
 		if at.since(last) > gapNoticed {
 			r.note(call{Op: opGap, Start: last, End: at})
 		}
-		if last = at; at.since(sized) >= time.Second {
+		if last = at; at.since(sized) >= sizeEvery {
 			sized = at
 			metrics.Read(size)
 			r.note(call{Op: opSize, Value: int64(size[0].Value.Uint64()), Count: int64(runtime.NumGoroutine())})
 		}
 	}
 }
+
+// sizeEvery is how often a process tells its size, and so the longest that it is silent.
+const sizeEvery = time.Second
 
 // gapNoticed is how long a process may not run without anybody making allowance for it. It is well
 // below the safety margin.

@@ -33,7 +33,7 @@ type history struct {
 	left     []string         // what was left in etcd two TTLs after the end
 	failures []string         // of processes
 
-	modelled, undecided int // operations that models were asked about, and histories they gave no verdict on
+	byLock, byCounter verdicts // of the models
 
 	taken    map[string][]*tenure // holds by name, in the order in which they were reported
 	acquired map[string]call      // the calls that began them, or failed to, by who
@@ -77,7 +77,9 @@ func (t *tenure) sharedWith(next *tenure) bool {
 // add takes in what one process has written.
 func (h *history) add(l *life, calls []call) {
 	l.gaps = append(l.gaps, l.stopped...)
+	heard := l.From
 	for _, c := range calls {
+		heard = max(heard, c.Start, c.End)
 		switch c.Op {
 		case opGap:
 			l.gaps = append(l.gaps, span{c.Start, c.End})
@@ -86,6 +88,10 @@ func (h *history) add(l *life, calls []call) {
 		case opClose:
 			l.closing = c.Start
 		}
+	}
+	// Who is killed before he has noticed that he did not run cannot tell: but he was silent.
+	if l.To.since(heard) > sizeEvery+gapNoticed {
+		l.gaps = append(l.gaps, span{heard, l.To})
 	}
 	if h.lives == nil {
 		h.lives = make(map[string]*life)

@@ -111,18 +111,36 @@ func counterSteps(h *history) map[string][]porcupine.Operation {
 	return all
 }
 
-func checkLockModel(h *history) []violation    { return h.explain(lockModel, lockSteps(h)) }
-func checkCounterModel(h *history) []violation { return h.explain(counterModel, counterSteps(h)) }
+// verdicts counts what a model was asked about, and the names on which it gave a verdict or gave up.
+type verdicts struct{ operations, decided, undecided int }
 
-// explain asks for each name whether the model allows what was seen.
-func (h *history) explain(model porcupine.Model, names map[string][]porcupine.Operation) (found []violation) {
+func (v *verdicts) add(other verdicts) {
+	v.operations += other.operations
+	v.decided += other.decided
+	v.undecided += other.undecided
+}
+
+func (v verdicts) String() string {
+	return fmt.Sprintf("%d names decided and %d not, of %d operations", v.decided, v.undecided, v.operations)
+}
+
+func checkLockModel(h *history) []violation { return h.explain(lockModel, lockSteps(h), &h.byLock) }
+func checkCounterModel(h *history) []violation {
+	return h.explain(counterModel, counterSteps(h), &h.byCounter)
+}
+
+// explain asks for each name whether the model allows what was seen, and counts how often it could tell.
+func (h *history) explain(model porcupine.Model, names map[string][]porcupine.Operation, told *verdicts) (found []violation) {
 	for name, steps := range names {
-		h.modelled += len(steps)
-		switch porcupine.CheckOperationsTimeout(model, steps, modelPatience) {
-		case porcupine.Illegal:
+		told.operations += len(steps)
+		verdict := porcupine.CheckOperationsTimeout(model, steps, modelPatience)
+		if verdict == porcupine.Unknown {
+			told.undecided++
+			continue
+		}
+		told.decided++
+		if verdict == porcupine.Illegal {
 			found = append(found, violation{At: h.ended, Text: fmt.Sprintf("no order explains the %d operations on %s%s", len(steps), name, h.shortest(model, steps))})
-		case porcupine.Unknown:
-			h.undecided++
 		}
 	}
 	return found

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -23,10 +25,11 @@ type edit struct{ file, old, new string }
 
 // mutant is a mistake that a library of locks could make.
 type mutant struct {
-	name  string
-	edits []edit
-	storm []string // flags: what shows it soonest
-	soon  bool     // it is caught within seconds
+	name     string
+	edits    []edit
+	storm    []string // flags: what shows it soonest
+	soon     bool     // it is caught within seconds
+	caughtBy []string // invariants: it breaks one of these at least
 }
 
 var mutants = []mutant{
@@ -34,6 +37,10 @@ var mutants = []mutant{
 		name:  "the deadline is counted from the receipt of the answer",
 		edits: []edit{{"renew.go", "	r.ttl = resp.TTL\n", "	r.ttl, r.sent = resp.TTL, time.Now()\n"}},
 		storm: []string{"-faults", "late-answer", "-hold", "20s"},
+		caughtBy: []string{
+			"no two holds are certain at once", "a loss is told before etcd deletes",
+			"a lock model explains the history (porcupine)",
+		},
 	},
 	{
 		name: "the clean-up runs on a context that has ended",
@@ -43,22 +50,29 @@ var mutants = []mutant{
 		}},
 		storm: []string{"-faults", "reset,compact"},
 		soon:  true,
+		caughtBy: []string{
+			"a hold that is reported was the head of its queue during the call", "what is given up goes",
+			"everybody gets locks once faults are over",
+		},
 	},
 	{
-		name:  "unlock goes by the key alone",
-		edits: []edit{{"queue.go", "txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}}", "txn{name: l.name, then: []*pb.RequestOp{remove(l.key)}}"}},
-		storm: []string{"-faults", "freeze-member-briefly", "-names", "4", "-hold", "200ms"},
+		name:     "unlock goes by the key alone",
+		edits:    []edit{{"queue.go", "txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}}", "txn{name: l.name, then: []*pb.RequestOp{remove(l.key)}}"}},
+		storm:    []string{"-faults", "freeze-member-briefly", "-names", "4", "-hold", "200ms"},
+		caughtBy: []string{"an entry is removed by its owner only", "no two holds are certain at once"},
 	},
 	{
-		name:  "the own entry is not checked after waiting",
-		edits: []edit{{"turn.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
-		storm: []string{"-faults", "delete-entry"},
+		name:     "the own entry is not checked after waiting",
+		edits:    []edit{{"turn.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
+		storm:    []string{"-faults", "delete-entry"},
+		caughtBy: []string{"a hold that is reported was the head of its queue during the call"},
 	},
 	{
-		name:  "the guard asks for existence instead of the create revision",
-		edits: []edit{{"lease.go", `clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())`, `clientv3.Compare(clientv3.CreateRevision(l.key), ">", 0)`}},
-		storm: []string{"-faults", "delete-entry"},
-		soon:  true,
+		name:     "the guard asks for existence instead of the create revision",
+		edits:    []edit{{"lease.go", `clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())`, `clientv3.Compare(clientv3.CreateRevision(l.key), ">", 0)`}},
+		storm:    []string{"-faults", "delete-entry"},
+		soon:     true,
+		caughtBy: []string{"a guarded write happens under its hold"},
 	},
 	{
 		name: "nothing is read again after a watch was closed while waiting",
@@ -67,51 +81,132 @@ var mutants = []mutant{
 			{"turn.go", "			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
 			{"turn.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if closed {\n			if unwatched != nil && pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
 		},
-		storm: []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
+		storm:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
+		caughtBy: []string{"whose turn it is gets the lock"},
 	},
 	{
-		name:  "nothing is read again after a watch of an observer was closed",
-		edits: []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
-		storm: []string{"-faults", "lose-events"},
+		name:     "nothing is read again after a watch of an observer was closed",
+		edits:    []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
+		storm:    []string{"-faults", "lose-events"},
+		caughtBy: []string{"observers see what was so, in order, and the newest"},
 	},
 }
 
-// TestTheHarnessCatchesMutants applies each mistake to a copy of the source and lets the harness run
-// over it until it finds something.
+// duration is how long a storm lasts.
+func (m mutant) duration() time.Duration {
+	if m.soon {
+		return 8 * time.Second
+	}
+	return 20 * time.Second
+}
+
+// catch is how a mutant was caught.
+type catch struct {
+	by    []string // invariants, of those it was to be caught by
+	after time.Duration
+}
+
+// TestTheHarnessCatchesMutants applies each mistake to a copy of the source and lets the harness run over
+// it until it finds what the mistake breaks. Over a copy without the mistake, the same storms from the
+// same seeds must show nothing.
 func TestTheHarnessCatchesMutants(t *testing.T) {
 	t.Parallel()
-	const attempts = 4
+	sound := build(t)
+	var mu sync.Mutex // guards caught
+	caught := make(map[string]catch)
+	t.Cleanup(func() { t.Log(table(caught)) })
 	for _, m := range mutants {
 		if !m.soon && !*allMutants {
 			continue
 		}
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			duration := 20 * time.Second
-			if m.soon {
-				duration = 8 * time.Second
-			}
-			program := buildMutant(t, m)
-			began := time.Now()
-			for seed := range attempts {
-				if caught := runMutant(t, program, m, uint64(seed+1), duration); len(caught) > 0 {
-					t.Logf("caught after %v by: %s", time.Since(began).Round(time.Second), strings.Join(caught, "; "))
-					return
+			for _, name := range m.caughtBy {
+				if !isInvariant(name) {
+					t.Fatalf("there is no invariant %q", name)
 				}
 			}
-			t.Errorf("not caught in %d rounds of %v", attempts, duration)
+			c, seeds := m.hunt(t, build(t, m.edits...))
+			mu.Lock()
+			caught[m.name] = c
+			mu.Unlock()
+			t.Run("and not without the mistake", func(t *testing.T) {
+				for seed := range seeds {
+					m.spare(t, sound, seed+1)
+				}
+			})
 		})
 	}
 }
 
-// buildMutant compiles the harness with a copy of the library that has the mistake.
-func buildMutant(t *testing.T, m mutant) (program string) {
+// hunt lets the storm rage over the mutant until it is caught, and returns how many seeds that took.
+func (m mutant) hunt(t *testing.T, program string) (c catch, seeds uint64) {
+	t.Helper()
+	const attempts = 4
+	began := time.Now()
+	for seed := uint64(1); seed <= attempts; seed++ {
+		violated, out, err := m.storms(t, program, seed)
+		if len(violated) > 0 && err == nil {
+			t.Errorf("it has found something and ended with success:\n%s", out)
+		}
+		by := slices.DeleteFunc(slices.Clone(violated), func(name string) bool { return !slices.Contains(m.caughtBy, name) })
+		if len(by) > 0 {
+			c = catch{by, time.Since(began).Round(time.Second)}
+			t.Logf("caught after %v, with seed %d, by: %s", c.after, seed, strings.Join(violated, "; "))
+			return c, seed
+		}
+		t.Logf("seed %d: not caught by what it breaks (%q), but by %q:\n%s", seed, m.caughtBy, violated, out)
+	}
+	t.Errorf("not caught in %d rounds of %v", attempts, m.duration())
+	return c, attempts
+}
+
+// spare lets the same storm rage over the library without the mistake.
+func (m mutant) spare(t *testing.T, program string, seed uint64) {
+	t.Helper()
+	if violated, out, err := m.storms(t, program, seed); err != nil || len(violated) > 0 {
+		t.Errorf("seed %d, without the mistake: %v, violated: %q\n%s", seed, err, violated, out)
+	}
+}
+
+// storms makes one round and returns which promises were broken.
+func (m mutant) storms(t *testing.T, program string, seed uint64) (violated []string, out []byte, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), m.duration()+2*time.Minute)
+	defer cancel()
+	args := append([]string{"-seed", fmt.Sprint(seed), "-duration", m.duration().String(), "-dir", t.TempDir()}, m.storm...)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it ends what it has started
+	cmd.WaitDelay = recovery
+	out, err = cmd.CombinedOutput()
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		if _, what, found := strings.Cut(lines.Text(), "VIOLATED: "); found {
+			violated = append(violated, what[:strings.LastIndex(what, " (")]) // how many times does not matter
+		}
+	}
+	return violated, out, err
+}
+
+// table tells in Markdown how the mutants were caught.
+func table(caught map[string]catch) string {
+	var text strings.Builder
+	text.WriteString("\n| mutant | caught by | after |\n|---|---|---|\n")
+	for _, m := range mutants {
+		if c, tried := caught[m.name]; tried {
+			fmt.Fprintf(&text, "| %s | %s | %v |\n", m.name, cmp.Or(strings.Join(c.by, "; "), "nothing"), c.after)
+		}
+	}
+	return text.String()
+}
+
+// build compiles the harness with a copy of the library, and with mistakes in it.
+func build(t *testing.T, edits ...edit) (program string) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := copySource("..", dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range m.edits {
+	for _, e := range edits {
 		path := filepath.Join(dir, e.file)
 		source, err := os.ReadFile(path)
 		if err != nil {
@@ -124,7 +219,7 @@ func buildMutant(t *testing.T, m mutant) (program string) {
 			t.Fatal(err)
 		}
 	}
-	program = filepath.Join(dir, "mutant")
+	program = filepath.Join(dir, "harness")
 	build := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-o", program, ".")
 	build.Dir = filepath.Join(dir, "chaos")
 	build.Env = append(os.Environ(), "GOWORK=off")
@@ -162,28 +257,4 @@ func copySource(from, to string) error {
 		}
 		return os.WriteFile(filepath.Join(to, below), content, 0o600)
 	})
-}
-
-// runMutant makes one round and returns which promises were broken.
-func runMutant(t *testing.T, program string, m mutant, seed uint64, d time.Duration) (caught []string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d+2*time.Minute)
-	defer cancel()
-	args := append([]string{"-seed", fmt.Sprint(seed), "-duration", d.String(), "-dir", t.TempDir()}, m.storm...)
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it ends what it has started
-	cmd.WaitDelay = recovery
-	out, err := cmd.CombinedOutput()
-	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		if _, what, found := strings.Cut(lines.Text(), "VIOLATED: "); found {
-			caught = append(caught, what)
-		}
-	}
-	if len(caught) > 0 && err == nil {
-		t.Errorf("it has found something and ended with success:\n%s", out)
-	}
-	if len(caught) == 0 {
-		t.Logf("seed %d:\n%s", seed, out)
-	}
-	return caught
 }

@@ -24,7 +24,7 @@ func report(w io.Writer, h *history) {
 func (s summary) write(w io.Writer) {
 	fmt.Fprintf(w, "  %d holds, %d of them passed on within a process, %d waits given up, %d refusals of TryLock, %d clients killed\n",
 		s.holds, s.shared, s.gaveUp, s.denied, s.killed)
-	fmt.Fprintf(w, "  %d holds lost: %s; %d more entries expired of clients that were dead\n", s.losses(), tally(s.lost), s.orphans)
+	fmt.Fprintf(w, "  %d holds lost: %s; %d more entries expired of clients that were dead\n", total(s.lost), tally(s.lost), s.orphans)
 	fmt.Fprintf(w, "  %d guarded writes, %d refused, %d of which nobody knows; %d by holds that were over\n", s.writes[ok], s.writes[lost]+s.writes[failed], s.writes[unknown]+s.writes[unsure], s.stale)
 	fmt.Fprintf(w, "  %d fenced increments, %d refused, %d of which nobody knows\n", s.adds[ok], s.adds[lost], s.adds[unknown]+s.adds[unsure])
 	if s.former > 0 {
@@ -43,14 +43,15 @@ func (s summary) write(w io.Writer) {
 		}
 	}
 	fmt.Fprintf(w, "  %d states told to watches; memory of a client at most %.1f MiB, goroutines at most %d\n", s.told, float64(s.memory)/(1<<20), s.goroutines)
-	fmt.Fprintf(w, "  %d changes in etcd; %d operations put to the models, %d times without a verdict\n", s.changes, s.modelled, s.undecided)
+	fmt.Fprintf(w, "  %d changes in etcd; lock model: %v; counter model: %v\n", s.changes, s.byLock, s.byCounter)
 	fmt.Fprintf(w, "  faults: %s\n", tally(s.faults))
 }
 
 // summary is what a round was about, or several, in figures.
 type summary struct {
 	holds, gaveUp, denied, killed, stale, told, orphans int
-	changes, modelled, undecided                        int
+	changes                                             int
+	byLock, byCounter                                   verdicts
 	shared                                              int // holds that came from another goroutine
 	former                                              int // entries that a former leader may have deleted
 	lost, faults                                        map[string]int
@@ -73,10 +74,12 @@ func (s *summary) add(other summary) {
 	}{
 		{&s.holds, other.holds}, {&s.gaveUp, other.gaveUp}, {&s.denied, other.denied}, {&s.killed, other.killed},
 		{&s.stale, other.stale}, {&s.told, other.told}, {&s.orphans, other.orphans}, {&s.changes, other.changes},
-		{&s.modelled, other.modelled}, {&s.undecided, other.undecided}, {&s.shared, other.shared}, {&s.former, other.former},
+		{&s.shared, other.shared}, {&s.former, other.former},
 	} {
 		*n.to += n.more
 	}
+	s.byLock.add(other.byLock)
+	s.byCounter.add(other.byCounter)
 	sum(s.lost, other.lost)
 	sum(s.faults, other.faults)
 	sum(s.writes, other.writes)
@@ -93,8 +96,8 @@ func sum[K comparable](to, more map[K]int) {
 	}
 }
 
-func (s summary) losses() (n int) {
-	for _, count := range s.lost {
+func total(counts map[string]int) (n int) {
+	for _, count := range counts {
 		n += count
 	}
 	return n
@@ -102,7 +105,7 @@ func (s summary) losses() (n int) {
 
 func (h *history) summary() summary {
 	s := newSummary()
-	s.changes, s.modelled, s.undecided = len(h.truth.changes), h.modelled, h.undecided
+	s.changes, s.byLock, s.byCounter = len(h.truth.changes), h.byLock, h.byCounter
 	for _, c := range h.calls {
 		s.count(c)
 	}
@@ -231,7 +234,7 @@ func explain(w io.Writer, h *history, all []violation) {
 	}
 }
 
-// empty returns what is missing for a round to prove anything.
+// empty returns what is missing for a round, which was judged, to prove anything.
 func (h *history) empty() (missing []string) {
 	s := h.summary()
 	need := func(what string, have, least int) {
@@ -240,13 +243,16 @@ func (h *history) empty() (missing []string) {
 		}
 	}
 	seconds := int(h.duration / time.Second)
-	if h.load == loadNames {
-		need("holds", s.holds, heldNames)
+	need("faults", total(s.faults), 1)
+	need("names that the lock model decided", s.byLock.decided, 1)
+	if h.load == loadNames { // nobody increments anything
+		need("holds", s.holds, h.names*h.processes)
 		need("guarded writes", s.writes[ok], seconds)
 		return missing
 	}
 	need("holds", s.holds, 2*seconds)
 	need("fenced increments", s.adds[ok], seconds)
+	need("names that the counter model decided", s.byCounter.decided, 1)
 	if h.over != overLocker {
 		return missing
 	}
@@ -256,14 +262,14 @@ func (h *history) empty() (missing []string) {
 		need("holds passed on within a process", s.shared, 1)
 	}
 	if len(h.only) == 0 && h.duration >= 20*time.Second {
-		need("losses", s.losses(), 1)
+		need("losses", total(s.lost), 1)
 	}
 	return missing
 }
 
 // unfired returns the kinds of fault that should have happened and did not.
 func (h *history) unfired() (kinds []string) {
-	if h.over != overLocker || h.load == loadNames {
+	if h.over != overLocker {
 		return nil
 	}
 	fired := h.summary().faults

@@ -110,32 +110,27 @@ func (r round) storm(ctx context.Context, s *scene, h *history) {
 func (r round) compacts() bool { return r.load == "" && len(r.only) == 0 && r.seed%2 == 0 }
 
 // livenessPhase is how long everybody has to show that they still get locks, once all faults are over.
-func livenessPhase(ttl time.Duration) time.Duration { return 2*ttl + 4*time.Second }
+func livenessPhase(ttl time.Duration) time.Duration { return 3*ttl/2 + 5*time.Second }
 
-// calm ends the clients, waits until nothing may be left, and looks what is.
-func (r round) calm(ctx context.Context, s *scene, h *history) error {
+// calm ends the clients, waits until nothing may be left, and looks what is. Of the long time that this is
+// under load, no more is waited for than it takes.
+func (r round) calm(ctx context.Context, s *scene, h *history) (err error) {
 	h.stopping = now()
 	s.finish(ctx, r.ttl, h)
 	h.ended = now()
-	if err := pause(ctx, 2*r.ttl+time.Second); err != nil {
-		return err
+	for by := h.ended.add(2*r.ttl + time.Second); ; {
+		if err := pause(ctx, min(by.since(now()), 5*time.Second)); err != nil {
+			return err
+		}
+		if h.left, err = s.left(ctx); err != nil {
+			return fmt.Errorf("look what is left: %w", err)
+		}
+		if len(h.left) == 0 || now() >= by {
+			break
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, recovery)
 	defer cancel()
-	left, err := s.etcd.Get(ctx, lockPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
-	if err != nil {
-		return fmt.Errorf("look what is left: %w", err)
-	}
-	for _, kv := range left.Kvs {
-		h.left = append(h.left, string(kv.Key))
-	}
-	leases, err := s.etcd.Leases(ctx)
-	if err != nil {
-		return fmt.Errorf("look what is left: %w", err)
-	}
-	for _, lease := range leases.Leases {
-		h.left = append(h.left, fmt.Sprintf("lease %x", lease.ID))
-	}
 	set, err := s.etcd.Get(ctx, setPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return fmt.Errorf("read the guarded set: %w", err)
@@ -146,6 +141,27 @@ func (r round) calm(ctx context.Context, s *scene, h *history) error {
 		h.set[who] = true
 	}
 	return s.witness.catchUp(ctx)
+}
+
+// left returns the keys of locks and the leases that are in etcd.
+func (s *scene) left(ctx context.Context) (all []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recovery)
+	defer cancel()
+	keys, err := s.etcd.Get(ctx, lockPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range keys.Kvs {
+		all = append(all, string(kv.Key))
+	}
+	leases, err := s.etcd.Leases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, lease := range leases.Leases {
+		all = append(all, fmt.Sprintf("lease %x", lease.ID))
+	}
+	return all, nil
 }
 
 // populate starts the clients, each behind a proxy of its own.
