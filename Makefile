@@ -1,7 +1,8 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
-PACKAGES    = ./... ./bench/... ./chaos/... ./examples/... ./interop/...
+MODULES     = ./bench/... ./chaos/... ./examples/... ./interop/... # besides the library's
+PACKAGES    = ./... $(MODULES)
 
 # For make faults: how long, and the seed of a run to be repeated (none: another each time).
 DURATION ?= 1h
@@ -13,7 +14,8 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 test: ## all tests of all modules, with the race detector
-	go test -race -timeout 15m $(PACKAGES)
+	go test -race -timeout 15m ./...
+	go test -race -timeout 15m -p 1 $(MODULES)
 
 lint: ## gofmt, go vet, staticcheck, govulncheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }

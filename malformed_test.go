@@ -104,13 +104,13 @@ func TestAMalformedAnswerCountsAsNone(t *testing.T) {
 	t.Cleanup(func() { _ = etcd.Close() })
 	maimed, sound := newClient(t, etcd), newClient(t, server.Client(t))
 	ctx := within(t)
-	for i := range 20 {
+	for i := range 8 {
 		value := fmt.Sprint(i)
 		before, err := sound.Lock(ctx, "a", value)
 		if err != nil {
 			t.Fatal(err)
 		}
-		const waiters = 8
+		const waiters = 6
 		errs := make(chan error, 2*waiters)
 		for j := range waiters {
 			go func() {
