@@ -6,11 +6,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -38,19 +44,73 @@ func connect(ctx context.Context, s settings, log *slog.Logger) (_ *cluster, err
 		}
 		c.endpoints = c.server.Endpoints()
 	}
-	config := clientv3.Config{Endpoints: c.endpoints, Logger: zap.NewNop()} // what matters, Locker tells
-	if c.etcd, err = clientv3.New(config); err != nil {
+	if c.etcd, err = dial(c.endpoints); err != nil {
 		return nil, err
 	}
 	if c.client, err = newClient(c.etcd, s, log); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, errors.New("no answer"))
+	bounded, cancel := context.WithTimeout(ctx, 4*time.Second) // before gRPC gives up a connection that is mute
 	defer cancel()
-	if _, err := c.client.Get(ctx, lockName(s.zone)); err != nil && !errors.Is(err, locker.ErrNotFound) {
-		return nil, fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(c.endpoints, ", "), err)
+	switch _, err := c.client.Get(bounded, lockName(s.zone)); {
+	case err == nil, errors.Is(err, locker.ErrNotFound):
+		return c, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	default:
+		return nil, unusable(c.endpoints, err)
 	}
-	return c, nil
+}
+
+// dial returns a client, which connects in the background.
+func dial(endpoints []string) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{
+		Endpoints: endpoints,
+		Logger:    zap.NewNop(), // what matters, Locker tells
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			// gRPC's own pause grows to two minutes, which is how long names would stay unknown
+			// after the network is back.
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		})},
+	})
+}
+
+// unusable says in a sentence why etcd did not do what it was asked for.
+func unusable(endpoints []string, err error) error {
+	where := strings.Join(endpoints, ", ")
+	var refusal interface { // of etcd itself
+		error
+		Code() codes.Code
+	}
+	if errors.As(err, &refusal) {
+		return fmt.Errorf("cannot use the etcd at %s: %w", where, refusal)
+	}
+	reason := "it does not answer"
+	var failure interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &failure) {
+		reason = failure.GRPCStatus().Message()
+		// Why there is no connection, gRPC says in the middle of a text, in quotes.
+		if _, dialing, ok := strings.Cut(reason, "dialing: "); ok {
+			reason = strings.TrimSuffix(dialing, `"`)
+		}
+	}
+	return fmt.Errorf("cannot reach the etcd at %s: %s; is it running?", where, reason)
+}
+
+// checkEndpoint accepts HOST:PORT, with or without http:// or https:// before it.
+func checkEndpoint(endpoint string) error {
+	text := endpoint
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	u, err := url.Parse(text)
+	if err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" {
+		if _, err := strconv.ParseUint(u.Port(), 10, 16); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no endpoint: it should be like 10.0.0.1:2379 or http://etcd.example.com:2379", endpoint)
 }
 
 func newClient(etcd *clientv3.Client, s settings, log *slog.Logger) (*locker.Client, error) {

@@ -72,11 +72,12 @@ func breakOff(ctx context.Context, client *locker.Client, name string, ttl time.
 			}
 			h.journal.Printf("is cut off from etcd; the record has %v to live, at most", ttl)
 			h.network.Cut()
-			if err := pause(ctx, ttl+time.Second); err != nil {
+			err := pause(ctx, ttl+time.Second)
+			h.network.Heal() // also when interrupted, or it could not give back what it holds
+			if err != nil {
 				return err
 			}
 			h.journal.Print("is back")
-			h.network.Heal()
 		}
 	}
 }

@@ -61,15 +61,16 @@ type settings struct {
 // command is a use of the program.
 type command struct {
 	arguments int
-	serves    bool // and therefore has the flags for that, and can start an etcd
+	needs     string // of arguments, in words
+	serves    bool   // and therefore has the flags for that, and can start an etcd
 	run       func(ctx context.Context, s settings, arguments []string, stdout, stderr io.Writer) error
 }
 
 var commands = map[string]command{
-	"":         {0, true, demonstrate},
-	"serve":    {0, true, serve},
-	"register": {2, false, register},
-	"watch":    {1, false, watch},
+	"":         {0, "the demonstration takes no arguments", true, demonstrate},
+	"serve":    {0, "serve takes no arguments", true, serve},
+	"register": {2, "register needs NAME and ADDR[,ADDR...]", false, register},
+	"watch":    {1, "watch needs NAME", false, watch},
 }
 
 // usageError is a mistake of whoever called the program.
@@ -151,11 +152,16 @@ func (s settings) check(c command, arguments []string) error {
 	const day = 24 * time.Hour
 	switch {
 	case len(arguments) != c.arguments:
-		return usageError{fmt.Errorf("%d arguments where %d are needed", len(arguments), c.arguments)}
+		return usageError{errors.New(c.needs)}
 	case !c.serves && len(s.endpoints) == 0:
 		return usageError{errors.New("-endpoints is missing; serve prints those of the etcd that it starts")}
 	case s.lifetimes.answer < 0 || s.lifetimes.answer > day || s.lifetimes.negative < 0 || s.lifetimes.negative > day:
 		return usageError{errors.New("the TTL of answers must be from 0 to 24h")}
+	}
+	for _, endpoint := range s.endpoints {
+		if err := checkEndpoint(endpoint); err != nil {
+			return usageError{err}
+		}
 	}
 	return nil
 }

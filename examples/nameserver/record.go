@@ -28,8 +28,11 @@ func checkHost(host, zone string) (string, error) {
 		return "", fmt.Errorf("%q is not a host name: %w", host, err)
 	}
 	name := lockName(host)
+	inZone := dns.IsSubDomain(dns.Fqdn(zone), dns.Fqdn(name))
 	switch {
-	case !dns.IsSubDomain(dns.Fqdn(zone), dns.Fqdn(name)):
+	case !inZone && !strings.Contains(name, "."):
+		return "", fmt.Errorf("%s is not in the zone %s (%[1]s.%[2]s?)", name, lockName(zone))
+	case !inZone:
 		return "", fmt.Errorf("%s is not in the zone %s", name, lockName(zone))
 	case slices.Contains(strings.Split(name, "."), metadata):
 		return "", fmt.Errorf("%s cannot be registered: below %s the server tells about the locks themselves", name, metadata)

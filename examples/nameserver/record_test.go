@@ -70,7 +70,7 @@ func TestAHostHasANameInTheZone(t *testing.T) {
 	for host, want := range map[string]string{
 		"":                                       "empty",
 		".":                                      "empty",
-		"www":                                    "not in the zone example.com",
+		"www":                                    "www is not in the zone example.com (www.example.com?)",
 		"com":                                    "not in the zone",
 		"www.example.org":                        "not in the zone",
 		"wwwexample.com":                         "not in the zone",

@@ -28,22 +28,25 @@ func register(ctx context.Context, s settings, arguments []string, stdout, stder
 	return unlessInterrupted(ctx, hold(ctx, c.client, name, formatAddresses(addresses), journal(stdout, "")))
 }
 
-// hold waits its turn for a name, holds it, and begins again when it was lost, until ctx ends.
+// hold waits its turn for a name, holds it, and begins again when it was lost, until ctx ends. That it
+// gives the name back, it tells afterwards: whoever does not read that does not keep the name.
 func hold(ctx context.Context, client *locker.Client, name, value string, journal *log.Logger) error {
 	if holder, err := client.Get(ctx, name); err == nil {
 		journal.Printf("%s is %s (token %d); waiting for it", name, abbreviate(holder.Value), holder.Token)
 	}
-	return client.Campaign(ctx, name, value, func(ctx context.Context, lock *locker.Lock) error {
+	err := client.Campaign(ctx, name, value, func(ctx context.Context, lock *locker.Lock) error {
 		journal.Printf("holding %s as %s (token %d)", name, value, lock.Token())
 		<-ctx.Done()
 		var lost *locker.LostError
 		if errors.As(context.Cause(ctx), &lost) {
 			journal.Printf("lost %s (%v); waiting for it again", name, lost.Reason)
-		} else {
-			journal.Printf("giving %s back", name)
 		}
-		return context.Cause(ctx)
+		return nil
 	})
+	if err == nil {
+		journal.Printf("gave %s back", name)
+	}
+	return err
 }
 
 // journal tells what happens, each line with the time and with who it is about.

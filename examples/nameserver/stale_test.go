@@ -42,6 +42,7 @@ func TestItKnowsNothingWhenItHasNotHeardOfEtcdForTheTTL(t *testing.T) {
 	network := etcd.Proxy(t)
 	s := defaults()
 	s.lifetimes.lease, s.lifetimes.answer = 2*time.Second, time.Hour
+	began := time.Now()
 	address := serving(t, clientOf(t, network.Client(t), s.lifetimes.lease), s, t.Output())
 	www := func() *dns.Msg { return ask(t, "udp", address, question("www.example.com.", dns.TypeA)) }
 	if reply := www(); len(reply.Answer) != 2 {
@@ -64,6 +65,9 @@ func TestItKnowsNothingWhenItHasNotHeardOfEtcdForTheTTL(t *testing.T) {
 	})
 	if took := time.Since(cut); took > s.lifetimes.lease+time.Second {
 		t.Errorf("it took %v", took)
+	}
+	if age := time.Since(began); age < s.lifetimes.lease { // of its copy, at most
+		t.Errorf("it gave up a copy no older than %v", age)
 	}
 	for _, q := range []*dns.Msg{question("example.com.", dns.TypeSOA), question("nobody.example.com.", dns.TypeA)} {
 		if reply := ask(t, "tcp", address, q); reply.Rcode != dns.RcodeServerFailure || len(reply.Answer)+len(reply.Ns) > 0 {
