@@ -62,39 +62,55 @@ func newBoard() *board {
 	}
 }
 
-// follow keeps the board up to date until ctx ends, or until etcd refuses.
-func (b *board) follow(ctx context.Context, client *locker.Client) error {
-	// All at once at first: one by one, services would seem to lack what comes after them.
-	holders, err := client.List(ctx, "")
-	if err != nil {
-		return err
-	}
-	states := make([]locker.State, len(holders))
-	for i, holder := range holders {
-		b.meet(ctx, client, holder)
-		states[i] = locker.State{Holder: holder, Held: true}
-	}
-	b.take(time.Now(), states...)
-	for state, err := range client.WatchPrefix(ctx, "") {
-		if ctx.Err() != nil {
-			return nil
+// follow keeps the board up to date until ctx ends. It reads from one source, for a watch
+// that begins after a list never tells what went between the two.
+func (b *board) follow(ctx context.Context, client *locker.Client, cache *locker.Cache) {
+	for held := []locker.Holder(nil); ; {
+		changed := cache.Changed()
+		now := cache.List()
+		states := differences(held, now, cache.Revision())
+		b.meet(ctx, client, now)
+		b.take(time.Now(), states...)
+		held = now
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
 		}
-		if err != nil {
-			return err
-		}
-		b.meet(ctx, client, state.Holder)
-		b.take(time.Now(), state)
 	}
-	return nil
 }
 
-// meet finds out which process a holder is, if that is not known yet. If etcd does not
-// answer now, the holder stays unknown until its next record.
-func (b *board) meet(ctx context.Context, client *locker.Client, holder locker.Holder) {
+// differences returns the states of the names that are not held as they were before.
+func differences(before, now []locker.Holder, revision int64) []locker.State {
+	was, is := make(map[string]locker.Holder), make(map[string]bool)
+	for _, holder := range before {
+		was[holder.Name] = holder
+	}
+	var states []locker.State
+	for _, holder := range now {
+		is[holder.Name] = true
+		if was[holder.Name] != holder {
+			states = append(states, locker.State{Holder: holder, Held: true, Revision: revision})
+		}
+	}
+	for _, holder := range before {
+		if !is[holder.Name] {
+			states = append(states, locker.State{Holder: locker.Holder{Name: holder.Name}, Revision: revision})
+		}
+	}
+	return states
+}
+
+// meet finds out which processes the holders are, if one is not known yet. If etcd does
+// not answer now, it stays unknown until its next record.
+func (b *board) meet(ctx context.Context, client *locker.Client, holders []locker.Holder) {
 	b.mu.Lock()
-	_, known := b.owners[holder.Lease]
+	known := !slices.ContainsFunc(holders, func(holder locker.Holder) bool {
+		_, ok := b.owners[holder.Lease]
+		return !ok && holder.Lease != 0
+	})
 	b.mu.Unlock()
-	if known || holder.Lease == 0 {
+	if known {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)

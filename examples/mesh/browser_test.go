@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -205,6 +208,11 @@ const faint = `(() => {
 		.filter(([contrast]) => contrast < 4.5).map(([contrast, text]) => contrast.toFixed(1) + " " + text).join("; ");
 })()`
 
+// tooWide is an expression for the texts of the graph that do not fit their boxes.
+const tooWide = `[...document.querySelectorAll("#graph text")]
+	.filter((e) => e.getBBox().width > e.parentElement.querySelector("rect").getBBox().width - 4)
+	.map((e) => e.textContent + " " + e.getBBox().width).join("; ")`
+
 // looks takes pictures in both schemes and checks the contrast, and the layout on a phone.
 func (p *tab) looks(name string) {
 	p.t.Helper()
@@ -212,6 +220,7 @@ func (p *tab) looks(name string) {
 		p.do(inScheme(scheme))
 		p.await(fmt.Sprintf("matchMedia('(prefers-color-scheme: %s)').matches", scheme), true)
 		p.await(faint, "")
+		p.await(tooWide, "")
 		p.picture(name + "-" + scheme)
 	}
 	for _, width := range []int64{320, 360, 700} {
@@ -230,7 +239,7 @@ func TestThePageInABrowser(t *testing.T) {
 	if !ok {
 		return
 	}
-	out, _ := start(t, "-listen", "127.0.0.1:0", "-ttl", "4s", "-quiet") // more than a busy machine takes to wake up
+	out, _ := start(t, "-listen", "127.0.0.1:0", "-quiet")
 	url := address(t, out)
 	for _, test := range []struct {
 		name string
@@ -239,10 +248,12 @@ func TestThePageInABrowser(t *testing.T) {
 		{"one click shows the cascade and the recovery", oneClickShowsTheCascade},
 		{"a service that is cut off goes down and comes back", cutOffInTheBrowser},
 		{"it can be read and used without scripts", withoutScripts},
+		{"the focus stays where it is", focusStays},
 		{"it is stale while the stream is silent", staleWhileSilent},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.f(t, browser, url) })
 	}
+	t.Run("it gives up a stream that is never answered", func(t *testing.T) { neverAnswered(t, browser) })
 	t.Run("it reconnects after the server was restarted", func(t *testing.T) { reconnects(t, browser) })
 }
 
@@ -282,6 +293,43 @@ func cutOffInTheBrowser(t *testing.T, browser context.Context, url string) {
 	p.await(number("#services > .up"), 12)
 }
 
+func focusStays(t *testing.T, browser context.Context, url string) {
+	p := openTab(t, browser, url, false)
+	p.await(text("#live"), "live")
+	for _, id := range []string{"box:mail", "need:mail:queue"} {
+		focused := "document.activeElement.id"
+		p.await(fmt.Sprintf("(document.getElementById(%q).focus(), %s)", id, focused), id)
+		for fault, badge := range map[string]string{"unhealthy": "✕ down", "healthy": "✓ up"} {
+			p.await(fmt.Sprintf("(fetch('/services/mail/%s', {method: 'POST', redirect: 'manual'}), true)", fault), true)
+			p.await(text("#service-mail .badge"), badge)
+			p.await(focused, id)
+		}
+	}
+}
+
+func neverAnswered(t *testing.T, browser context.Context) {
+	e := newExhibit(t, 0)
+	var streams atomic.Int64
+	inner := e.handler()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" && streams.Add(1) == 1 {
+			<-r.Context().Done()
+			return
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	p := openTab(t, browser, server.URL, true)
+	p.await(text("#live"), "connecting")
+	p.await(text("#live"), "live")
+	if n := streams.Load(); n < 2 {
+		t.Errorf("it is live after %d streams", n)
+	}
+}
+
 func withoutScripts(t *testing.T, browser context.Context, url string) {
 	p := openTab(t, browser, url, false, noScripts)
 	// What is evaluated here is not the page's own script.
@@ -319,15 +367,15 @@ func reconnects(t *testing.T, browser context.Context) {
 	p := openTab(t, browser, url, true)
 	p.await(text("#live"), "live")
 	p.await(text("#services code"), "mesh node")
-	start(t, "node", "-endpoints", endpoints, "-name", "service-b", "-needs", "service-a")
+	start(t, "node", "-endpoints", endpoints, "-name", "service-b", "-needs", "management")
 	p.await(text("#service-service-b .badge"), "! degraded")
-	p.await(text("#service-service-a .badge"), "? never seen")
+	p.await(text("#service-management .badge"), "? never seen")
 	p.looks("few")
 	stop()
 	p.await(text("#live"), "reconnecting")
 	start(t, "dashboard", "-endpoints", endpoints, "-listen", strings.TrimPrefix(url, "http://"))
 	p.await(text("#live"), "live")
-	start(t, "node", "-endpoints", endpoints, "-name", "service-a")
+	start(t, "node", "-endpoints", endpoints, "-name", "management")
 	p.await(text("#service-service-b .badge"), "✓ up")
 	p.await(number("#log tr"), 4) // only the new server's: both as it found them, and both up
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -79,6 +80,15 @@ func listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen at %s (-listen takes another address): %w", address, err)
 	}
 	return l, nil
+}
+
+// reachable is the address of a port, with the name of a host if it listens at all of its
+// addresses.
+func reachable(address net.Addr, host string) string {
+	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+	}
+	return address.String()
 }
 
 // serveHTTP serves until ctx ends, and returns when every request is through: streams

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -48,6 +47,12 @@ func (e *exhibit) down(name string) {
 	}
 }
 
+// waits lets a service that is ready not serve.
+func (e *exhibit) waits(name string) {
+	e.revision++
+	e.board.take(time.Now(), locker.State{Holder: locker.Holder{Name: servingPrefix + name}, Revision: e.revision})
+}
+
 // fetch asks for a page.
 func (e *exhibit) fetch(method, path string, header ...string) (*http.Response, string) {
 	e.t.Helper()
@@ -81,7 +86,7 @@ func TestThePageHasEverythingWithoutScripts(t *testing.T) {
 		t.Errorf("status %d, type %s", resp.StatusCode, resp.Header.Get("Content-Type"))
 	}
 	for _, want := range []string{
-		`<p class="sentence">b is down.</p>`,
+		`<p class="sentence">c was never seen, b is down.</p>`,
 		`<li id="service-a" class="degraded">`,
 		"degraded because b, c",
 		"10.1.1.1:80",
@@ -301,86 +306,4 @@ func TestTheStreamHasAPulse(t *testing.T) {
 	if took := time.Since(began); took < pulseInterval {
 		t.Errorf("two pulses without a change in %v", took)
 	}
-}
-
-func TestTheLogKeepsTheLastChanges(t *testing.T) {
-	t.Parallel()
-	e := newExhibit(t, 0)
-	for i := range remembered {
-		e.up(fmt.Sprintf("a%d", i), record{})
-	}
-	first := e.board.log[0]
-	if n := len(e.board.log); n != remembered {
-		t.Errorf("%d changes, want %d", n, remembered)
-	}
-	early := fmt.Sprintf("%s-%d", e.board.epoch, first.Version-1)
-	if _, ok := e.board.resume(early); !ok {
-		t.Error("what came after the beginning is not remembered")
-	}
-	e.down("a0")
-	if n := len(e.board.log); n != remembered || e.board.log[0] == first {
-		t.Errorf("%d changes, beginning with %+v", n, e.board.log[0])
-	}
-	if _, ok := e.board.resume(early); ok {
-		t.Error("what came after the beginning is said to be remembered, and is not")
-	}
-	last := e.board.log[remembered-1]
-	if last.Service != "a0" || last.Text != "down by itself" || last.Revision != e.revision-1 {
-		t.Errorf("the last change: %+v", last)
-	}
-}
-
-func TestSinceIsWhenTheConditionBegan(t *testing.T) {
-	t.Parallel()
-	long := time.Now().Add(-time.Hour).UTC()
-	e := newExhibit(t, 0)
-	e.up("a", record{Since: long})
-	v, _ := e.board.now(0)
-	if got := v.Services[0].Since; time.Since(got) > patience {
-		t.Errorf("the dashboard saw it come up, but says %v", got)
-	}
-	e.up("b", record{})
-	if later, _ := e.board.now(0); !later.Services[0].Since.Equal(v.Services[0].Since) {
-		t.Errorf("up since %v, and later since %v", v.Services[0].Since, later.Services[0].Since)
-	}
-	e.down("a")
-	v, _ = e.board.now(0)
-	if s := v.Services[0]; s.Since.Before(long) || s.Token != 102 || s.Held {
-		t.Errorf("down: %+v", s)
-	}
-
-	found := newBoard()
-	holder := func(prefix string) locker.State {
-		return locker.State{Holder: locker.Holder{Name: prefix + "a", Value: record{Since: long}.String(), Token: 5}, Held: true}
-	}
-	found.take(time.Now(), holder(readyPrefix), holder(servingPrefix))
-	if v, _ := found.now(0); !v.Services[0].Since.Equal(long) {
-		t.Errorf("the dashboard found it up, but says %v", v.Services[0].Since)
-	}
-}
-
-func TestTheHeadlineSaysWhatIsWrong(t *testing.T) {
-	t.Parallel()
-	e := newExhibit(t, 0)
-	want := func(headline string) {
-		t.Helper()
-		if v, _ := e.board.now(0); v.Headline() != headline {
-			t.Errorf("%q, want %q", v.Headline(), headline)
-		}
-	}
-	want("No service has been seen yet.")
-	e.up("a", record{})
-	want("The one service is up.")
-	e.up("b", record{})
-	want("All 2 services are up.")
-	e.up("c", record{Needs: []string{"d"}})
-	want("2 of 4 services are up.")
-	e.down("a")
-	want("a is down.")
-	e.down("b")
-	want("a and b are down.")
-	e.up("e", record{Needs: []string{"a"}, Cascade: true})
-	e.revision++
-	e.board.take(time.Now(), locker.State{Holder: locker.Holder{Name: "service/e"}, Revision: e.revision})
-	want("a and b are down, and because of that 1 more.")
 }

@@ -70,12 +70,30 @@ func join(ctx context.Context, endpoints []string, options ...locker.Option) (*m
 		return nil, errors.Join(err, etcd.Close())
 	}
 	m := &member{client, etcd}
-	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, errors.New("it does not answer"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, errSilent)
 	defer cancel()
-	if _, err := client.Get(ctx, "anything"); err != nil && !errors.Is(err, locker.ErrNotFound) {
-		return nil, errors.Join(fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err), m.close())
+	_, err = client.Get(ctx, "anything")
+	switch {
+	case err == nil || errors.Is(err, locker.ErrNotFound):
+		return m, nil
+	case errors.Is(err, errSilent):
+		err = fmt.Errorf("cannot reach the etcd at %s: %s; is it running?", strings.Join(endpoints, ","), obstacle(err))
+	default:
+		err = fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err)
 	}
-	return m, nil
+	return nil, errors.Join(err, m.close())
+}
+
+var errSilent = errors.New("it does not answer")
+
+// obstacle says in the words of the system why there is no connection: gRPC has them last.
+func obstacle(err error) string {
+	_, text, ok := strings.Cut(err.Error(), "connection error: ")
+	if !ok {
+		return errSilent.Error()
+	}
+	words := strings.Split(text, ": ")
+	return strings.TrimRight(words[len(words)-1], `")`)
 }
 
 // close gives back all that is held, and hangs up.

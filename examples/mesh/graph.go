@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Sizes in the drawing. Four boxes beside each other fit on a phone at full size.
@@ -13,7 +14,8 @@ const (
 	boxWidth, boxHeight = 74, 40
 	bendWidth           = 6 // of the place where a line passes a row
 	gap, rowHeight      = 5, 78
-	longest             = 10 // letters of a name in a box
+	longest             = 11           // letters of a name in a box
+	labelWidth          = boxWidth - 8 // at most
 )
 
 // drawing is the graph of needs, as it is drawn: each service stands above what it needs.
@@ -26,6 +28,7 @@ type drawing struct {
 type box struct {
 	X, Y, MiddleX int
 	Name, Label   string
+	LabelWidth    int // to squeeze the label into; 0 if it fits as it is
 	Condition     condition
 }
 
@@ -96,7 +99,7 @@ func draw(needs map[string][]string) drawing {
 	}
 	for _, name := range slices.Sorted(maps.Keys(boxes)) {
 		v := boxes[name]
-		d.Boxes = append(d.Boxes, box{X: v.x - boxWidth/2, Y: d.top(v), MiddleX: v.x, Name: name, Label: shorten(name)})
+		d.Boxes = append(d.Boxes, box{X: v.x - boxWidth/2, Y: d.top(v), MiddleX: v.x, Name: name, Label: shorten(name), LabelWidth: squeezed(shorten(name))})
 	}
 	for _, e := range slices.SortedFunc(maps.Keys(chains), edge.compare) {
 		d.Lines = append(d.Lines, line{From: e.from, To: e.to, Path: d.path(chains[e], circles[e]), Circle: circles[e]})
@@ -259,10 +262,32 @@ func shiftOf(v *vertex, shift int) int {
 	return shift
 }
 
-// shorten makes a name fit into a box.
+// shorten leaves out the middle of a long name.
 func shorten(name string) string {
 	if len(name) <= longest {
 		return name
 	}
-	return name[:longest-1] + "…"
+	return name[:longest/2] + "…" + name[len(name)-longest/2:]
+}
+
+// squeezed returns the width that a label has to be squeezed into, 0 if it fits as it is.
+// Fonts differ: it reckons with wide ones.
+func squeezed(label string) int {
+	width := 0.0
+	for _, r := range label {
+		switch {
+		case strings.ContainsRune("fijlrt.-1", r):
+			width += 5.2
+		case strings.ContainsRune("mwMW…", r):
+			width += 13
+		case unicode.IsUpper(r):
+			width += 10
+		default:
+			width += 8.8
+		}
+	}
+	if width <= labelWidth {
+		return 0
+	}
+	return labelWidth
 }

@@ -65,6 +65,21 @@ func examine(t failing, needs map[string][]string, d drawing) {
 	}
 }
 
+func TestALongNameIsShortenedInTheMiddle(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"shop":                 "shop",
+		"catalogue-eu":         "catal…ue-eu",
+		"payments-1":           "payments-1",
+		"service-of-warehouse": "servi…house",
+	} {
+		b := draw(map[string][]string{name: nil}).Boxes[0]
+		if b.Label != want || (b.LabelWidth > 0) != (name != "shop") {
+			t.Errorf("%s is %s, squeezed into %d; want %s", name, b.Label, b.LabelWidth, want)
+		}
+	}
+}
+
 func TestTheDemonstrationFitsOnAPhone(t *testing.T) {
 	t.Parallel()
 	needs := make(map[string][]string)

@@ -7,9 +7,11 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // health is a node's own health, whatever becomes of those it needs: its check, if it
@@ -99,8 +101,10 @@ func checkCommand(command string) check {
 		cmd := exec.CommandContext(ctx, "sh", "-c", command)
 		inGroup(cmd)
 		cmd.WaitDelay = time.Second // then its output is let go, whoever still has it open
-		out, err := cmd.CombinedOutput()
-		if err == nil {
+		var out tail
+		cmd.Stdout, cmd.Stderr = &out, &out
+		err := cmd.Run()
+		if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has ended with 0
 			return nil
 		}
 		if said := lastLine(string(out)); said != "" {
@@ -110,9 +114,29 @@ func checkCommand(command string) check {
 	}
 }
 
+// tail is the end of what was written to it.
+type tail []byte
+
+func (t *tail) Write(text []byte) (int, error) {
+	const most = 4 << 10
+	*t = append(*t, text[max(0, len(text)-most):]...)
+	*t = slices.Delete(*t, 0, max(0, len(*t)-most))
+	return len(text), nil
+}
+
 func lastLine(text string) string {
 	text = strings.TrimSpace(text)
-	return text[strings.LastIndexByte(text, '\n')+1:]
+	return printable(text[strings.LastIndexByte(text, '\n')+1:])
+}
+
+// printable masks what a terminal might obey.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }
 
 // checkURL asks for a page: well is a status of 200 to 299.

@@ -21,11 +21,27 @@ func TestACommandIsWellIfItEndsWithZero(t *testing.T) {
 		"exit 3":                       "its check failed: exit status 3",
 		"echo first; echo last; false": "its check failed: exit status 1: last",
 		"no-such-command":              "not found",
+		"printf 'a\\033[2Jb'; false":   "exit status 1: a?[2Jb",
+		"sleep 2 &":                    "", // who still has its output open does not matter
+		"yes no | head -c 100000; echo; echo end; exit 4": "exit status 4: end",
 	} {
 		err := checkCommand(command)(t.Context())
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", command, err, want)
 		}
+	}
+}
+
+func TestOnlyTheEndOfAnOutputIsKept(t *testing.T) {
+	t.Parallel()
+	var out tail
+	for _, text := range []string{"begin", strings.Repeat("x", 5000), "", "end"} {
+		if n, err := out.Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("of %d bytes it took %d: %v", len(text), n, err)
+		}
+	}
+	if want := strings.Repeat("x", 4096-3) + "end"; string(out) != want {
+		t.Errorf("kept %d bytes: %.20s…", len(out), out)
 	}
 }
 

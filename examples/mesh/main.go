@@ -13,10 +13,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/jagregory/locker/v2"
 )
 
 func main() {
@@ -28,6 +32,9 @@ func main() {
 	case errors.Is(err, flag.ErrHelp):
 	case errors.As(err, &wrong):
 		fmt.Fprintf(os.Stderr, "mesh: %v\n\n%s", wrong, wrong.usage)
+		os.Exit(2)
+	case errors.Is(err, locker.ErrInvalid): // such as a TTL that is too short
+		fmt.Fprintln(os.Stderr, "mesh:", err)
 		os.Exit(2)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "mesh:", err)
@@ -78,6 +85,22 @@ func parse(flags *flag.FlagSet, args []string, usage string, out io.Writer) erro
 		return &usageError{fmt.Sprintf("what is %q?", flags.Arg(0)), usage}
 	}
 	return nil
+}
+
+// parseEndpoints reads addresses of etcd. None is in order.
+func parseEndpoints(text, usage string) ([]string, error) {
+	endpoints := list(text)
+	for _, endpoint := range endpoints {
+		address := endpoint
+		if scheme, rest, ok := strings.Cut(endpoint, "://"); ok && (scheme == "http" || scheme == "https") {
+			address = rest
+		}
+		host, port, err := net.SplitHostPort(address)
+		if _, wrong := strconv.ParseUint(port, 10, 16); err != nil || wrong != nil || host == "" {
+			return nil, &usageError{fmt.Sprintf("-endpoints %q is not an address such as 127.0.0.1:2379", endpoint), usage}
+		}
+	}
+	return endpoints, nil
 }
 
 // list reads items separated by commas or spaces.

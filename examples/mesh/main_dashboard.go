@@ -34,12 +34,16 @@ func runDashboard(ctx context.Context, args []string, out io.Writer) (err error)
 	if err := parse(flags, args, dashboardUsage, out); err != nil {
 		return err
 	}
+	given, err := parseEndpoints(*endpoints, dashboardUsage)
+	if err != nil {
+		return err
+	}
 	l, err := listen(*address)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	etcd, err := openCluster(list(*endpoints), out)
+	etcd, err := openCluster(given, out)
 	if err != nil {
 		return err
 	}
@@ -55,18 +59,16 @@ func show(ctx context.Context, l net.Listener, endpoints []string, prefix string
 		return err
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
-	// The board follows by a watch, which tells what changes, and not how old it is. A
-	// cache does.
-	current, err := m.NewCache(ctx, "")
+	cache, err := m.NewCache(ctx, "")
 	if err != nil {
 		return err
 	}
-	defer current.Close()
+	defer cache.Close()
 	b := newBoard()
-	page := &dashboard{board: b, age: current.Age, faults: d}
+	page := &dashboard{board: b, age: cache.Age, faults: d}
 	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return b.follow(ctx, m.Client) })
+	tasks.Go(func() error { b.follow(ctx, m.Client, cache); return nil })
 	tasks.Go(func() error { return serveHTTP(ctx, l, page.handler()) })
-	fmt.Fprintf(out, "The page is at http://%s/\n", l.Addr())
+	fmt.Fprintf(out, "The page is at http://%s/\n", reachable(l.Addr(), "localhost"))
 	return tasks.Wait()
 }

@@ -24,7 +24,7 @@ The demonstration takes:
 	-endpoints LIST    addresses of an etcd cluster, separated by commas; without it an
 	                   etcd is started inside this program
 	-settle DURATION   how long all has to be well before a service serves (1s)
-	-ttl DURATION      how long the record of a service outlives its being cut off (2s)
+	-ttl DURATION      how long the record of a service outlives its being cut off (5s)
 	-quiet             do not print what the services say
 
 Ctrl-C ends it. It leaves nothing behind in etcd.
@@ -35,9 +35,13 @@ func runDemonstration(ctx context.Context, args []string, out io.Writer) (err er
 	address := flags.String("listen", "127.0.0.1:8080", "")
 	endpoints := flags.String("endpoints", "", "")
 	settle := flags.Duration("settle", time.Second, "")
-	ttl := flags.Duration("ttl", 2*time.Second, "")
+	ttl := flags.Duration("ttl", 5*time.Second, "")
 	quiet := flags.Bool("quiet", false, "")
 	if err := parse(flags, args, demonstrationUsage, out); err != nil {
+		return err
+	}
+	given, err := parseEndpoints(*endpoints, demonstrationUsage)
+	if err != nil {
 		return err
 	}
 	l, err := listen(*address)
@@ -45,7 +49,7 @@ func runDemonstration(ctx context.Context, args []string, out io.Writer) (err er
 		return err
 	}
 	defer l.Close()
-	etcd, err := openCluster(list(*endpoints), out)
+	etcd, err := openCluster(given, out)
 	if err != nil {
 		return err
 	}

@@ -44,17 +44,18 @@ Ctrl-C ends it, after it has given up its record.
 
 // nodeSettings are the flags of mesh node.
 type nodeSettings struct {
-	name, address, listen, prefix, endpoints, needs string
-	command, url                                    string
-	cascade                                         bool
-	interval, limit, settle, ttl                    time.Duration
+	name, address, listen, prefix string
+	endpoints, needs              []string
+	command, url                  string
+	cascade                       bool
+	interval, limit, settle, ttl  time.Duration
 }
 
 func parseNode(args []string, out io.Writer) (nodeSettings, error) {
 	var s nodeSettings
 	flags := flag.NewFlagSet("mesh node", flag.ContinueOnError)
 	flags.StringVar(&s.name, "name", "", "")
-	flags.StringVar(&s.needs, "needs", "", "")
+	needs := flags.String("needs", "", "")
 	flags.BoolVar(&s.cascade, "cascade", false, "")
 	flags.StringVar(&s.address, "address", "", "")
 	flags.StringVar(&s.command, "check-command", "", "")
@@ -64,28 +65,33 @@ func parseNode(args []string, out io.Writer) (nodeSettings, error) {
 	flags.StringVar(&s.listen, "listen", "", "")
 	flags.DurationVar(&s.settle, "settle", time.Second, "")
 	flags.DurationVar(&s.ttl, "ttl", 5*time.Second, "")
-	flags.StringVar(&s.endpoints, "endpoints", "", "")
+	endpoints := flags.String("endpoints", "", "")
 	flags.StringVar(&s.prefix, "prefix", "mesh/", "")
 	if err := parse(flags, args, nodeUsage, out); err != nil {
 		return s, err
 	}
+	s.needs = distinct(list(*needs))
 	if problem := s.problem(); problem != "" {
 		return s, &usageError{problem, nodeUsage}
 	}
-	return s, nil
+	var err error
+	s.endpoints, err = parseEndpoints(*endpoints, nodeUsage)
+	return s, err
 }
 
 // problem says what is wrong with the flags, nothing if they are right.
 func (s nodeSettings) problem() string {
-	invalid := slices.IndexFunc(list(s.needs), func(need string) bool { return !validName.MatchString(need) })
+	invalid := slices.IndexFunc(s.needs, func(need string) bool { return !validName.MatchString(need) })
 	switch u, err := url.Parse(s.url); {
 	case s.name == "":
 		return "-name is missing: what is the service called?"
 	case !validName.MatchString(s.name):
 		return fmt.Sprintf("-name %q cannot be used: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", s.name)
 	case invalid >= 0:
-		return fmt.Sprintf("-needs %q cannot be used: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", list(s.needs)[invalid])
-	case slices.Contains(list(s.needs), s.name):
+		return fmt.Sprintf("-needs %q cannot be used: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", s.needs[invalid])
+	case len(s.needs) > mostNeeds:
+		return fmt.Sprintf("-needs names %d services, and %d are the most", len(s.needs), mostNeeds)
+	case slices.Contains(s.needs, s.name):
 		return "-needs names the service itself, which would be no help"
 	case s.command != "" && s.url != "":
 		return "-check-command and -check-url: one of them is enough"
@@ -122,9 +128,9 @@ func runNode(ctx context.Context, args []string, out io.Writer) (err error) {
 			return err
 		}
 		defer control.Close()
-		s.address = cmp.Or(s.address, control.Addr().String())
+		s.address = cmp.Or(s.address, reachable(control.Addr(), hostName()))
 	}
-	etcd, err := openCluster(list(s.endpoints), out)
+	etcd, err := openCluster(s.endpoints, out)
 	if err != nil {
 		return err
 	}
@@ -134,7 +140,7 @@ func runNode(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
-	r := record{Address: cmp.Or(s.address, hostName()), Needs: list(s.needs), Cascade: s.cascade}
+	r := record{Address: cmp.Or(s.address, hostName()), Needs: s.needs, Cascade: s.cascade}
 	n := newNode(m.Client, s.name, r, s.settle, logger)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return n.run(ctx) })
@@ -142,7 +148,7 @@ func runNode(ctx context.Context, args []string, out io.Writer) (err error) {
 	tasks.Go(func() error { n.health.obey(ctx); return nil })
 	if control != nil {
 		tasks.Go(func() error { return serveHTTP(ctx, control, n.control()) })
-		logger.Printf("listens at http://%s/", control.Addr())
+		logger.Printf("listens at http://%s/", reachable(control.Addr(), "localhost"))
 	}
 	return tasks.Wait()
 }

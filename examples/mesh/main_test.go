@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -104,6 +105,20 @@ func start(tb testing.TB, args ...string) (out *transcript, stop func()) {
 func address(tb testing.TB, out *transcript) string {
 	tb.Helper()
 	return strings.TrimSuffix(out.await(tb, 0, "The page is at "), "/")
+}
+
+func TestAPortAtAllAddressesIsReachedByAName(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ ip, want string }{
+		{"127.0.0.1", "127.0.0.1:80"},
+		{"::1", "[::1]:80"},
+		{"0.0.0.0", "host:80"},
+		{"::", "host:80"},
+	} {
+		if got := reachable(&net.TCPAddr{IP: net.ParseIP(test.ip), Port: 80}, "host"); got != test.want {
+			t.Errorf("%s is reached at %s, want %s", test.ip, got, test.want)
+		}
+	}
 }
 
 func TestItCanBeInterruptedBeforeItHasBegun(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log"
 	"slices"
 	"sync"
@@ -71,6 +72,9 @@ func (n *node) whenever(ctx context.Context, g *gate, prefix string, hold func(c
 		err = n.client.Campaign(open, prefix+n.name, r.String(), hold)
 		closed := open.Err() != nil
 		leave()
+		if stopped := (*stoppedError)(nil); errors.As(err, &stopped) {
+			n.log.Print(stopped) // now that the record is given up, which is not to wait for this
+		}
 		if !closed {
 			return err
 		}
@@ -94,11 +98,15 @@ func (n *node) serve(ctx context.Context, record *locker.Lock) error {
 	n.serving.Store(false)
 	if err := record.Err(); errors.Is(err, locker.ErrLost) {
 		n.log.Printf("has lost its record: %v; stops, and tries to get it back", err)
-	} else {
-		n.log.Printf("stops serving: %v", context.Cause(ctx))
+		return nil
 	}
-	return nil
+	return &stoppedError{context.Cause(ctx)}
 }
+
+// stoppedError says why a node has given up its record.
+type stoppedError struct{ cause error }
+
+func (e *stoppedError) Error() string { return "stops serving: " + e.cause.Error() }
 
 // watch keeps the picture of the mesh.
 func (n *node) watch(ctx context.Context) error {
@@ -116,27 +124,32 @@ func (n *node) watch(ctx context.Context) error {
 
 // learn takes in one change, and says so if the node needs the service.
 func (n *node) learn(state locker.State) {
+	if news := n.note(state); news != "" {
+		n.log.Print(news)
+	}
+}
+
+// note takes in one change and returns what there is to say of it.
+func (n *node) note(state locker.State) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	name, _, ok := parseName(state.Name)
 	if !ok {
-		return
+		return ""
 	}
 	before := n.mesh.serves(name)
 	n.mesh.take(state)
 	n.notify()
 	now := n.mesh.serves(name)
-	if now == before || !slices.Contains(n.record.Needs, name) {
-		return
-	}
 	switch {
+	case now == before || !slices.Contains(n.record.Needs, name):
+		return ""
 	case now:
-		n.log.Printf("%s, which it needs, is up at %s", name, n.mesh[name].Address)
+		return fmt.Sprintf("%s, which it needs, is up at %s", name, printable(n.mesh[name].Address))
 	case n.record.Cascade:
-		n.log.Printf("%s, which it needs, is down", name)
-	default:
-		n.log.Printf("%s, which it needs, is down; goes on without it", name)
+		return name + ", which it needs, is down"
 	}
+	return name + ", which it needs, is down; goes on without it"
 }
 
 // holds tells with which token the node holds its readiness, 0 if it does not.

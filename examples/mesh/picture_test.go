@@ -156,8 +156,16 @@ func TestForeignRecordsDoNoHarm(t *testing.T) {
 		}
 	}
 	p.take(locker.State{Holder: locker.Holder{Name: "service/a", Value: "10.0.0.1"}, Held: true})
-	p.take(locker.State{Holder: locker.Holder{Name: "service/b", Value: `{"address":"x","needs":["a","<b>"]}`}, Held: true})
+	p.take(locker.State{Holder: locker.Holder{Name: "service/b", Value: `{"address":"x","needs":["a","<b>","a"]}`}, Held: true})
 	if len(p) != 2 || p["a"].Address != "10.0.0.1" || !slices.Equal(p["b"].Needs, []string{"a"}) {
 		t.Errorf("picture: %+v %+v", p["a"], p["b"])
+	}
+	var many record
+	for i := range 2 * mostNeeds {
+		many.Needs = append(many.Needs, fmt.Sprint(i/2)) // each twice
+	}
+	many.Needs = append(many.Needs, "one-more")
+	if got := parseRecord(many.String()).Needs; len(got) != mostNeeds || got[mostNeeds-1] != fmt.Sprint(mostNeeds-1) {
+		t.Errorf("of %d needs %d are left, the last %s", len(many.Needs), len(got), got[len(got)-1])
 	}
 }

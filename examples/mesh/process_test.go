@@ -251,8 +251,12 @@ func TestTheCommandLineExplainsItself(t *testing.T) {
 		{"node -name a -check-url http://x/ -check-command true", 2, "mesh: -check-command and -check-url"},
 		{"node -name a -check-interval 0", 2, "mesh: -check-interval and -check-timeout"},
 		{"node -name a -settle -1s", 2, "mesh: -settle must not"},
-		{"node -name a -ttl 0 -endpoints 127.0.0.1:1", 1, "mesh: locker: new client: invalid TTL 0s"},
-		{"node -name a -endpoints 127.0.0.1:1", 1, "mesh: cannot use the etcd at 127.0.0.1:1: "},
+		{"node -name a -ttl 0 -endpoints 127.0.0.1:1", 2, "mesh: locker: new client: invalid TTL 0s"},
+		{"-ttl 500ms -listen 127.0.0.1:0", 2, "mesh: locker: new client: invalid TTL 500ms"},
+		{"node -name a -endpoints 127.0.0.1:1", 1, "mesh: cannot reach the etcd at 127.0.0.1:1: connection refused; is it running?\n"},
+		{"node -name a -endpoints 127.0.0.1", 2, `mesh: -endpoints "127.0.0.1" is not an address such as 127.0.0.1:2379`},
+		{"dashboard -listen 127.0.0.1:0 -endpoints x:y", 2, `mesh: -endpoints "x:y" is not an address`},
+		{"-listen 127.0.0.1:0 -endpoints http://:2379,//x", 2, `mesh: -endpoints "http://:2379" is not an address`},
 		{"dashboard -listen nonsense", 1, "mesh: cannot listen at nonsense"},
 	}
 	var processes []*process

@@ -20,6 +20,9 @@ const (
 // validName is what a service may be called.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
+// mostNeeds is how many services one may need.
+const mostNeeds = 64
+
 // record is the value of both names.
 type record struct {
 	Address string    `json:"address"`
@@ -44,8 +47,22 @@ func parseRecord(value string) record {
 	if json.Unmarshal([]byte(value), &r) != nil {
 		return record{Address: value}
 	}
-	r.Needs = slices.DeleteFunc(r.Needs, func(name string) bool { return !validName.MatchString(name) })
+	r.Needs = distinct(slices.DeleteFunc(r.Needs, func(name string) bool { return !validName.MatchString(name) }))
+	r.Needs = r.Needs[:min(len(r.Needs), mostNeeds)]
 	return r
+}
+
+// distinct returns each name once, in the order in which they first come.
+func distinct(names []string) []string {
+	var once []string
+	seen := make(map[string]bool)
+	for _, name := range names {
+		if !seen[name] {
+			once = append(once, name)
+		}
+		seen[name] = true
+	}
+	return once
 }
 
 // parseName returns the service that a name in etcd belongs to.

@@ -14,7 +14,7 @@ type view struct {
 	Version  string        `json:"version"`
 	Time     time.Time     `json:"time"`
 	Counts   []count       `json:"counts"`
-	Causes   []string      `json:"causes,omitempty"` // what is down by itself, and takes others along
+	Causes   []string      `json:"causes,omitempty"` // what is down by itself or was never seen, and takes others along
 	Services []serviceView `json:"services"`
 	Log      []change      `json:"log"` // the newest first
 
@@ -56,7 +56,7 @@ func (b *board) now(after int64) (view, <-chan struct{}) {
 	for _, name := range b.names() {
 		s := b.serviceView(name)
 		counts[s.Condition]++
-		if slices.Contains(s.Because, name) {
+		if s.Condition == neverSeen || slices.Contains(s.Because, name) {
 			v.Causes = append(v.Causes, name)
 		}
 		v.Services = append(v.Services, s)
@@ -137,31 +137,63 @@ func (c condition) Sign() string {
 // Class is the condition as a class of the style sheet.
 func (c condition) Class() string { return strings.ReplaceAll(string(c), " ", "-") }
 
-// Headline says in a sentence how the mesh is.
+// Headline says in a sentence how the mesh is: what is wrong by itself, how many are down
+// because of that, and how many are down because of nobody any more.
 func (v view) Headline() string {
-	counts := make(map[condition]int)
-	for _, c := range v.Counts {
-		counts[c.Condition] = c.Services
+	var unseen, broken []string
+	ups, along, coming := 0, 0, 0
+	for _, s := range v.Services {
+		switch {
+		case s.Condition == up:
+			ups++
+		case s.Condition == neverSeen:
+			unseen = append(unseen, s.Name)
+		case v.isCause(s.Name):
+			broken = append(broken, s.Name)
+		case s.Condition == down && len(s.Because) == 0:
+			coming++
+		case s.Condition == down && slices.ContainsFunc(s.Because, v.isCause):
+			along++
+		}
 	}
 	switch {
 	case len(v.Services) == 0:
 		return "No service has been seen yet."
-	case counts[up] == 1 && len(v.Services) == 1:
+	case ups == 1 && len(v.Services) == 1:
 		return "The one service is up."
-	case counts[up] == len(v.Services):
-		return fmt.Sprintf("All %d services are up.", len(v.Services))
-	case len(v.Causes) == 0:
-		return fmt.Sprintf("%d of %d services are up.", counts[up], len(v.Services))
+	case ups == len(v.Services):
+		return fmt.Sprintf("All %d services are up.", ups)
 	}
-	verb, others := "is", counts[down]-len(v.Causes)
-	if len(v.Causes) > 1 {
-		verb = "are"
+	var wrong []string
+	if len(unseen) > 0 {
+		wrong = append(wrong, enumerate(unseen)+" "+verb(len(unseen), "was", "were")+" never seen")
 	}
-	text := fmt.Sprintf("%s %s down", enumerate(v.Causes), verb)
-	if others > 0 {
-		text += fmt.Sprintf(", and because of that %d more", others)
+	if len(broken) > 0 {
+		wrong = append(wrong, enumerate(broken)+" "+verb(len(broken), "is", "are")+" down")
+	}
+	text := strings.Join(wrong, ", ")
+	switch {
+	case len(wrong) == 0:
+		text = fmt.Sprintf("%d of %d services are up", ups, len(v.Services))
+	case along > 0 && len(broken) > 0:
+		text += fmt.Sprintf(", and because of that %d more", along)
+	case along > 0:
+		text += fmt.Sprintf(", and because of that %d %s down", along, verb(along, "is", "are"))
+	}
+	if coming > 0 {
+		text += fmt.Sprintf("; %d %s about to serve", coming, verb(coming, "is", "are"))
 	}
 	return text + "."
+}
+
+func (v view) isCause(name string) bool { return slices.Contains(v.Causes, name) }
+
+// verb returns the form of a verb for so many.
+func verb(n int, one, more string) string {
+	if n == 1 {
+		return one
+	}
+	return more
 }
 
 // enumerate joins names as a sentence does.

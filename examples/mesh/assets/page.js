@@ -9,11 +9,14 @@ const reconnectAfter = 1000;
 
 let version = body.dataset.version;
 let stream; // the present one, if any
+let begun; // when it was
 let lastWord = Date.now();
 let etcdSilent = 0; // for how long, when the server last spoke
 let connected = false;
+let wasConnected = false; // ever
 
 function connect() {
+  begun = Date.now();
   stream = new EventSource("/events?after=" + encodeURIComponent(version));
   stream.addEventListener("update", (event) => {
     heard();
@@ -29,11 +32,12 @@ function connect() {
 
 function heard() {
   lastWord = Date.now();
-  connected = true;
+  connected = wasConnected = true;
 }
 
 function reconnect() {
   stream.close();
+  stream = undefined;
   connected = false;
   showLive();
   setTimeout(connect, reconnectAfter);
@@ -47,7 +51,7 @@ function showLive() {
   if (silent) {
     [state, text] = ["stale", "stale: no word from the dashboard, reconnecting"];
   } else if (!connected) {
-    [state, text] = ["reconnecting", "reconnecting"];
+    state = text = wasConnected ? "reconnecting" : "connecting";
   } else if (etcdSilent > staleAfter) {
     [state, text] = ["stale", "stale: the dashboard has no word from etcd"];
   }
@@ -57,10 +61,11 @@ function showLive() {
   }
 }
 
-// A connection can die without an error. One that is silent is given up.
+// A connection can die without an error, or be accepted and never answered. One that is
+// silent is given up.
 setInterval(() => {
   showLive();
-  if (connected && Date.now() - lastWord > staleAfter) {
+  if (stream && Date.now() - Math.max(begun, lastWord) > staleAfter) {
     reconnect();
   }
 }, 500);
