@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -13,23 +14,29 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
-	"github.com/jagregory/locker/v2/embedtest"
 )
 
 var hammerFor = flag.Duration("hammer", 20*time.Second, "how long the hammer test runs")
 
+// taking is a call that returned a hold.
+type taking struct {
+	token        int64
+	began, ended time.Time
+}
+
 // hammer is many goroutines that lock a few names through a few clients, with
 // everything that may go wrong without a fault of the network.
 type hammer struct {
-	server *embedtest.Server
-	names  [20]struct {
-		mu     sync.Mutex
-		holder *locker.Lock
-		token  int64
-		tokens []int64 // all that were reported
+	bundle
+	names [20]struct {
+		mu      sync.Mutex
+		holder  *locker.Lock
+		token   int64
+		takings []taking // that returned a hold
 	}
 	clients                                         [5]atomic.Pointer[locker.Client]
 	holds, denied, cancelled, lost, closed, expired atomic.Int64
@@ -38,7 +45,7 @@ type hammer struct {
 func TestManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	h := &hammer{server: b.server}
+	h := &hammer{bundle: b}
 	for i := range h.clients {
 		h.open(t, i)
 	}
@@ -107,8 +114,12 @@ func (h *hammer) disturb(ctx context.Context, t *testing.T) {
 		return
 	}
 	if holders, err := c.List(ctx, ""); err == nil && len(holders) > 0 {
-		h.server.ExpireLease(t, holders[0].Lease)
-		h.expired.Add(1)
+		switch _, err := h.etcd.Revoke(ctx, holders[0].Lease); {
+		case err == nil:
+			h.expired.Add(1)
+		case ctx.Err() == nil && !errors.Is(err, rpctypes.ErrLeaseNotFound): // its session may have ended since
+			t.Errorf("revoke: %v", err)
+		}
 	}
 }
 
@@ -121,6 +132,7 @@ func (h *hammer) turn(ctx context.Context, t *testing.T) {
 		l   *locker.Lock
 		err error
 	)
+	began := time.Now()
 	switch rand.IntN(4) {
 	case 0:
 		l, err = c.TryLock(ctx, name, value)
@@ -135,7 +147,7 @@ func (h *hammer) turn(ctx context.Context, t *testing.T) {
 		h.failed(t, err)
 		return
 	}
-	h.took(t, n, l)
+	h.took(t, n, l, taking{l.Token(), began, time.Now()})
 	if rand.IntN(3) == 0 {
 		if err := l.SetValue(ctx, value+"+"); err != nil {
 			h.failed(t, err)
@@ -155,7 +167,7 @@ func (h *hammer) turn(ctx context.Context, t *testing.T) {
 // took checks a new hold against those before it. Where the lease was revoked from
 // outside, its holder is told within a renewal interval only; so etcd decides which
 // of two that believe to hold does: both must never be.
-func (h *hammer) took(t *testing.T, n int, l *locker.Lock) {
+func (h *hammer) took(t *testing.T, n int, l *locker.Lock, by taking) {
 	holds := func(l *locker.Lock) bool {
 		_, err := l.Commit(context.WithoutCancel(t.Context()))
 		return err == nil
@@ -172,7 +184,7 @@ func (h *hammer) took(t *testing.T, n int, l *locker.Lock) {
 	}
 	name.holder = l
 	name.token = max(name.token, l.Token())
-	name.tokens = append(name.tokens, l.Token())
+	name.takings = append(name.takings, by)
 }
 
 func (h *hammer) failed(t *testing.T, err error) {
@@ -189,9 +201,69 @@ func (h *hammer) failed(t *testing.T, err error) {
 	}
 }
 
+// reign is from which revision on an entry was the head of its queue, and from which
+// on no longer.
+type reign struct{ from, until int64 }
+
 // compareWithHistory replays all that ever happened in etcd: every hold that was
-// reported must have been the head of its queue at some revision.
+// reported must have been the head of its queue at some revision during the call.
 func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
+	reigns := history(t, b)
+	var all []taking
+	for i := range h.names {
+		all = append(all, h.names[i].takings...)
+	}
+	during := revisionsOf(all)
+	for i := range h.names {
+		for _, c := range h.names[i].takings {
+			queue := fmt.Sprintf("locker/name-%d%%2Fx", i)
+			r, ok := reigns[front{queue, c.token}]
+			switch window := during[c]; {
+			case !ok:
+				t.Errorf("the hold with token %d was never the head of %s", c.token, queue)
+			case r.until <= window.from || r.from >= window.until:
+				t.Errorf("the hold with token %d was the head of %s in %+v, but the call was in %+v", c.token, queue, r, window)
+			}
+		}
+	}
+	if len(all) == 0 || len(reigns) < len(all) {
+		t.Errorf("%d holds were reported, %d heads seen", len(all), len(reigns))
+	}
+}
+
+// revisionsOf returns between which revisions of the cluster each call was, as far as
+// the others tell, without a request: it began at or after the tokens of those that
+// had ended before, and ended before the tokens of those that began after it, since
+// their entries were put after that.
+func revisionsOf(calls []taking) map[taking]reign {
+	during := make(map[taking]reign)
+	byEnd := slices.SortedFunc(slices.Values(calls), func(a, b taking) int { return a.ended.Compare(b.ended) })
+	byBeginning := slices.SortedFunc(slices.Values(calls), func(a, b taking) int { return a.began.Compare(b.began) })
+	from, next := int64(0), 0
+	for _, c := range byBeginning {
+		for ; byEnd[next].ended.Before(c.began); next++ {
+			from = max(from, byEnd[next].token)
+		}
+		during[c] = reign{from: from}
+	}
+	until, next := int64(math.MaxInt64), len(byBeginning)-1
+	for _, c := range slices.Backward(byEnd) {
+		for ; byBeginning[next].began.After(c.ended); next-- {
+			until = min(until, byBeginning[next].token)
+		}
+		during[c] = reign{during[c].from, until}
+	}
+	return during
+}
+
+// front is an entry that was the head of its queue.
+type front struct {
+	queue string
+	token int64
+}
+
+// history returns all heads there were, and when.
+func history(t *testing.T, b bundle) map[front]reign {
 	ctx, cancel := context.WithCancel(within(t))
 	defer cancel()
 	now, err := b.etcd.Get(ctx, "none")
@@ -200,42 +272,33 @@ func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
 	}
 	queues := make(map[string][]int64) // create revisions, by queue
 	created := make(map[string]int64)  // by key
-	type head struct {
-		queue string
-		token int64
-	}
-	heads := make(map[head]bool)
+	reigns := make(map[front]reign)
 	for answer := range b.etcd.Watch(ctx, "locker/", clientv3.WithPrefix(), clientv3.WithRev(1), clientv3.WithProgressNotify()) {
 		if answer.Err() != nil {
 			t.Fatal(answer.Err())
 		}
 		for _, ev := range answer.Events {
-			key := string(ev.Kv.Key)
+			key, at := string(ev.Kv.Key), ev.Kv.ModRevision
 			queue := key[:strings.LastIndexByte(key, '/')]
+			before := queues[queue]
 			if ev.Type == clientv3.EventTypeDelete {
-				queues[queue] = slices.DeleteFunc(queues[queue], func(rev int64) bool { return rev == created[key] })
+				queues[queue] = slices.DeleteFunc(slices.Clone(before), func(rev int64) bool { return rev == created[key] })
 			} else if ev.IsCreate() {
 				created[key] = ev.Kv.CreateRevision
-				queues[queue] = append(queues[queue], ev.Kv.CreateRevision)
+				queues[queue] = append(before, ev.Kv.CreateRevision)
 			}
-			if len(queues[queue]) > 0 {
-				heads[head{queue, queues[queue][0]}] = true
+			after := queues[queue]
+			if len(before) > 0 && (len(after) == 0 || after[0] != before[0]) {
+				former := front{queue, before[0]}
+				reigns[former] = reign{reigns[former].from, at}
+			}
+			if len(after) > 0 && (len(before) == 0 || after[0] != before[0]) {
+				reigns[front{queue, after[0]}] = reign{at, math.MaxInt64}
 			}
 		}
 		if last := len(answer.Events); last > 0 && answer.Events[last-1].Kv.ModRevision >= now.Header.Revision {
 			break
 		}
 	}
-	reported := 0
-	for i := range h.names {
-		for _, token := range h.names[i].tokens {
-			reported++
-			if queue := fmt.Sprintf("locker/name-%d%%2Fx", i); !heads[head{queue, token}] {
-				t.Errorf("the hold with token %d was never the head of %s", token, queue)
-			}
-		}
-	}
-	if reported == 0 || len(heads) < reported {
-		t.Errorf("%d holds were reported, %d heads seen", reported, len(heads))
-	}
+	return reigns
 }

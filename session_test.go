@@ -218,23 +218,6 @@ func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
 	}
 }
 
-func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
-	t.Parallel()
-	const ttl = 2 * time.Second
-	b := setup(t)
-	err := b.client(t, locker.WithTTL(ttl)).Do(within(t), "a", "", func(ctx context.Context, l *locker.Lock) error {
-		<-time.After(2 * ttl) // it looks at nothing meanwhile
-		if keys := b.keys(t, l.Key()); len(keys) != 1 {
-			t.Errorf("the entry is gone, and there is %v", keys)
-		}
-		return errors.Join(ctx.Err(), l.Err())
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	b.queued(t, "a", 0)
-}
-
 func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 	t.Parallel()
 	const ttl = 2 * time.Second
@@ -255,16 +238,19 @@ func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 			fault(proxy)
 			opening := lockAsync(within(t), c, "late", "")
 
-			began := time.Now()
-			if err := own.Close(); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Close of the session returned %v", err)
+			inTime := func(what string, end func() error) {
+				began := time.Now()
+				err := end()
+				took := time.Since(began)
+				if took > 2*ttl { // the second for the machine: the bound itself is shown in simulated time
+					t.Errorf("%s took %v", what, took)
+				}
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%s returned %v after %v", what, err, took)
+				}
 			}
-			if err := c.Close(); !errors.Is(err, context.DeadlineExceeded) && time.Since(began) < ttl {
-				t.Errorf("Close returned %v", err)
-			}
-			if took := time.Since(began); took > 10*ttl {
-				t.Errorf("it took %v", took)
-			}
+			inTime("Close of the session", own.Close)
+			inTime("Close", c.Close)
 			for _, l := range []*locker.Lock{held, shared} {
 				receive(t, l.Context().Done())
 			}

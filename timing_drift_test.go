@@ -65,6 +65,7 @@ func TestAHoldEndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 					latency := func() time.Duration { return time.Duration(1 + random.Int64N(int64(time.Second))) }
 					cut := time.Duration(random.Int64N(int64(time.Minute)))
 					d := startDrift(sim, clock, latency, cut)
+					ended := sim.ending(d.holder)
 					var expired time.Time
 					held := true
 					sim.server.OnExpiry(func(lease clientv3.LeaseID) {
@@ -81,10 +82,13 @@ func TestAHoldEndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 						t.Errorf("seed %d: the waiter holds though the lease has not expired", seed)
 					case held || !errors.Is(d.holder.Err(), locker.ErrLost):
 						t.Errorf("seed %d: etcd expired the lease at %v, while it was held", seed, expired.Sub(sim.start))
-					case time.Since(sim.start) < cut:
-						t.Errorf("seed %d: it was lost before the cut at %v", seed, cut)
+					case expired.Before(sim.start.Add(cut)):
+						t.Errorf("seed %d: etcd expired the lease at %v, before the cut at %v", seed, expired.Sub(sim.start), cut)
 					case next.lock.Token() <= d.holder.Token():
 						t.Errorf("seed %d: token %d after %d", seed, next.lock.Token(), d.holder.Token())
+					}
+					if at := receive(sim, ended); at < cut {
+						t.Errorf("seed %d: the hold ended at %v, before the cut at %v", seed, at, cut)
 					}
 				})
 			}

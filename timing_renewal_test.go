@@ -1,6 +1,7 @@
 package locker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -189,6 +190,30 @@ func TestALeaseIsRenewedOnceInEachThirdOfItsTTL(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
+	t.Parallel()
+	const blocked = 10 * time.Minute
+	simulate(t, func(sim simulation) {
+		c, observer := sim.client(locker.WithTTL(simulatedTTL)), sim.client()
+		err := c.Do(sim.Context(), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+			sim.at(blocked) // it looks at nothing meanwhile
+			if holder, err := observer.Get(sim.Context(), "a"); err != nil || holder.Token != l.Token() {
+				t.Errorf("the holder is %+v, %v", holder, err)
+			}
+			if sent := sim.sent(fakeetcd.KeepAlive); len(sent) < int(blocked/interval)-1 {
+				t.Errorf("renewed %d times only", len(sent))
+			}
+			return errors.Join(ctx.Err(), l.Err())
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if queue := sim.server.Queue(locker.DefaultPrefix + "a/"); len(queue) > 0 {
+			t.Errorf("left in the queue: %v", queue)
+		}
+	})
 }
 
 func TestTheTTLThatEtcdGrantsIsTheOneThatCounts(t *testing.T) {

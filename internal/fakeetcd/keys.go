@@ -1,7 +1,6 @@
 package fakeetcd
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"maps"
@@ -58,9 +57,15 @@ func (s *Server) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespon
 // Txn implements pb.KVServer.
 func (s *Server) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return serve(ctx, s, Txn, r, func(Fate) (*pb.TxnResponse, error) {
+		if _, err := writtenBy(r.Success); err != nil {
+			return nil, err
+		}
+		if _, err := writtenBy(r.Failure); err != nil {
+			return nil, err
+		}
 		p, err := s.choose(r)
 		if err == nil {
-			err = s.check(p, make(map[string]bool))
+			err = s.check(p)
 		}
 		if err != nil {
 			return nil, err
@@ -82,7 +87,7 @@ func (s *Server) within(key, end []byte) (keys []string) {
 		return keys
 	}
 	for k := range s.keys {
-		if k >= string(key) && (k < string(end) || bytes.Equal(end, []byte{0})) {
+		if covers(key, end, k) {
 			keys = append(keys, k)
 		}
 	}
@@ -90,31 +95,41 @@ func (s *Server) within(key, end []byte) (keys []string) {
 	return keys
 }
 
+// covers reports whether a range has a key.
+func covers(first, end []byte, key string) bool {
+	if len(end) == 0 {
+		return key == string(first)
+	}
+	return key >= string(first) && (key < string(end) || string(end) == "\x00")
+}
+
 func (s *Server) read(r *pb.RangeRequest) *pb.RangeResponse {
 	resp := &pb.RangeResponse{Header: s.header()}
-	for _, key := range s.within(r.Key, r.RangeEnd) {
+	keys := s.within(r.Key, r.RangeEnd)
+	resp.Count = int64(len(keys)) // whatever is left out below
+	if r.CountOnly {
+		return resp
+	}
+	for _, key := range keys {
 		if kv := s.keys[key]; r.MaxCreateRevision == 0 || kv.CreateRevision <= r.MaxCreateRevision {
 			resp.Kvs = append(resp.Kvs, kv)
 		}
 	}
 	if r.SortTarget == pb.RangeRequest_CREATE && r.SortOrder != pb.RangeRequest_NONE {
-		slices.SortStableFunc(resp.Kvs, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
+		direction := 1
 		if r.SortOrder == pb.RangeRequest_DESCEND {
-			slices.Reverse(resp.Kvs)
+			direction = -1
 		}
+		slices.SortStableFunc(resp.Kvs, func(a, b *mvccpb.KeyValue) int {
+			return direction * cmp.Compare(a.CreateRevision, b.CreateRevision)
+		})
 	}
-	resp.Count = int64(len(resp.Kvs))
 	if limit := int(r.Limit); limit > 0 && limit < len(resp.Kvs) {
 		resp.Kvs, resp.More = resp.Kvs[:limit], true
 	}
-	switch {
-	case r.CountOnly:
-		resp.Kvs = nil
-	case r.KeysOnly:
+	if r.KeysOnly { // since 3.7 that is without the lease
 		for i, kv := range resp.Kvs {
-			resp.Kvs[i] = &mvccpb.KeyValue{
-				Key: kv.Key, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
-			}
+			resp.Kvs[i] = &mvccpb.KeyValue{Key: kv.Key, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version}
 		}
 	}
 	return resp
@@ -170,24 +185,75 @@ func (s *Server) holds(c *pb.Compare) (bool, error) {
 	return !slices.ContainsFunc(keys, func(key string) bool { return !of(s.keys[key]) }), nil
 }
 
-// check returns why etcd refuses a transaction. written are the keys that it writes.
-func (s *Server) check(p plan, written map[string]bool) error {
+// check returns why etcd refuses a transaction that goes this way.
+func (s *Server) check(p plan) error {
 	for _, op := range p.ops {
-		put, removed := op.GetRequestPut(), op.GetRequestDeleteRange()
 		if inner, ok := p.nested[op]; ok {
-			if err := s.check(inner, written); err != nil {
+			if err := s.check(inner); err != nil {
 				return err
 			}
 		}
-		if key := string(put.GetKey()) + string(removed.GetKey()); key != "" {
-			if written[key] {
-				return rpctypes.ErrGRPCDuplicateKey
-			}
-			written[key] = true
-		}
-		if id := put.GetLease(); id != 0 && s.leases[id] == nil {
+		if id := op.GetRequestPut().GetLease(); id != 0 && s.leases[id] == nil {
 			return rpctypes.ErrGRPCLeaseNotFound
 		}
+	}
+	return nil
+}
+
+// written is what operations may write, whichever way their transactions go.
+type written struct {
+	puts    map[string]bool
+	deletes []*pb.DeleteRangeRequest
+}
+
+// deleted reports whether a key may be deleted.
+func (w written) deleted(key string) bool {
+	return slices.ContainsFunc(w.deletes, func(r *pb.DeleteRangeRequest) bool { return covers(r.Key, r.RangeEnd, key) })
+}
+
+// writtenBy refuses operations that may put a key twice, or put and delete it. As in
+// etcd, a delete nested in a transaction counts only for what comes after that, or is
+// on the level above.
+func writtenBy(ops []*pb.RequestOp) (written, error) {
+	all := written{puts: make(map[string]bool)}
+	for _, op := range ops {
+		if r := op.GetRequestDeleteRange(); r != nil {
+			all.deletes = append(all.deletes, r)
+		}
+	}
+	for _, op := range ops {
+		inner := op.GetRequestTxn()
+		then, err := writtenBy(inner.GetSuccess())
+		if err != nil {
+			return all, err
+		}
+		otherwise, err := writtenBy(inner.GetFailure())
+		if err != nil {
+			return all, err
+		}
+		either := then.puts // of the two, only one is put
+		maps.Copy(either, otherwise.puts)
+		if err := all.put(either); err != nil {
+			return all, err
+		}
+		all.deletes = slices.Concat(all.deletes, then.deletes, otherwise.deletes)
+	}
+	for _, op := range ops {
+		if r := op.GetRequestPut(); r != nil {
+			if err := all.put(map[string]bool{string(r.Key): true}); err != nil {
+				return all, err
+			}
+		}
+	}
+	return all, nil
+}
+
+func (w written) put(keys map[string]bool) error {
+	for key := range keys {
+		if w.puts[key] || w.deleted(key) {
+			return rpctypes.ErrGRPCDuplicateKey
+		}
+		w.puts[key] = true
 	}
 	return nil
 }
@@ -210,23 +276,38 @@ func (w *writing) end() {
 }
 
 func (w *writing) run(p plan) *pb.TxnResponse {
-	resp := &pb.TxnResponse{Succeeded: p.succeeded}
+	resp := &pb.TxnResponse{Header: new(pb.ResponseHeader), Succeeded: p.succeeded}
 	for _, op := range p.ops {
 		answer := new(pb.ResponseOp)
 		switch r := op.Request.(type) {
 		case *pb.RequestOp_RequestPut:
 			w.put(r.RequestPut)
-			answer.Response = &pb.ResponseOp_ResponsePut{ResponsePut: new(pb.PutResponse)}
+			answer.Response = &pb.ResponseOp_ResponsePut{ResponsePut: &pb.PutResponse{Header: w.now()}}
 		case *pb.RequestOp_RequestDeleteRange:
 			n := w.remove(w.within(r.RequestDeleteRange.Key, r.RequestDeleteRange.RangeEnd))
-			answer.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: &pb.DeleteRangeResponse{Deleted: n}}
+			answer.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: &pb.DeleteRangeResponse{Header: w.now(), Deleted: n}}
 		case *pb.RequestOp_RequestRange:
-			answer.Response = &pb.ResponseOp_ResponseRange{ResponseRange: w.read(r.RequestRange)}
+			answer.Response = &pb.ResponseOp_ResponseRange{ResponseRange: w.readNow(r.RequestRange)}
 		case *pb.RequestOp_RequestTxn:
 			answer.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: w.run(p.nested[op])}
 		}
 		resp.Responses = append(resp.Responses, answer)
 	}
+	return resp
+}
+
+// now is the header of an operation: it tells the new revision as soon as there is one.
+func (w *writing) now() *pb.ResponseHeader {
+	at := w.revision
+	if len(w.events) > 0 {
+		at++
+	}
+	return &pb.ResponseHeader{Revision: at}
+}
+
+func (w *writing) readNow(r *pb.RangeRequest) *pb.RangeResponse {
+	resp := w.read(r)
+	resp.Header = w.now()
 	return resp
 }
 

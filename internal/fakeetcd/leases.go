@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -67,14 +68,18 @@ func (s *Server) Expire(id clientv3.LeaseID) {
 // LeaseGrant implements pb.LeaseServer.
 func (s *Server) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	return serve(ctx, s, Grant, r, func(f Fate) (*pb.LeaseGrantResponse, error) {
-		if s.leases[r.ID] != nil {
+		id := r.ID
+		if id == 0 {
+			id = rand.Int64N(1<<63-1) + 1
+		}
+		if s.leases[id] != nil {
 			return nil, rpctypes.ErrGRPCLeaseExist
 		}
 		l := &lease{ttl: r.TTL}
-		l.expiry = time.AfterFunc(time.Duration(1<<62), func() { s.expire(r.ID) })
-		s.leases[r.ID] = l
+		l.expiry = time.AfterFunc(time.Duration(1<<62), func() { s.expire(id) })
+		s.leases[id] = l
 		s.renew(l, f.TTL)
-		return &pb.LeaseGrantResponse{Header: s.header(), ID: r.ID, TTL: l.ttl}, nil
+		return &pb.LeaseGrantResponse{Header: s.header(), ID: id, TTL: l.ttl}, nil
 	})
 }
 

@@ -123,9 +123,5 @@ func sees(what *pb.WatchCreateRequest, ev *mvccpb.Event) bool {
 	if ev.Type == mvccpb.Event_PUT && slices.Contains(what.Filters, pb.WatchCreateRequest_NOPUT) {
 		return false
 	}
-	key, first, end := string(ev.Kv.Key), string(what.Key), string(what.RangeEnd)
-	if end == "" {
-		return key == first
-	}
-	return key >= first && (key < end || end == "\x00")
+	return covers(what.Key, what.RangeEnd, string(ev.Kv.Key))
 }

@@ -1,0 +1,97 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/fakeetcd"
+)
+
+// unreachable is a client with all that Close has to end, over a connection of its own.
+type unreachable struct {
+	client       *locker.Client
+	own, adopted *locker.Session
+	foreign      *concurrency.Session // of the same connection, not yet adopted
+	holds        []*locker.Lock
+	waiting      <-chan outcome
+}
+
+func startUnreachable(sim simulation) unreachable {
+	etcd, err := sim.server.Connect()
+	if err != nil {
+		sim.Fatal(err)
+	}
+	sim.Cleanup(func() { _ = etcd.Close() })
+	u := unreachable{client: newClient(sim, etcd, locker.WithTTL(simulatedTTL))}
+	u.own, u.foreign = newSession(sim, u.client), foreignSession(sim, etcd)
+	if u.adopted, err = u.client.AdoptSession(foreignSession(sim, etcd)); err != nil {
+		sim.Fatal(err)
+	}
+	for name, opts := range map[string][]locker.LockOption{
+		"shared": nil, "own": {locker.WithSession(u.own)}, "adopted": {locker.WithSession(u.adopted)},
+	} {
+		u.holds = append(u.holds, lock(sim, u.client, name, "", opts...))
+	}
+	sim.server.Write(locker.DefaultPrefix+"foreign/1", "", clientv3.NoLease) // in nobody's hands
+	u.waiting = lockAsync(sim.Context(), u.client, "foreign", "", locker.WithSession(u.own))
+	sim.at(time.Second) // it waits
+	return u
+}
+
+// foreignSession is one that is not Locker's.
+func foreignSession(sim simulation, etcd *clientv3.Client) *concurrency.Session {
+	s, err := concurrency.NewSession(etcd, concurrency.WithTTL(int(simulatedTTL/time.Second)))
+	if err != nil {
+		sim.Fatal(err)
+	}
+	sim.Cleanup(s.Orphan)
+	return s
+}
+
+func TestCloseAndAdoptSessionReturnWithinTheTTLWhileEtcdDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	calls := map[string]func(unreachable) error{
+		"Session.Close":               func(u unreachable) error { return u.own.Close() },
+		"Session.Close of an adopted": func(u unreachable) error { return u.adopted.Close() },
+		"Client.Close":                func(u unreachable) error { return u.client.Close() },
+		"AdoptSession":                func(u unreachable) error { _, err := u.client.AdoptSession(u.foreign); return err },
+	}
+	for what, fate := range map[string]fakeetcd.Fate{"the request is lost": {Lost: true}, "the answer is lost": {Unanswered: true}} {
+		for name, call := range calls {
+			// In the middle of a renewal's attempts as well as before them.
+			for _, since := range []time.Duration{0, interval + askedAgain/2, certain - 1, certain} {
+				t.Run(name+", "+what+", "+since.String(), func(t *testing.T) {
+					t.Parallel()
+					simulate(t, func(sim simulation) {
+						u := startUnreachable(sim)
+						sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fate })
+						time.Sleep(since)
+						began := time.Now()
+						err := call(u)
+						took := time.Since(began)
+						if took > simulatedTTL {
+							t.Errorf("it took %v", took)
+						}
+						if !errors.Is(err, context.DeadlineExceeded) {
+							t.Errorf("it returned %v after %v", err, took)
+						}
+						sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
+						_ = u.client.Close() // again, or after a call that has left something to it
+						if got := receive(sim, u.waiting); got.err == nil {
+							t.Error("Lock returned a lock")
+						}
+						for _, l := range u.holds {
+							receive(sim, l.Context().Done())
+						}
+					})
+				})
+			}
+		}
+	}
+}
