@@ -121,7 +121,7 @@ func (g *group) start(batch []*write, next func()) {
 		ctx, cancel := context.WithTimeout(c.base, c.attempt())
 		defer cancel()
 		c.tasks.add()
-		late := time.AfterFunc(c.patience, func() {
+		late := time.AfterFunc(c.hedgeDelay, func() {
 			defer c.tasks.end()
 			next()
 		})

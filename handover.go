@@ -44,7 +44,7 @@ func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool
 		}
 		answer <- outcome{err == nil && resp.Succeeded, repeated.Load() || err != nil && unsure(err)}
 	})
-	late := time.NewTimer(c.patience)
+	late := time.NewTimer(c.hedgeDelay)
 	defer late.Stop()
 	select {
 	case o := <-answer:

@@ -295,7 +295,7 @@ func (l *Lock) giveUp(cause error) {
 // other locks of the session.
 func (l *Lock) gone(ctx context.Context) error {
 	s := l.session
-	ctx, cancel := context.WithTimeout(ctx, l.client.patience)
+	ctx, cancel := context.WithTimeout(ctx, l.client.hedgeDelay)
 	defer cancel()
 	if resp, err := l.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
 		s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})

@@ -28,7 +28,7 @@ type Client struct {
 	log     *slog.Logger
 	process string // what stands in the records of the sessions
 
-	patience time.Duration // after which a request without an answer is made once more
+	hedgeDelay time.Duration // after which a request without an answer is made once more
 
 	ctx   context.Context // ends with Close, with ErrClosed
 	end   context.CancelCauseFunc
@@ -80,7 +80,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	}
 	c.kv = clientv3.RetryKVClient(etcd)
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
-	c.patience = min(max(c.ttl/8, 200*time.Millisecond), 2*time.Second)
+	c.hedgeDelay = min(max(c.ttl/8, shortestHedgeDelay), longestHedgeDelay)
 	c.lines.init()
 	c.group = group{client: c, limit: maxTogether}
 	c.ctx, c.end = context.WithCancelCause(context.Background())

@@ -210,7 +210,7 @@ func (l *Lock) settle(ctx context.Context) error {
 	if !l.puts.any() {
 		return nil
 	}
-	landed, cancel := context.WithTimeout(ctx, l.client.patience)
+	landed, cancel := context.WithTimeout(ctx, l.client.hedgeDelay)
 	l.puts.wait(landed)
 	cancel()
 	if !l.puts.any() {

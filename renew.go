@@ -150,7 +150,7 @@ func (s *Session) audit() {
 	if len(queued) == 0 || s.ctx.Err() != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.client.patience)
+	ctx, cancel := context.WithTimeout(s.ctx, s.client.hedgeDelay)
 	defer cancel()
 	resp, err := s.client.etcd.TimeToLive(ctx, s.lease, clientv3.WithAttachedKeys())
 	if err != nil || resp.GrantedTTL == 0 { // a lease that is gone is the renewal's to find out

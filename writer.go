@@ -98,7 +98,7 @@ func (c *Client) writes(t txn, begun func(), ended func(*pb.TxnResponse, error))
 
 // attempt is how long an attempt may take: so that as few outcomes as possible
 // remain unknown, it goes on for a while after others have begun.
-func (c *Client) attempt() time.Duration { return 4 * c.patience }
+func (c *Client) attempt() time.Duration { return 4 * c.hedgeDelay }
 
 // insist makes a request until etcd has answered it for certain or ctx has ended.
 // While an attempt has no answer another starts at short intervals, which the
@@ -128,7 +128,7 @@ func insist[T any](ctx context.Context, c *Client, a attempts[T]) (answer T, n i
 		}
 	}
 	start()
-	again := time.NewTimer(c.patience)
+	again := time.NewTimer(c.hedgeDelay)
 	defer again.Stop()
 	pause := backoff{}
 	last := error(context.DeadlineExceeded) // there was no answer
@@ -149,12 +149,20 @@ func insist[T any](ctx context.Context, c *Client, a attempts[T]) (answer T, n i
 			}
 		case <-again.C:
 			start()
-			again.Reset(c.patience)
+			again.Reset(c.hedgeDelay)
 		case <-ctx.Done():
 			return answer, n, ended(ctx, c.explain(last))
 		}
 	}
 }
+
+// The one scale of waiting for an answer, for requests, renewals and watches alike: an
+// eighth of the TTL within these bounds. Three of the longest make a hand-over past a
+// frozen member, which so takes less than 3 s however long the TTL is.
+const (
+	shortestHedgeDelay = 200 * time.Millisecond
+	longestHedgeDelay  = 800 * time.Millisecond
+)
 
 // explain finds out what kept a request from being answered: etcd's client waits
 // for a connection and does not say why there is none.
