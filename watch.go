@@ -167,7 +167,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true})
 		sent := time.Now()
-		resp, refused := f.client.read(ctx, allBelow(f.below))
+		resp, refused := f.client.readAll(ctx, f.below)
 		if refused == nil {
 			filled = true
 			update(sent, resp.Header.Revision, p.load(resp, f.name))
