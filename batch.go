@@ -11,8 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// batch is what leaves in one transaction. It is tried until it is answered for certain,
-// or nobody waits for it any more.
+// batch is what leaves in one transaction.
 type batch struct {
 	group  *group
 	writes []*write
@@ -54,16 +53,22 @@ func (b *batch) allowance() time.Duration {
 	return allowance(size)
 }
 
-// run sends the batch until it is answered. moved is called with the first outcome.
+// run sends the batch. moved is called when it has been answered or has failed; what has
+// failed gathers again after a pause, as far as somebody waits for it.
 func (b *batch) run(moved func()) {
 	c := b.group.client
 	defer b.end()
-	for pause, allowed := (backoff{}), b.allowance(); ; {
-		_, err := hedge(b.life, c, allowed, c.cleanUpTime(), b.attempt)
-		moved()
-		if err == nil || !transient(err) || c.etcd.Ctx().Err() != nil || pause.wait(b.life) != nil {
-			return
-		}
+	_, err := hedge(b.life, c, b.allowance(), c.cleanUpTime(), b.attempt)
+	moved()
+	if err == nil || !transient(err) {
+		return
+	}
+	pause := time.Duration(0)
+	for _, w := range b.writes {
+		pause = max(pause, w.pause.next())
+	}
+	if sleep(b.life, pause) == nil {
+		b.group.again(b.writes)
 	}
 }
 
@@ -92,20 +97,22 @@ func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 func (b *batch) begin() []*write {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
-	if b.tried {
-		if b.answered {
-			return nil // the hedge has come too late
+	if b.answered {
+		return nil // the hedge has come too late
+	}
+	var writes []*write
+	for _, w := range b.writes {
+		if b.tried && w.gone {
+			continue
 		}
-		b.writes = slices.DeleteFunc(slices.Clone(b.writes), func(w *write) bool { return w.gone || w.settled })
-		for _, w := range b.writes {
+		if b.tried {
 			w.begin()
 		}
+		w.attempts++
+		writes = append(writes, w)
 	}
 	b.tried = true
-	for _, w := range b.writes {
-		w.attempts++
-	}
-	return b.writes
+	return writes
 }
 
 // send makes one attempt at a transaction.

@@ -49,12 +49,13 @@ type write struct {
 	result outcome       // the first that is certain
 
 	// Guarded by the group's mutex.
-	left     bool   // it is not waiting any more
-	batch    *batch // with which it has left
-	gone     bool   // its caller has gone: it is not to be tried again
-	attempts int    // that were not refused for certain
-	last     error  // of an attempt that was not answered for certain; nil: there was no answer
-	settled  bool   // result is set
+	left     bool    // it is not waiting any more
+	batch    *batch  // with which it has left
+	gone     bool    // its caller has gone: it is not to be tried again
+	attempts int     // that were not refused for certain
+	last     error   // of an attempt that was not answered for certain; nil: there was no answer
+	settled  bool    // result is set
+	pause    backoff // before it is tried again
 }
 
 // outcome is what became of an attempt at a write. It is certain if etcd has answered,
@@ -111,16 +112,45 @@ func (g *group) submit(w *write) {
 		return
 	}
 	g.mu.Lock()
-	p := g.byName[w.name]
-	if p == nil {
-		p = &pending{name: w.name}
-		g.byName[w.name] = p
-		g.order.PushBack(p)
-	}
+	p := g.pending(w.name)
 	p.writes = append(p.writes, w)
 	batch := g.take()
 	g.mu.Unlock()
 	g.start(batch, g.next)
+}
+
+// again lets writes leave once more, before those that have come later.
+func (g *group) again(writes []*write) {
+	g.mu.Lock()
+	var alone []*write
+	for _, w := range writes {
+		switch {
+		case w.gone || w.settled:
+			continue
+		case w.name == "":
+			alone = append(alone, w)
+		default:
+			w.left, w.batch = false, nil
+			p := g.pending(w.name)
+			p.writes = append([]*write{w}, p.writes...)
+		}
+		w.begin()
+	}
+	batch := g.take()
+	g.mu.Unlock()
+	g.start(alone, func() {})
+	g.start(batch, g.next)
+}
+
+// pending returns the writes of a name. The caller has the mutex.
+func (g *group) pending(name string) *pending {
+	p := g.byName[name]
+	if p == nil {
+		p = &pending{name: name}
+		g.byName[name] = p
+		g.order.PushBack(p)
+	}
+	return p
 }
 
 // forget is for a caller that waits no longer. A write that is yet to leave never will:
