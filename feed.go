@@ -167,10 +167,11 @@ func (f *feed) probe(s *stream, what watched, patience time.Duration) (kept bool
 		f.reach(checkpoint{at, resp.Header.Revision})
 	}
 	close(goal.known)
-	if time.Since(at) > grace {
+	took := time.Since(at)
+	if took > grace {
 		s.progress() // the request before may have been answered too early
 	}
-	timeout := time.NewTimer(time.Until(at.Add(grace + patience)))
+	timeout := time.NewTimer(min(took, grace) + patience - took) // since it was asked
 	defer timeout.Stop()
 	select {
 	case <-shown: // or it has ended

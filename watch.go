@@ -172,6 +172,9 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 	for pause, filled := (backoff{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true, progress: f.progress})
+		if err != nil && ctx.Err() != nil && !filled {
+			return ended(ctx, f.client.explain(ctx.Err()))
+		}
 		sent := time.Now()
 		resp, refused := f.client.read(ctx, allBelow(f.below))
 		if refused == nil {
