@@ -24,6 +24,9 @@ var (
 	ErrReleased = errors.New("lock released")
 	// ErrClosed says that the Client or the Session was closed.
 	ErrClosed = errors.New("closed")
+	// ErrEtcdClosed says that the etcd client, which New has borrowed, was closed. It is
+	// also the cause of the holds that were lost by that.
+	ErrEtcdClosed = errors.New("the etcd client was closed")
 	// ErrSessionFull says that a Session of the caller's own has as many entries
 	// as a lease should carry. The sessions that a Client opens by itself are
 	// never full: it opens another.

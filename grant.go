@@ -11,16 +11,17 @@ import (
 )
 
 // grant takes the lease. If an attempt without an answer has done so already, it is
-// for greet to find out how long the lease lives.
+// for renewOnce to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
-	granted, _, err := insist(ctx, s.client, requests(s.client, s.client.base, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
+	granted, _, err := insist(ctx, s.client, requests(s.client, s.life, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
 		defer s.grants.Done()
 		sent := time.Now()
 		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
 		if err != nil {
 			return renewal{}, clientv3.ContextError(ctx, err)
 		}
+		s.timeline.saw(resp.Header)
 		return renewal{sent: sent, ttl: resp.TTL}, nil
 	}))
 	switch {
@@ -32,13 +33,13 @@ func (s *Session) grant(ctx context.Context) error {
 	return err
 }
 
-// greet renews a lease that is there already for the first time.
-func (s *Session) greet(ctx context.Context) error {
+// renewOnce renews a lease that is there already for the first time.
+func (s *Session) renewOnce(ctx context.Context) error {
 	renewed, err := ask(ctx, s.client, func(ctx context.Context) (renewal, error) {
 		k := s.newKeepAlive()
 		defer k.cancel()
 		defer context.AfterFunc(ctx, k.cancel)()
-		r := k.renew(s)
+		r := k.renew(s, nil)
 		return r, clientv3.ContextError(ctx, r.err)
 	})
 	switch {
@@ -56,10 +57,18 @@ func (s *Session) start(r renewal) {
 	defer s.mu.Unlock()
 	s.renewed, s.ttl = r, r.life()
 	s.deadline = s.until(r)
-	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
+	s.setAlarm()
 	if s.over {
-		s.alarm.Stop() // closed while the lease was being taken
+		s.alarm.stop() // closed while the lease was being taken
 	}
+}
+
+// setAlarm has the deadline checked when it passes. The caller has the mutex.
+func (s *Session) setAlarm() {
+	if s.alarm != nil {
+		s.alarm.stop()
+	}
+	s.alarm = s.client.tasks.after(time.Until(s.deadline), func() { _ = s.check() }) // it ends what is over
 }
 
 // until returns the deadline that a renewal leads to. etcd counts the TTL from a

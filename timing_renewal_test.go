@@ -16,14 +16,25 @@ import (
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
 )
 
-// What follows from a TTL of 12 s: a renewal every 4 s, asked again every second, and
-// a hold that is certain for 10.8 s after a renewal was sent.
+// What follows from a TTL of 12 s: a renewal every 4 s, asked for again at growing
+// intervals, and a hold that is certain for 10.8 s after a renewal was sent.
 const (
 	simulatedTTL = 12 * time.Second
 	interval     = simulatedTTL / 3
-	askedAgain   = simulatedTTL / 12
+	askedAgain   = 800 * time.Millisecond
 	certain      = simulatedTTL - simulatedTTL/10
 )
+
+// asked is when a renewal is asked for, counted from its beginning, until the deadline.
+var asked = []time.Duration{0, askedAgain, 3 * askedAgain, 3*askedAgain + simulatedTTL/6, 3*askedAgain + simulatedTTL/3}
+
+// since returns the times so long after d.
+func since(d time.Duration, times []time.Duration) (moved []time.Duration) {
+	for _, at := range times {
+		moved = append(moved, d+at)
+	}
+	return moved
+}
 
 func TestTheDeadlineCountsFromWhenTheRenewalWasSent(t *testing.T) {
 	t.Parallel()
@@ -72,17 +83,13 @@ func TestARenewalWhoseAnswerIsLostIsAskedAgain(t *testing.T) {
 				simulate(t, func(sim simulation) {
 					sim.fates(slices.Repeat([]fakeetcd.Fate{fate}, n)...)
 					l := lock(sim, sim.client(locker.WithTTL(simulatedTTL)), "a", "")
-					answered := interval + time.Duration(n)*askedAgain
+					answered := interval + asked[n]
 					sim.at(answered)
 					if got := sim.deadline(l); got != answered+certain {
 						t.Errorf("the deadline is %v", got)
 					}
 					sim.at(answered + interval)
-					want := []time.Duration{}
-					for at := interval; at <= answered; at += askedAgain {
-						want = append(want, at)
-					}
-					if sent := sim.sent(fakeetcd.KeepAlive); !slices.Equal(sent, append(want, answered+interval)) {
+					if sent := sim.sent(fakeetcd.KeepAlive); !slices.Equal(sent, append(since(interval, asked[:n+1]), answered+interval)) {
 						t.Errorf("asked at %v", sent)
 					}
 				})
@@ -137,8 +144,8 @@ func TestWhateverBecomesOfRenewalsTheDeadlineIsThatOfOneThatWasAnswered(t *testi
 				}
 				return fakeetcd.Fate{
 					Before:     time.Duration(random.Int64N(int64(time.Second))),
-					After:      time.Duration(random.ExpFloat64() * float64(time.Second)),
-					Unanswered: random.IntN(3) == 0,
+					After:      time.Duration(random.ExpFloat64() * float64(time.Second/2)),
+					Unanswered: random.IntN(5) == 0,
 				}
 			})
 			l := lock(sim, sim.client(locker.WithTTL(simulatedTTL)), "a", "")
@@ -284,7 +291,7 @@ func TestWithoutAnAnswerTheHoldEndsAtTheDeadline(t *testing.T) {
 				if at := receive(sim, ended); at != certain {
 					t.Errorf("the hold ended after %v", at)
 				}
-				if sent := sim.sent(fakeetcd.KeepAlive); len(sent) != int((certain-interval)/askedAgain)+1 {
+				if sent := sim.sent(fakeetcd.KeepAlive); !slices.Equal(sent, since(interval, asked)) {
 					t.Errorf("asked at %v", sent)
 				}
 			})
@@ -330,7 +337,7 @@ func TestAnAnswerAfterTheDeadlineRevivesNothing(t *testing.T) {
 
 func TestAGrantThatIsRepeatedLeavesOneLease(t *testing.T) {
 	t.Parallel()
-	const again = simulatedTTL / 8 // after that a request is repeated
+	const again = askedAgain // after that a request is repeated
 	for name, c := range map[string]struct {
 		fate fakeetcd.Fate
 		from time.Duration // when the request was sent that the deadline counts from

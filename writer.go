@@ -2,7 +2,6 @@ package locker
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -141,8 +140,8 @@ func insist[T any](ctx context.Context, c *Client, a attempts[T]) (answer T, n i
 			if !isContextError(o.err) {
 				last = o.err
 			}
-			if c.etcd.Ctx().Err() != nil {
-				return answer, n, errors.Join(errEtcdClosed, o.err)
+			if c.etcdIsClosed() {
+				return answer, n, ErrEtcdClosed
 			}
 			if unanswered--; unanswered == 0 {
 				again.Reset(pause.next())
@@ -189,8 +188,6 @@ func (c *Client) interrupted(ctx context.Context) error {
 	}
 	return ended(ctx, c.explain(ctx.Err()))
 }
-
-var errEtcdClosed = errors.New("the etcd client was closed")
 
 // backoff is a growing pause between attempts, spread at random so that clients
 // that failed together do not come back together.
