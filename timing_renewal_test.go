@@ -373,3 +373,63 @@ func TestAGrantThatIsRepeatedLeavesOneLease(t *testing.T) {
 		})
 	}
 }
+
+func TestRenewal_IsAskedForAgainSoonHoweverLongTheTTL(t *testing.T) {
+	t.Parallel()
+	for _, ttl := range []time.Duration{time.Minute, time.Hour, 365 * 24 * time.Hour} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				sim.fates(fakeetcd.Fate{Unanswered: true})
+				l := lock(sim, sim.client(locker.WithTTL(ttl)), "a", "")
+				sim.at(ttl/3 + 3*time.Second)
+				if got := sim.deadline(l); got < ttl/3+ttl-ttl/10 {
+					t.Errorf("the deadline is %v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestRenewal_IsAskedForSeldomWhileEtcdIsAway(t *testing.T) {
+	t.Parallel()
+	const outage = 24 * time.Hour
+	for name, fate := range map[string]fakeetcd.Fate{"lost": {Lost: true}, "refused": {Err: rpctypes.ErrGRPCNoLeader}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				const ttl = 365 * 24 * time.Hour
+				sim.always(fakeetcd.KeepAlive, fate)
+				l := lock(sim, sim.client(locker.WithTTL(ttl)), "a", "")
+				sim.at(ttl/3 + outage)
+				if n := len(sim.sent(fakeetcd.KeepAlive)); n > int(outage/(30*time.Second))+10 {
+					t.Errorf("asked %d times in %v", n, outage)
+				}
+				sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
+				sim.at(ttl/3 + outage + time.Minute)
+				if got := sim.deadline(l); got < ttl/3+outage+ttl-ttl/10 {
+					t.Errorf("a minute after the outage the deadline is %v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestRenewal_HasNoMoreThanTwoAttemptsOnTheWayAndTheFirstCounts(t *testing.T) {
+	t.Parallel()
+	const slow = certain - interval - time.Second/2
+	simulate(t, func(sim simulation) {
+		sim.always(fakeetcd.KeepAlive, fakeetcd.Fate{After: slow})
+		l := lock(sim, sim.client(locker.WithTTL(simulatedTTL)), "a", "")
+		for at := interval; at < interval+slow; at += 100 * time.Millisecond {
+			sim.at(at)
+			if n := sim.server.Open(fakeetcd.KeepAlive); n < 1 || n > 2 {
+				t.Errorf("after %v, %d are on the way", at, n)
+			}
+		}
+		sim.at(interval + slow)
+		if got := sim.deadline(l); got != interval+certain {
+			t.Errorf("the deadline is %v", got)
+		}
+	})
+}

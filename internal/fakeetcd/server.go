@@ -76,6 +76,7 @@ type Server struct {
 	expired  func(clientv3.LeaseID)
 	fate     func(Call) Fate
 	calls    map[Kind][]Call
+	open     map[Kind]int
 }
 
 // What gRPC does from time to time by itself would fill years of simulated time.
@@ -96,6 +97,7 @@ func New() *Server {
 		streams:  make(map[*stream]bool),
 		clock:    1,
 		calls:    make(map[Kind][]Call),
+		open:     make(map[Kind]int),
 		expired:  func(clientv3.LeaseID) {},
 		fate:     func(Call) Fate { return Fate{} },
 	}
@@ -149,18 +151,31 @@ func (s *Server) Calls(kind Kind) []Call {
 	return slices.Clone(s.calls[kind])
 }
 
+// Open returns how many requests of a kind have arrived and are neither answered nor given up.
+func (s *Server) Open(kind Kind) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open[kind]
+}
+
 // arrive notes a request and decides its fate.
 func (s *Server) arrive(kind Kind, request any) Fate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	call := Call{Kind: kind, N: len(s.calls[kind]), At: time.Now(), Request: request}
 	s.calls[kind] = append(s.calls[kind], call)
+	s.open[kind]++
 	return s.fate(call)
 }
 
 // serve has a request meet its fate. run is called with the mutex.
 func serve[T any](ctx context.Context, s *Server, kind Kind, request any, run func(Fate) (T, error)) (answer T, err error) {
 	fate := s.arrive(kind, request)
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.open[kind]--
+	}()
 	time.Sleep(fate.Before)
 	switch {
 	case fate.Err != nil:
