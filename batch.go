@@ -170,8 +170,8 @@ func (b *batch) answer(writes []*write, o outcome) {
 func (b *batch) settle(w *write, o outcome) {
 	g := b.group
 	certain := o.err == nil || !transient(o.err)
-	if !certain && g.client.etcd.Ctx().Err() != nil {
-		certain, o.err = true, errors.Join(errEtcdClosed, o.err)
+	if !certain && g.client.etcdIsClosed() {
+		certain, o.err = true, ErrEtcdClosed
 	}
 	g.mu.Lock()
 	o.only = w.attempts == 1 && !o.repeated

@@ -27,6 +27,9 @@ var (
 	// ErrInDoubt says that it is not known what has become of a write: it may have been
 	// applied, or be applied later. What is known of why is in the chain.
 	ErrInDoubt = errors.New("outcome in doubt")
+	// ErrEtcdClosed says that the etcd client, which New has borrowed, was closed. It is
+	// also the cause of the holds that were lost by that.
+	ErrEtcdClosed = errors.New("the etcd client was closed")
 	// ErrSessionFull says that a Session of the caller's own has as many entries
 	// as a lease should carry. The sessions that a Client opens by itself are
 	// never full: it opens another.

@@ -12,7 +12,7 @@ import (
 )
 
 // grant takes the lease. If an attempt without an answer has done so already, it is
-// for greet to find out how long the lease lives.
+// for renewOnce to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
 	c := s.client
@@ -21,13 +21,14 @@ func (s *Session) grant(ctx context.Context) error {
 	done := make(chan error, 1)
 	// What is granted after the lease was revoked would stay: so an attempt is not cut off
 	// by the end of the call.
-	life, cancel := context.WithCancel(c.base)
+	life, cancel := context.WithCancel(s.life)
 	attempt := func(ctx context.Context) (renewal, error) {
 		r := renewal{sent: time.Now()}
 		resp, err := c.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
 		err = clientv3.ContextError(ctx, err)
 		if err == nil {
 			r.ttl = resp.TTL
+			s.timeline.saw(resp.Header)
 		}
 		if err == nil || !transient(err) {
 			once.Do(func() { granted = r; done <- err })
@@ -57,13 +58,13 @@ func (s *Session) grant(ctx context.Context) error {
 	return err
 }
 
-// greet renews a lease that is there already for the first time.
-func (s *Session) greet(ctx context.Context) error {
+// renewOnce renews a lease that is there already for the first time.
+func (s *Session) renewOnce(ctx context.Context) error {
 	renewed, err := ask(ctx, s.client, func(ctx context.Context) (renewal, error) {
 		k := s.newKeepAlive()
 		defer k.cancel()
 		defer context.AfterFunc(ctx, k.cancel)()
-		r := k.renew(s)
+		r := k.renew(s, nil)
 		return r, clientv3.ContextError(ctx, r.err)
 	})
 	switch {
@@ -81,10 +82,18 @@ func (s *Session) start(r renewal) {
 	defer s.mu.Unlock()
 	s.renewed, s.ttl = r, r.life()
 	s.deadline = s.until(r)
-	s.alarm = time.AfterFunc(time.Until(s.deadline), func() { s.check() })
+	s.setAlarm()
 	if s.over {
-		s.alarm.Stop() // closed while the lease was being taken
+		s.alarm.stop() // closed while the lease was being taken
 	}
+}
+
+// setAlarm has the deadline checked when it passes. The caller has the mutex.
+func (s *Session) setAlarm() {
+	if s.alarm != nil {
+		s.alarm.stop()
+	}
+	s.alarm = s.client.tasks.after(time.Until(s.deadline), func() { _ = s.check() }) // it ends what is over
 }
 
 // until returns the deadline that a renewal leads to. etcd counts the TTL from a

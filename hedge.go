@@ -21,6 +21,8 @@ import (
 const (
 	shortestHedgeDelay = 200 * time.Millisecond
 	longestHedgeDelay  = 800 * time.Millisecond
+
+	longestHedgeInterval = 10 * time.Second // to which the intervals grow
 )
 
 // slowestLink is the bandwidth, in bytes a second, down to which nothing that is large
@@ -77,7 +79,8 @@ func hedge[T any](ctx context.Context, c *Client, allowance, grace time.Duration
 	timer := time.AfterFunc(interval, func() {
 		defer c.tasks.end()
 		defer close(second)
-		for ; c.hedging.wait(ctx, c.hedgeDelay/2) && again(); interval *= 2 {
+		for c.hedging.wait(ctx, c.hedgeDelay/2) && again() {
+			interval = min(2*interval, longestHedgeInterval+allowance)
 		}
 		if len(second) > 0 {
 			_ = sleep(ctx, grace)

@@ -22,6 +22,7 @@ type Lock struct {
 	session *Session
 	name    string
 	key     string
+	since   int64           // a revision of etcd before any put of the entry; 0 if none is known
 	ctx     context.Context // ends with the hold, or with the place in the queue before it
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
@@ -145,6 +146,8 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	resp, err := kv.Txn(once).If(l.Guard()...).Then(ops...).Else(check).Commit()
 	repeated := once.repeated() && slices.ContainsFunc(ops, func(op clientv3.Op) bool { return !op.IsGet() })
 	switch {
+	case err != nil && l.client.etcdIsClosed():
+		return nil, wrap(op, l.name, inDoubt(ErrEtcdClosed))
 	case err != nil && ctx.Err() != nil:
 		return nil, wrap(op, l.name, inDoubt(ended(ctx, err)))
 	case err != nil && (repeated || unsure(err)):
@@ -346,7 +349,7 @@ func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (r
 	fctx, stop := either(ctx, l.ctx)
 	defer stop()
 	defer func() { // also when fn panics
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.session.ttl)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait))
 		defer cancel()
 		released = l.Unlock(ctx)
 		if errors.Is(released, ErrReleased) {

@@ -30,11 +30,12 @@ type Client struct {
 
 	hedgeDelay time.Duration // after which a request without an answer is made once more
 
-	ctx   context.Context // ends with Close, with ErrClosed
-	end   context.CancelCauseFunc
-	base  context.Context // of requests; ends when Close has done its work
-	stop  context.CancelFunc
-	tasks tasks
+	ctx       context.Context // ends with Close, with ErrClosed, or with its connection, with ErrEtcdClosed
+	end       context.CancelCauseFunc
+	base      context.Context // of requests; ends when Close has done its work
+	stop      context.CancelFunc
+	leaveEtcd func() // stops watching over the connection
+	tasks     tasks
 
 	lines   lines
 	hedging hedging
@@ -49,7 +50,8 @@ type Client struct {
 }
 
 // New returns a Client over etcd, which it borrows: the caller closes it, after
-// the Client. It makes no request and starts no goroutine. [ClientConfig] has the
+// the Client. If it is closed before, every hold ends and every call returns with
+// ErrEtcdClosed. New makes no request and starts no goroutine. [ClientConfig] has the
 // settings that suit etcd's client for it.
 //
 // Requests go through the client's connections and retries, with its user. The limits
@@ -94,15 +96,18 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.feed = newFeed(c)
+	c.leaveEtcd = c.endWithEtcd()
 	return c, nil
 }
 
 // Close ends every hold, whose contexts end with ErrClosed, lets all calls return
 // ErrClosed, revokes the leases, so that nothing is left in etcd, and waits for
 // every goroutine of the Client. It blocks until etcd has confirmed that, at most
-// for the TTL: after that the leases have run out by themselves, and the error says
-// what was not confirmed. The Client cannot be used again; to close it again is no
-// error.
+// for 10 s, or the TTL if that is shorter: after that the error says what was not
+// confirmed, and the leases run out by themselves. The Client cannot be used again;
+// to close it again is no error.
+//
+// Errors: ErrEtcdClosed if etcd was closed first, so that leases had to be left.
 func (c *Client) Close() error {
 	if !c.tasks.close() {
 		c.tasks.join()
@@ -119,15 +124,15 @@ func (c *Client) Close() error {
 	for _, s := range sessions {
 		s.finish(ErrClosed)
 	}
-	var errs []error
-	for _, s := range sessions {
-		<-s.done
-		errs = append(errs, s.burial)
-	}
+	// Each session has no longer than its TTL.
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupWait)
+	defer cancel()
+	err := c.await(ctx, sessions...)
 	c.stop()
 	c.tasks.join()
+	c.leaveEtcd()
 	c.feed.end()
-	return wrap("close", "", errors.Join(errs...))
+	return wrap("close", "", err)
 }
 
 // Lock locks name with value. It waits its turn, first come first served, also
@@ -158,8 +163,8 @@ func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOp
 // Do locks name, calls fn in this goroutine, and unlocks after fn has returned. The
 // context of fn has the values of ctx and ends with ctx or with the hold, whichever
 // is first; fn should return then. ctx bounds the wait for the lock. Do returns
-// after the release was confirmed, or after the TTL if etcd does not answer; also
-// if fn panics.
+// after the release was confirmed, or after 10 s (the TTL if that is shorter) if etcd
+// does not answer; also if fn panics.
 //
 // Errors: those of Lock, in which case fn was not called; that of fn; ErrLost if
 // the lock did not last until fn returned; and that of the release.
@@ -233,8 +238,8 @@ func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.Can
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}
-	if !c.tasks.begin() {
-		return nil, nil, ErrClosed
+	if err := c.beginTask(); err != nil {
+		return nil, nil, err
 	}
 	ctx, stop = either(ctx, c.ctx)
 	return ctx, stop, nil
@@ -252,8 +257,8 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if !c.tasks.begin() {
-		return nil, ErrClosed
+	if err := c.beginTask(); err != nil {
+		return nil, err
 	}
 	defer c.tasks.end()
 	l := c.newLock(ctx, name, value, session)
@@ -277,7 +282,8 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		if err == nil {
 			return l, nil
 		}
-		if session == nil && l.token.Load() == 0 && l.session.ctx.Err() != nil && ctx.Err() == nil {
+		unqueued := l.token.Load() == 0 || errors.Is(err, errBackInTime)
+		if session == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
 			// The shared session was lost before it was of any use here; whatever may
 			// be queued goes with its lease.
 			l.end(err)

@@ -110,8 +110,12 @@ func (c *Client) enlist(s *Session) bool {
 	return !c.closed
 }
 
-// delist is the end of what enlist began: nothing is left of the session.
+// delist is the end of what enlist began: nothing is left of the session, or Close
+// cannot change that and has to say so.
 func (c *Client) delist(s *Session) {
+	if errors.Is(s.closeErr, ErrEtcdClosed) {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.sessions, s)

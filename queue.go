@@ -52,6 +52,8 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		switch {
 		case err != nil:
 			return s.diagnose(err)
+		case !s.timeline.follows(resp.Header, l.since) || resp.Succeeded && resp.Header.Revision <= l.since:
+			return s.lose(errBackInTime)
 		case resp.Succeeded:
 			return nil
 		case t.otherwise == nil:
@@ -60,6 +62,11 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		}
 		own, record, head := found(resp, 0), found(resp, 1), found(resp, 2)
 		switch {
+		case len(own) > 0 && own[0].CreateRevision <= l.since: // it was there before, and belongs to no lock
+			stray := entry{name: l.name, key: l.key, created: own[0].CreateRevision}
+			if _, _, err := c.commit(ctx, stray.removal()); err != nil {
+				return err
+			}
 		case len(own) > 0: // by an attempt whose answer has not come
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, nil, false)
 			return nil
@@ -70,9 +77,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 				return err
 			}
 		case record[0].ModRevision < t.epoch:
-			s.finish(&LostError{Reason: Revoked, Cause: errBackInTime})
-			<-s.ctx.Done()
-			return context.Cause(s.ctx)
+			return s.lose(errBackInTime)
 		default:
 			s.learnEpoch(record[0].ModRevision)
 		}
@@ -115,6 +120,9 @@ func (l *Lock) reasons() []*pb.RequestOp {
 // landed takes in the outcome of an attempt to put the entry. If what is ahead was not
 // read, the queue was empty.
 func (l *Lock) landed(o outcome) {
+	if o.err == nil {
+		l.session.timeline.saw(o.resp.Header)
+	}
 	if o.err == nil && o.resp.Succeeded {
 		token := o.resp.Header.Revision
 		ahead, known := []rival(nil), true
@@ -167,6 +175,7 @@ func (l *Lock) release(ctx context.Context) (found bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	l.session.timeline.saw(resp.Header)
 	return resp.Succeeded || !only, nil
 }
 

@@ -55,7 +55,7 @@ func (s *Session) learnEpoch(epoch int64) {
 
 // writeRecord puts the record if it is missing.
 func (s *Session) writeRecord(ctx context.Context) error {
-	key := s.record()
+	key, before := s.record(), s.timeline.now()
 	resp, _, err := s.client.commit(ctx, txn{
 		when:      []*pb.Compare{created(key, 0)},
 		then:      []*pb.RequestOp{put(key, s.client.process, s.lease)},
@@ -63,6 +63,9 @@ func (s *Session) writeRecord(ctx context.Context) error {
 	})
 	if err != nil {
 		return s.diagnose(err)
+	}
+	if err := s.follow(resp.Header, before); err != nil {
+		return err
 	}
 	if resp.Succeeded {
 		s.learnEpoch(resp.Header.Revision)
@@ -86,6 +89,7 @@ func (s *Session) inEpoch(epoch int64) *pb.Compare { return modified(s.record(),
 // allowed also when etcd has run out of space.
 func (l *Lock) fence(ctx context.Context) (created int64, err error) {
 	s := l.session
+	before := s.timeline.now()
 	entry := within(revisionsOf(l.key))
 	resp, _, err := s.client.commit(ctx, txn{
 		session:   s,
@@ -95,6 +99,9 @@ func (l *Lock) fence(ctx context.Context) (created int64, err error) {
 	})
 	if err != nil {
 		return 0, s.diagnose(err)
+	}
+	if err := s.follow(resp.Header, before); err != nil {
+		return 0, err
 	}
 	l.puts.fence()
 	if resp.Succeeded && s.ctx.Err() == nil {

@@ -2,11 +2,14 @@ package locker
 
 import (
 	"context"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/peer"
 )
 
 // keepAlive is a stream on which a lease is renewed, one request at a time.
@@ -14,6 +17,8 @@ type keepAlive struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	stream pb.Lease_LeaseKeepAliveClient // nil until the first renewal has opened it
+	refuse context.CancelFunc            // of the stream alone
+	member atomic.Pointer[string]        // at the other end; nil until it is known
 }
 
 // newKeepAlive prepares a stream. It belongs to the session, not to a call.
@@ -29,23 +34,57 @@ type renewal struct {
 	by   *keepAlive
 	sent time.Time
 	ttl  int64 // seconds; 0 if there is no such lease
+	odd  bool  // it seems to come from an earlier time
 	err  error
 }
 
 // life is how long the lease lives from then on.
 func (r renewal) life() time.Duration { return time.Duration(r.ttl) * time.Second }
 
+// open opens the stream. The balancer chooses the member; one that has not answered any of
+// the others is refused, twice, after which there may be no better.
+func (k *keepAlive) open(s *Session, others []*keepAlive) error {
+	for refusals := 0; ; refusals++ {
+		ctx, refuse := context.WithCancel(k.ctx)
+		stream, err := s.client.leases.LeaseKeepAlive(ctx)
+		if err != nil {
+			refuse()
+			return rpctypes.Error(err)
+		}
+		k.stream, k.refuse = stream, refuse
+		if refusals == 2 || !k.meets(others) {
+			return nil
+		}
+		k.refuse()
+	}
+}
+
+// meets notes which member is at the other end, and reports whether that has one of the
+// others as well.
+func (k *keepAlive) meets(others []*keepAlive) bool {
+	at, ok := peer.FromContext(k.stream.Context())
+	if !ok || at.Addr == nil {
+		return false
+	}
+	member := at.Addr.String()
+	k.member.Store(&member)
+	return slices.ContainsFunc(others, func(other *keepAlive) bool {
+		known := other.member.Load()
+		return known != nil && *known == member
+	})
+}
+
 // renew sends one request and waits for its answer, or for the end of the stream.
-func (k *keepAlive) renew(s *Session) (r renewal) {
+func (k *keepAlive) renew(s *Session, others []*keepAlive) (r renewal) {
 	r.by = k
 	if k.stream == nil {
-		if k.stream, r.err = s.client.leases.LeaseKeepAlive(k.ctx); r.err != nil {
-			r.err = rpctypes.Error(r.err)
+		if r.err = k.open(s, others); r.err != nil {
 			return r
 		}
 	}
 	// What counts is when it was sent: etcd renews some time after that.
 	r.sent = time.Now()
+	before := s.timeline.now()
 	// An error of Send only says that the stream has ended; Recv says why.
 	_ = k.stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(s.lease)})
 	resp, err := k.stream.Recv()
@@ -54,29 +93,39 @@ func (k *keepAlive) renew(s *Session) (r renewal) {
 		return r
 	}
 	r.ttl = resp.TTL
+	r.odd = !s.timeline.follows(resp.Header, before)
+	s.timeline.saw(resp.Header)
 	return r
 }
 
+// longestRenewalWait bounds the interval at which a renewal that is not answered is asked
+// for again: a lease of a year has time, but should be renewed soon after an outage.
+const longestRenewalWait = 30 * time.Second
+
 // renew renews the lease once, on the stream kept from the last time, and returns
-// the stream to keep. While there is no answer it asks again at short intervals,
+// the stream to keep. While there is no answer it asks again at growing intervals,
 // each time on a new stream, which the balancer opens to another member, and takes
 // the answer that comes first: so it survives a frozen member as well as a slow
-// network. It returns when the lease is renewed or the session is over, with no
-// goroutine left.
+// network. No more than two are on the way: the first, which a slow network answers
+// in the end, and the newest. It returns when the lease is renewed or the session is
+// over, with no goroutine left.
 func (s *Session) renew(kept *keepAlive) *keepAlive {
 	var (
-		interval = s.renewed.life() / 12
-		again    = time.NewTimer(0)
-		answers  = make(chan renewal)
-		asked    = make(map[*keepAlive]bool)
-		next     = kept
+		wait    = s.client.hedgeDelay
+		longest = max(wait, min(s.renewed.life()/6, longestRenewalWait)) // several fit before the deadline
+		again   = time.NewTimer(0)
+		answers = make(chan renewal)
+		asked   []*keepAlive // those on the way
+		earlier []*keepAlive // the last few, whatever has become of them
+		running int          // these, and those given up that have yet to end
+		next    = kept
 	)
 	defer again.Stop()
 	defer func() {
-		for k := range asked {
+		for _, k := range asked {
 			k.cancel()
 		}
-		for range asked {
+		for range running {
 			<-answers
 		}
 	}()
@@ -85,27 +134,42 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 		case <-s.ctx.Done():
 			return nil
 		case <-again.C:
-			again.Reset(interval)
+			again.Reset(wait)
+			wait = min(2*wait, longest)
+			if len(asked) == 2 {
+				asked[1].cancel()
+				asked = asked[:1]
+			}
 			k := next
 			if k == nil {
 				k = s.newKeepAlive()
 			}
 			next = nil
-			asked[k] = true
-			s.client.tasks.run(func() { answers <- k.renew(s) })
+			others := slices.Clone(earlier[max(0, len(earlier)-2):])
+			asked, earlier = append(asked, k), append(others, k)
+			running++
+			s.client.tasks.run(func() { answers <- k.renew(s, others) })
 		case a := <-answers:
-			delete(asked, a.by)
-			if a.err == nil && a.ttl > 0 {
+			running--
+			givenUp := !slices.Contains(asked, a.by)
+			asked = slices.DeleteFunc(asked, func(k *keepAlive) bool { return k == a.by })
+			switch {
+			case a.err != nil && givenUp:
+				continue
+			case a.err == nil && a.ttl <= 0:
+				a.by.cancel()
+				_ = s.lose(rpctypes.ErrLeaseNotFound) // the session has it
+				return nil
+			case a.err == nil:
 				s.renewed = a
 				s.extend(a)
+				if givenUp {
+					return nil // just before the answer came
+				}
 				return a.by
 			}
 			a.by.cancel()
-			if a.err == nil {
-				s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
-				return nil
-			}
-			s.worry(a.err)
+			s.noteFailure(a.err)
 			if a.by == kept {
 				again.Reset(shortestPause) // it broke some time ago, that is no reason to wait
 			}
@@ -124,50 +188,14 @@ func (s *Session) extend(r renewal) {
 	s.trouble = nil
 	if !s.over {
 		s.deadline = s.until(r)
-		s.alarm.Reset(time.Until(s.deadline))
+		s.setAlarm()
 	}
 }
 
-// worry remembers why a renewal failed, for the day the deadline passes.
-func (s *Session) worry(err error) {
+// noteFailure remembers why a renewal failed, for the day the deadline passes.
+func (s *Session) noteFailure(err error) {
 	s.mu.Lock()
 	s.trouble = err
 	s.mu.Unlock()
 	s.client.log.Debug("renewal failed, trying again", "lease", s.member, "error", err)
-}
-
-// audit ends the holds whose entries somebody else has deleted: one request for
-// the whole lease, and one more for each entry that is missing from the answer.
-func (s *Session) audit() {
-	s.mu.Lock()
-	queued := make([]*Lock, 0, len(s.locks))
-	for l := range s.locks {
-		if l.token.Load() != 0 {
-			queued = append(queued, l)
-		}
-	}
-	s.mu.Unlock()
-	if len(queued) == 0 || s.ctx.Err() != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.client.hedgeDelay)
-	defer cancel()
-	resp, err := s.client.etcd.TimeToLive(ctx, s.lease, clientv3.WithAttachedKeys())
-	if err != nil || resp.GrantedTTL == 0 { // a lease that is gone is the renewal's to find out
-		return
-	}
-	present := make(map[string]bool, len(resp.Keys))
-	for _, key := range resp.Keys {
-		present[string(key)] = true
-	}
-	for _, l := range queued {
-		if present[l.key] {
-			continue
-		}
-		// The answer may come from a member that has not caught up: ask for certain.
-		entry, err := s.client.etcd.Get(ctx, l.key, clientv3.WithKeysOnly())
-		if err == nil && (len(entry.Kvs) == 0 || entry.Kvs[0].CreateRevision != l.token.Load()) {
-			_ = l.gone(ctx)
-		}
-	}
 }

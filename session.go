@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
@@ -24,25 +23,26 @@ type Session struct {
 	member  string          // what its entries are called in every queue
 	adopted <-chan struct{} // closed at the end of an adopted session; nil for an own lease
 
-	ctx    context.Context // ends when the session is over, with the reason
-	cancel context.CancelCauseFunc
-	life   context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
-	bury   context.CancelCauseFunc
-	done   chan struct{} // closed when its goroutine has ended
-	burial error         // what kept it from leaving nothing; set before done is closed
+	ctx      context.Context // ends when the session is over, with the reason
+	cancel   context.CancelCauseFunc
+	life     context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
+	bury     context.CancelCauseFunc
+	done     chan struct{} // closed when its goroutine has ended
+	closeErr error         // what kept it from leaving nothing; set before done is closed
 
-	grants  sync.WaitGroup // requests for the lease under way
-	renewed renewal        // the last that was answered; of its goroutine
+	grants   sync.WaitGroup // requests for the lease under way
+	renewed  renewal        // the last that was answered; of its goroutine
+	timeline timeline       // of etcd, as far as its answers have told
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	over     bool
 	ttl      time.Duration // as granted first; bounds what the session does besides renewing
 	deadline time.Time     // until then the lease is certain
-	alarm    *time.Timer   // at the deadline
+	alarm    *alarm        // at the deadline
 	trouble  error         // of the last renewal
 	epoch    int64         // mod revision of the session's record, see fence
 	locks    map[*Lock]struct{}
-	orphans  []*Lock       // what an adopted session has yet to remove from queues; none comes after empty is closed
+	pending  []*Lock       // whose entries an adopted session has yet to delete; none comes after empty is closed
 	empty    chan struct{} // closed when it is over and locks is empty
 }
 
@@ -89,18 +89,19 @@ func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Sessio
 
 // AdoptSession attaches locks to the lease of a session that the program already
 // has. It blocks for a renewal of the lease, which tells how long it lives, at
-// most for the Client's TTL. The adopted session is renewed by both; when it ends
+// most for 10 s, or the Client's TTL if that is shorter. The adopted session is renewed by both; when it ends
 // (its Done is closed) the locks attached to it are lost. Entries attached to it
 // have keys of their own, so that a concurrency.Mutex of the same session and
 // name is excluded like any other.
 //
-// Errors: ErrInvalid for nil, ErrClosed, ErrLost if the lease is gone, etcd's own.
+// Errors: ErrInvalid for nil, ErrClosed, ErrEtcdClosed, ErrLost if the lease is gone,
+// etcd's own.
 func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	const op = "adopt session"
 	if session == nil {
 		return nil, wrap(op, "", &InvalidError{"session", "nil", "a concurrency.Session is needed"})
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), c.ttl)
+	ctx, cancel := context.WithTimeout(context.Background(), min(c.ttl, cleanupWait))
 	defer cancel()
 	ctx, end, err := c.begin(ctx)
 	if err != nil {
@@ -128,13 +129,15 @@ func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 // Close ends all holds of the session, whose contexts end with ErrClosed, lets
 // calls waiting on it return, and revokes the lease; an adopted session is only
 // let go, with its lease untouched and nothing of Locker's left on it. It blocks
-// until etcd has confirmed that, at most for the TTL: after that the lease has run
-// out by itself (if it was not adopted), and the error says that it was not
-// confirmed. A session that was lost, or closed before, may be closed as well.
+// until etcd has confirmed that, at most for 10 s, or the TTL if that is shorter:
+// after that the error says that it was not confirmed. The Client goes on with it,
+// and at the latest when the TTL has passed the lease runs out by itself (if it was
+// not adopted). A session that was lost, or closed before, may be closed as well.
 func (s *Session) Close() error {
 	s.finish(ErrClosed)
-	<-s.done
-	return wrap("close session", "", s.burial)
+	ctx, cancel := context.WithTimeout(context.Background(), min(s.ttl, cleanupWait))
+	defer cancel()
+	return wrap("close session", "", s.client.await(ctx, s))
 }
 
 func (c *Client) newSession(lease clientv3.LeaseID) *Session {
@@ -169,7 +172,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 		err = s.grant(ctx)
 	}
 	if err == nil && s.alarm == nil { // it was there already
-		err = s.greet(ctx)
+		err = s.renewOnce(ctx)
 	}
 	if err != nil {
 		s.finish(err)
@@ -190,17 +193,31 @@ func (s *Session) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// check ends the session if its deadline has passed, and returns why it is over,
-// or nil. It is called at every use, because a timer is of no use to a process
-// that was stopped, or whose machine slept.
+// check ends the session if its deadline has passed or its connection to etcd was
+// closed, and returns why it is over, or nil. It is called at every use, because a
+// timer is of no use to a process that was stopped, or whose machine slept.
 func (s *Session) check() error {
 	s.mu.Lock()
 	deadline, trouble, isOver := s.deadline, s.trouble, s.over
 	s.mu.Unlock()
-	if !isOver && !passed(deadline) {
-		return nil
+	switch {
+	case isOver:
+		<-s.ctx.Done()
+		return context.Cause(s.ctx)
+	case s.client.etcdIsClosed():
+		return s.lose(ErrEtcdClosed)
+	case passed(deadline):
+		s.finish(&LostError{Reason: Expired, Cause: trouble})
+		<-s.ctx.Done()
+		return context.Cause(s.ctx)
 	}
-	s.finish(&LostError{Reason: Expired, Cause: trouble})
+	return nil
+}
+
+// lose ends a session whose lease is gone, or has to be given up, and returns why it
+// is over.
+func (s *Session) lose(cause error) error {
+	s.finish(&LostError{Reason: Revoked, Cause: cause})
 	<-s.ctx.Done()
 	return context.Cause(s.ctx)
 }
@@ -226,7 +243,7 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 	}
 	s.over = true
 	if s.alarm != nil {
-		s.alarm.Stop()
+		s.alarm.stop()
 	}
 	locks := make([]*Lock, 0, len(s.locks))
 	for l := range s.locks {
@@ -267,18 +284,21 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 func (s *Session) orphan(l *Lock) {
 	if s.adopted != nil {
 		s.mu.Lock()
-		s.orphans = append(s.orphans, l)
+		s.pending = append(s.pending, l)
 		s.mu.Unlock()
 	}
 }
 
 // admit attaches l to the session.
 func (s *Session) admit(l *Lock) error {
+	if err := s.check(); err != nil { // perhaps nobody has looked at the clock since it jumped
+		return err
+	}
 	s.mu.Lock()
 	over, full := s.over, len(s.locks) >= entriesPerLease
 	if !over && !full {
 		s.locks[l] = struct{}{}
-		l.session, l.key = s, s.client.keys.Entry(l.name, s.member)
+		l.session, l.key, l.since = s, s.client.keys.Entry(l.name, s.member), s.timeline.revision.Load()
 	}
 	s.mu.Unlock()
 	switch {
@@ -309,7 +329,7 @@ func (s *Session) dismiss(l *Lock) int {
 func (s *Session) run() {
 	defer close(s.done)
 	defer s.client.delist(s)
-	defer s.bury(errBuried)
+	defer func() { s.bury(s.client.orEtcdClosed(errBuried)) }()
 	if s.adopted != nil {
 		ctx, stop := context.WithCancel(s.ctx)
 		defer stop()
@@ -327,58 +347,13 @@ func (s *Session) run() {
 			s.audit()
 		}
 	}
-
-	ctx, cancel := context.WithTimeout(s.life, max(s.ttl, s.renewed.life()))
-	defer cancel()
-	if s.adopted != nil {
-		s.burial = s.letGo(ctx)
-	} else {
-		s.grants.Wait() // what is granted after it was revoked would stay
-		s.burial = s.revoke(ctx)
-	}
-	if s.burial != nil {
-		s.client.log.Warn("session not confirmed gone", "lease", s.member, "error", s.burial)
-	}
-}
-
-var (
-	errAdoptedEnded = errors.New("the adopted session has ended")
-	errBuried       = errors.New("the session is over, and etcd has not answered")
-)
-
-func (s *Session) revoke(ctx context.Context) error {
-	_, err := ask(ctx, s.client, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
-		return s.client.etcd.Revoke(ctx, s.lease)
-	})
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return nil
-	}
-	return err
-}
-
-// letGo removes the entries and the record of an adopted session.
-func (s *Session) letGo(ctx context.Context) error {
-	select {
-	case <-s.empty: // all holds have ended, and whoever was waiting has withdrawn
-	case <-ctx.Done():
-		return ended(ctx, ctx.Err())
-	}
-	// First the record: without it, no put that is still under way can take effect.
-	_, _, err := s.client.commit(ctx, txn{then: []*pb.RequestOp{remove(s.record())}})
-	errs := []error{err}
-	for _, l := range s.orphans {
-		_, err := l.remove(ctx, nil)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	s.closeErr = s.cleanUp()
 }
 
 // diagnose looks at the error of a write: if the lease is gone, the session is lost.
 func (s *Session) diagnose(err error) error {
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		s.finish(&LostError{Reason: Revoked, Cause: err})
-		<-s.ctx.Done()
-		return context.Cause(s.ctx)
+		return s.lose(err)
 	}
 	return err
 }

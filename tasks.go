@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // tasks counts the calls and the goroutines of a client, so that Close can wait
@@ -31,6 +32,32 @@ func (t *tasks) end() { t.wg.Done() }
 
 // run starts a goroutine. Only what is itself counted may call it.
 func (t *tasks) run(f func()) { t.wg.Go(f) }
+
+// alarm is a function that is called later. It counts as a task until it was stopped
+// or has returned.
+type alarm struct {
+	tasks *tasks
+	timer *time.Timer
+}
+
+// after has f called after d. Only what is itself counted may call it.
+func (t *tasks) after(d time.Duration, f func()) *alarm {
+	t.add()
+	return &alarm{t, time.AfterFunc(d, func() {
+		defer t.end()
+		f()
+	})}
+}
+
+// stop keeps the function from being called, and reports false if that has begun, or
+// the alarm was stopped before.
+func (a *alarm) stop() bool {
+	stopped := a.timer.Stop()
+	if stopped {
+		a.tasks.end()
+	}
+	return stopped
+}
 
 // close lets none begin any more, and reports false if it was closed before.
 func (t *tasks) close() bool {

@@ -41,7 +41,7 @@ func pause(t *testing.T, s *Session, server *fakeetcd.Server) {
 	server.Decide(func(call fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: call.Kind == fakeetcd.KeepAlive} })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.alarm.Stop() {
+	if !s.alarm.stop() {
 		t.Fatal("the alarm has gone off")
 	}
 }
@@ -191,5 +191,33 @@ func TestTheAgeOfACacheIsThatOfTheClockThatHasGoneFurther(t *testing.T) {
 		if age := (&Cache{current: current}).Age(); age < hour {
 			t.Errorf("%s: after an hour the age is %v", name, age)
 		}
+	}
+}
+
+func TestLock_OfAFreeNameAfterTheWallClockWasSetForwardIsOnANewSession(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(*Client, *testing.T) (*Lock, error){
+		"Lock":    func(c *Client, t *testing.T) (*Lock, error) { return c.Lock(t.Context(), "b", "") },
+		"TryLock": func(c *Client, t *testing.T) (*Lock, error) { return c.TryLock(t.Context(), "b", "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			held, server := lockOnFake(t)
+			s := held.session
+			pause(t, s, server)
+			s.mu.Lock()
+			s.deadline = jumped(t, s.deadline, time.Hour)
+			s.mu.Unlock()
+			l, err := call(held.client, t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l.session == s || l.Err() != nil {
+				t.Errorf("%v, on the session that is over: %v", l.Err(), l.session == s)
+			}
+			if err := held.Err(); !errors.Is(err, ErrLost) {
+				t.Errorf("the lock that was held: %v", err)
+			}
+		})
 	}
 }

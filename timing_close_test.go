@@ -3,6 +3,9 @@ package locker_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,7 +57,10 @@ func foreignSession(sim simulation, etcd *clientv3.Client) *concurrency.Session 
 	return s
 }
 
-func TestCloseAndAdoptSessionReturnWithinTheTTLWhileEtcdDoesNotAnswer(t *testing.T) {
+// longestClose is how long Close and AdoptSession may take, if the TTL is no shorter.
+const longestClose = 10 * time.Second
+
+func TestCloseAndAdoptSessionReturnWithinTheirBoundWhileEtcdDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	calls := map[string]func(unreachable) error{
 		"Session.Close":               func(u unreachable) error { return u.own.Close() },
@@ -75,7 +81,7 @@ func TestCloseAndAdoptSessionReturnWithinTheTTLWhileEtcdDoesNotAnswer(t *testing
 						began := time.Now()
 						err := call(u)
 						took := time.Since(began)
-						if took > simulatedTTL {
+						if took > longestClose {
 							t.Errorf("it took %v", took)
 						}
 						if !errors.Is(err, context.DeadlineExceeded) {
@@ -94,4 +100,123 @@ func TestCloseAndAdoptSessionReturnWithinTheTTLWhileEtcdDoesNotAnswer(t *testing
 			}
 		}
 	}
+}
+
+func TestClose_IsBoundedThoughTheTTLIsAYear(t *testing.T) {
+	t.Parallel()
+	const ttl = 365 * 24 * time.Hour
+	calls := map[string]func(*testing.T, *locker.Client, *locker.Session) error{
+		"Client.Close":  func(_ *testing.T, c *locker.Client, _ *locker.Session) error { return c.Close() },
+		"Session.Close": func(_ *testing.T, _ *locker.Client, s *locker.Session) error { return s.Close() },
+	}
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				c := sim.client(locker.WithTTL(ttl))
+				s := newSession(sim, c)
+				lock(sim, c, "a", "", locker.WithSession(s))
+				lock(sim, c, "b", "")
+				sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+				began := time.Now()
+				err := call(t, c, s)
+				if took := time.Since(began); took > longestClose {
+					t.Errorf("it took %v", took)
+				}
+				if lease := fmt.Sprintf("%x", s.Lease()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), lease) || !strings.Contains(err.Error(), "runs out by itself") {
+					t.Errorf("it returned %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestDo_ReturnsWithinABoundThoughTheTTLIsAYear(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(*locker.Client, context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error{
+		"Do": (*locker.Client).Do, "Campaign": (*locker.Client).Campaign,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				c := sim.client(locker.WithTTL(365 * 24 * time.Hour))
+				var began time.Time
+				err := call(c, sim.Context(), "a", "", func(context.Context, *locker.Lock) error {
+					sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+					began = time.Now()
+					return nil
+				})
+				if took := time.Since(began); took > longestClose || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("it returned %v after %v", err, took)
+				}
+			})
+		})
+	}
+}
+
+// What a bounded Close could not confirm goes on: the lease may live on for a year.
+func TestSession_ThatWasNotConfirmedGoneIsRevokedWhenEtcdAnswersAgain(t *testing.T) {
+	t.Parallel()
+	simulate(t, func(sim simulation) {
+		c := sim.client(locker.WithTTL(365 * 24 * time.Hour))
+		s := newSession(sim, c)
+		lock(sim, c, "a", "", locker.WithSession(s))
+		sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+		if err := s.Close(); err == nil {
+			t.Error("Close returned nil")
+		}
+		sim.at(time.Hour)
+		sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
+		sim.at(time.Hour + time.Minute)
+		if leases := sim.server.Leases(); len(leases) > 0 {
+			t.Errorf("left: %v", leases)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("Close, once more: %v", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// logGate is a log handler that keeps whoever logs a message.
+type logGate struct {
+	slog.Handler
+	message string
+	entered chan struct{}
+	open    chan struct{}
+}
+
+func (g logGate) Enabled(context.Context, slog.Level) bool { return true }
+
+func (g logGate) Handle(_ context.Context, record slog.Record) error {
+	if record.Message == g.message {
+		close(g.entered)
+		<-g.open
+	}
+	return nil
+}
+
+func TestClose_WaitsForWhatTheDeadlineHasStarted(t *testing.T) {
+	t.Parallel()
+	simulate(t, func(sim simulation) {
+		g := logGate{Handler: slog.DiscardHandler, message: "session lost", entered: make(chan struct{}), open: make(chan struct{})}
+		c := sim.client(locker.WithTTL(simulatedTTL), locker.WithLogger(slog.New(g)))
+		lock(sim, c, "a", "")
+		sim.always(fakeetcd.KeepAlive, fakeetcd.Fate{Lost: true})
+		sim.at(certain)
+		receive(sim, g.entered)
+		closed := make(chan error, 1)
+		go func() { closed <- c.Close() }()
+		sim.at(5 * simulatedTTL)
+		select {
+		case err := <-closed:
+			t.Errorf("Close returned %v", err)
+			closed <- nil
+		default:
+		}
+		close(g.open)
+		receive(sim, closed)
+	})
 }

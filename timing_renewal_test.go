@@ -16,14 +16,25 @@ import (
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
 )
 
-// What follows from a TTL of 12 s: a renewal every 4 s, asked again every second, and
-// a hold that is certain for 10.8 s after a renewal was sent.
+// What follows from a TTL of 12 s: a renewal every 4 s, asked for again at growing
+// intervals, and a hold that is certain for 10.8 s after a renewal was sent.
 const (
 	simulatedTTL = 12 * time.Second
 	interval     = simulatedTTL / 3
-	askedAgain   = simulatedTTL / 12
+	askedAgain   = 800 * time.Millisecond
 	certain      = simulatedTTL - simulatedTTL/10
 )
+
+// asked is when a renewal is asked for, counted from its beginning, until the deadline.
+var asked = []time.Duration{0, askedAgain, 3 * askedAgain, 3*askedAgain + simulatedTTL/6, 3*askedAgain + simulatedTTL/3}
+
+// since returns the times so long after d.
+func since(d time.Duration, times []time.Duration) (moved []time.Duration) {
+	for _, at := range times {
+		moved = append(moved, d+at)
+	}
+	return moved
+}
 
 func TestTheDeadlineCountsFromWhenTheRenewalWasSent(t *testing.T) {
 	t.Parallel()
@@ -72,17 +83,13 @@ func TestARenewalWhoseAnswerIsLostIsAskedAgain(t *testing.T) {
 				simulate(t, func(sim simulation) {
 					sim.fates(slices.Repeat([]fakeetcd.Fate{fate}, n)...)
 					l := lock(sim, sim.client(locker.WithTTL(simulatedTTL)), "a", "")
-					answered := interval + time.Duration(n)*askedAgain
+					answered := interval + asked[n]
 					sim.at(answered)
 					if got := sim.deadline(l); got != answered+certain {
 						t.Errorf("the deadline is %v", got)
 					}
 					sim.at(answered + interval)
-					want := []time.Duration{}
-					for at := interval; at <= answered; at += askedAgain {
-						want = append(want, at)
-					}
-					if sent := sim.sent(fakeetcd.KeepAlive); !slices.Equal(sent, append(want, answered+interval)) {
+					if sent := sim.sent(fakeetcd.KeepAlive); !slices.Equal(sent, append(since(interval, asked[:n+1]), answered+interval)) {
 						t.Errorf("asked at %v", sent)
 					}
 				})
@@ -137,8 +144,8 @@ func TestWhateverBecomesOfRenewalsTheDeadlineIsThatOfOneThatWasAnswered(t *testi
 				}
 				return fakeetcd.Fate{
 					Before:     time.Duration(random.Int64N(int64(time.Second))),
-					After:      time.Duration(random.ExpFloat64() * float64(time.Second)),
-					Unanswered: random.IntN(3) == 0,
+					After:      time.Duration(random.ExpFloat64() * float64(time.Second/2)),
+					Unanswered: random.IntN(5) == 0,
 				}
 			})
 			l := lock(sim, sim.client(locker.WithTTL(simulatedTTL)), "a", "")
@@ -284,7 +291,7 @@ func TestWithoutAnAnswerTheHoldEndsAtTheDeadline(t *testing.T) {
 				if at := receive(sim, ended); at != certain {
 					t.Errorf("the hold ended after %v", at)
 				}
-				if sent := sim.sent(fakeetcd.KeepAlive); len(sent) != int((certain-interval)/askedAgain)+1 {
+				if sent := sim.sent(fakeetcd.KeepAlive); !slices.Equal(sent, since(interval, asked)) {
 					t.Errorf("asked at %v", sent)
 				}
 			})
@@ -330,7 +337,7 @@ func TestAnAnswerAfterTheDeadlineRevivesNothing(t *testing.T) {
 
 func TestAGrantThatIsRepeatedLeavesOneLease(t *testing.T) {
 	t.Parallel()
-	const again = 800 * time.Millisecond // after that a request is repeated
+	const again = askedAgain // after that a request is repeated
 	for name, c := range map[string]struct {
 		fate fakeetcd.Fate
 		from time.Duration // when the request was sent that the deadline counts from
@@ -365,4 +372,64 @@ func TestAGrantThatIsRepeatedLeavesOneLease(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestRenewal_IsAskedForAgainSoonHoweverLongTheTTL(t *testing.T) {
+	t.Parallel()
+	for _, ttl := range []time.Duration{time.Minute, time.Hour, 365 * 24 * time.Hour} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				sim.fates(fakeetcd.Fate{Unanswered: true})
+				l := lock(sim, sim.client(locker.WithTTL(ttl)), "a", "")
+				sim.at(ttl/3 + 3*time.Second)
+				if got := sim.deadline(l); got < ttl/3+ttl-ttl/10 {
+					t.Errorf("the deadline is %v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestRenewal_IsAskedForSeldomWhileEtcdIsAway(t *testing.T) {
+	t.Parallel()
+	const outage = 24 * time.Hour
+	for name, fate := range map[string]fakeetcd.Fate{"lost": {Lost: true}, "refused": {Err: rpctypes.ErrGRPCNoLeader}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				const ttl = 365 * 24 * time.Hour
+				sim.always(fakeetcd.KeepAlive, fate)
+				l := lock(sim, sim.client(locker.WithTTL(ttl)), "a", "")
+				sim.at(ttl/3 + outage)
+				if n := len(sim.sent(fakeetcd.KeepAlive)); n > int(outage/(30*time.Second))+10 {
+					t.Errorf("asked %d times in %v", n, outage)
+				}
+				sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
+				sim.at(ttl/3 + outage + time.Minute)
+				if got := sim.deadline(l); got < ttl/3+outage+ttl-ttl/10 {
+					t.Errorf("a minute after the outage the deadline is %v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestRenewal_HasNoMoreThanTwoAttemptsOnTheWayAndTheFirstCounts(t *testing.T) {
+	t.Parallel()
+	const slow = certain - interval - time.Second/2
+	simulate(t, func(sim simulation) {
+		sim.always(fakeetcd.KeepAlive, fakeetcd.Fate{After: slow})
+		l := lock(sim, sim.client(locker.WithTTL(simulatedTTL)), "a", "")
+		for at := interval; at < interval+slow; at += 100 * time.Millisecond {
+			sim.at(at)
+			if n := sim.server.Open(fakeetcd.KeepAlive); n < 1 || n > 2 {
+				t.Errorf("after %v, %d are on the way", at, n)
+			}
+		}
+		sim.at(interval + slow)
+		if got := sim.deadline(l); got != interval+certain {
+			t.Errorf("the deadline is %v", got)
+		}
+	})
 }

@@ -2,7 +2,6 @@ package locker
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -73,8 +72,8 @@ func askFor[T any](ctx, life context.Context, c *Client, allowance time.Duration
 		if err == nil || !transient(err) {
 			return answer, err
 		}
-		if c.etcd.Ctx().Err() != nil {
-			return answer, errors.Join(errEtcdClosed, err)
+		if c.etcdIsClosed() {
+			return answer, ErrEtcdClosed
 		}
 		if !isContextError(err) {
 			last = err
@@ -111,8 +110,6 @@ func (c *Client) interrupted(ctx context.Context) error {
 	}
 	return ended(ctx, c.explain(ctx.Err()))
 }
-
-var errEtcdClosed = errors.New("the etcd client was closed")
 
 // backoff is a growing pause between attempts, spread at random so that clients
 // that failed together do not come back together.

@@ -75,12 +75,19 @@ func (s *Server) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.L
 		if s.leases[id] != nil {
 			return nil, rpctypes.ErrGRPCLeaseExist
 		}
-		l := &lease{ttl: r.TTL}
-		l.expiry = time.AfterFunc(time.Duration(1<<62), func() { s.expire(id) })
-		s.leases[id] = l
+		l := s.lease(id)
+		l.ttl = r.TTL
 		s.renew(l, f.TTL)
 		return &pb.LeaseGrantResponse{Header: s.header(), ID: id, TTL: l.ttl}, nil
 	})
+}
+
+// lease makes a lease, which is yet to be renewed. The caller has the mutex.
+func (s *Server) lease(id int64) *lease {
+	l := new(lease)
+	l.expiry = time.AfterFunc(time.Duration(1<<62), func() { s.expire(id) })
+	s.leases[id] = l
+	return l
 }
 
 // renew has a lease live for its TTL from now on, which changes if ttl is not 0.
@@ -143,7 +150,7 @@ func (s *Server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 			return err
 		}
 		resp, err := serve(stream.Context(), s, KeepAlive, r, func(f Fate) (*pb.LeaseKeepAliveResponse, error) {
-			resp := &pb.LeaseKeepAliveResponse{Header: s.header(), ID: r.ID}
+			resp := &pb.LeaseKeepAliveResponse{Header: s.behind(f), ID: r.ID}
 			if l := s.leases[r.ID]; l != nil {
 				s.renew(l, f.TTL)
 				resp.TTL = l.ttl
@@ -159,10 +166,17 @@ func (s *Server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	}
 }
 
+// behind is the header of a member that may lag. The caller has the mutex.
+func (s *Server) behind(f Fate) *pb.ResponseHeader {
+	header := s.header()
+	header.Revision = max(1, header.Revision-f.Behind)
+	return header
+}
+
 // LeaseTimeToLive implements pb.LeaseServer. A lease that is not there is no error.
 func (s *Server) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	return serve(ctx, s, TimeToLive, r, func(Fate) (*pb.LeaseTimeToLiveResponse, error) {
-		resp := &pb.LeaseTimeToLiveResponse{Header: s.header(), ID: r.ID, TTL: -1}
+	return serve(ctx, s, TimeToLive, r, func(f Fate) (*pb.LeaseTimeToLiveResponse, error) {
+		resp := &pb.LeaseTimeToLiveResponse{Header: s.behind(f), ID: r.ID, TTL: -1}
 		l := s.leases[r.ID]
 		if l == nil {
 			return resp, nil

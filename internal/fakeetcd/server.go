@@ -52,6 +52,7 @@ type Fate struct {
 	Unanswered bool          // it has its effect, but no answer
 	Err        error         // it has no effect, and is answered with this
 	TTL        int64         // of the lease from this grant or keep-alive on; 0 leaves it as it is
+	Behind     int64         // how many revisions the answer to a keep-alive or a time-to-live is behind, as of a member that lags
 }
 
 // Server is the etcd. It must be closed.
@@ -65,6 +66,8 @@ type Server struct {
 	serving sync.WaitGroup
 
 	mu       sync.Mutex // guards what follows
+	cluster  uint64
+	conns    []net.Conn // of the clients
 	revision int64
 	keys     map[string]*mvccpb.KeyValue // none is changed in place
 	leases   map[int64]*lease
@@ -73,6 +76,7 @@ type Server struct {
 	expired  func(clientv3.LeaseID)
 	fate     func(Call) Fate
 	calls    map[Kind][]Call
+	open     map[Kind]int
 }
 
 // What gRPC does from time to time by itself would fill years of simulated time.
@@ -86,12 +90,14 @@ func New() *Server {
 	s := &Server{
 		pipe:     bufconn.Listen(1 << 16),
 		grpc:     grpc.NewServer(grpc.WaitForHandlers(true), noPings),
+		cluster:  1,
 		revision: 1,
 		keys:     make(map[string]*mvccpb.KeyValue),
 		leases:   make(map[int64]*lease),
 		streams:  make(map[*stream]bool),
 		clock:    1,
 		calls:    make(map[Kind][]Call),
+		open:     make(map[Kind]int),
 		expired:  func(clientv3.LeaseID) {},
 		fate:     func(Call) Fate { return Fate{} },
 	}
@@ -119,7 +125,13 @@ func (s *Server) Connect() (*clientv3.Client, error) {
 		Endpoints: []string{"passthrough:///fake"},
 		Logger:    zap.NewNop(),
 		DialOptions: []grpc.DialOption{noIdleness, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return s.pipe.DialContext(ctx)
+			conn, err := s.pipe.DialContext(ctx)
+			if err == nil {
+				s.mu.Lock()
+				s.conns = append(s.conns, conn)
+				s.mu.Unlock()
+			}
+			return conn, err
 		})},
 	})
 }
@@ -139,18 +151,31 @@ func (s *Server) Calls(kind Kind) []Call {
 	return slices.Clone(s.calls[kind])
 }
 
+// Open returns how many requests of a kind have arrived and are neither answered nor given up.
+func (s *Server) Open(kind Kind) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open[kind]
+}
+
 // arrive notes a request and decides its fate.
 func (s *Server) arrive(kind Kind, request any) Fate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	call := Call{Kind: kind, N: len(s.calls[kind]), At: time.Now(), Request: request}
 	s.calls[kind] = append(s.calls[kind], call)
+	s.open[kind]++
 	return s.fate(call)
 }
 
 // serve has a request meet its fate. run is called with the mutex.
 func serve[T any](ctx context.Context, s *Server, kind Kind, request any, run func(Fate) (T, error)) (answer T, err error) {
 	fate := s.arrive(kind, request)
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.open[kind]--
+	}()
 	time.Sleep(fate.Before)
 	switch {
 	case fate.Err != nil:
@@ -176,5 +201,5 @@ func serve[T any](ctx context.Context, s *Server, kind Kind, request any, run fu
 
 // header is that of an answer. The caller has the mutex.
 func (s *Server) header() *pb.ResponseHeader {
-	return &pb.ResponseHeader{ClusterId: 1, MemberId: 1, RaftTerm: 1, Revision: s.revision}
+	return &pb.ResponseHeader{ClusterId: s.cluster, MemberId: 1, RaftTerm: 1, Revision: s.revision}
 }
