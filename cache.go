@@ -152,6 +152,9 @@ func (k *Cache) Age() time.Duration {
 // Close ends the watch and waits for its goroutine. What was read last can still
 // be read. To close twice is no error.
 func (k *Cache) Close() {
+	if k == nil || k.cancel == nil {
+		return // it is the zero Cache, which watches nothing
+	}
 	k.cancel()
 	<-k.done
 }

@@ -59,6 +59,7 @@ func (s *Session) cleanUp() error {
 	defer cancel()
 	ctx, stop := either(ctx, s.client.etcd.Ctx())
 	defer stop()
+	s.awaitCallbacks(ctx)
 	leave := s.revoke
 	if s.adopted != nil {
 		leave = s.detach

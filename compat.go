@@ -41,7 +41,11 @@ func NewCompat(etcd *clientv3.Client) *Compat {
 // leaves c open.
 //
 // Deprecated: use the methods of [Client].
-func (c *Client) Compat() *Compat { return newCompat(c) }
+func (c *Client) Compat() *Compat {
+	compat := newCompat(c)
+	compat.broken = wrap("call", "", c.usable())
+	return compat
+}
 
 func newCompat(client *Client) *Compat {
 	c := &Compat{client: client}
@@ -53,6 +57,9 @@ func newCompat(client *Client) *Compat {
 // Client if it came with NewCompat. It blocks as Client.Close does. To close again
 // is no error.
 func (c *Compat) Close() error {
+	if c == nil || c.end == nil {
+		return wrap("close", "", errZeroCompat)
+	}
 	c.tasks.close()
 	c.end(ErrClosed)
 	c.tasks.join()
@@ -180,8 +187,8 @@ func (c *Compat) Watch(name string, valueChanges chan<- string, quit <-chan bool
 //
 // Deprecated: use [Client.Get].
 func (c *Compat) Get(name string) (string, error) {
-	if c.broken != nil {
-		return "", c.broken
+	if err := c.usable(); err != nil {
+		return "", err
 	}
 	holder, err := c.get(c.ctx, name)
 	if errors.Is(err, ErrNotFound) {
@@ -197,12 +204,20 @@ func (c *Compat) get(ctx context.Context, name string) (Holder, error) {
 	return c.client.Get(ctx, name)
 }
 
+// usable returns why there is no Client, if there is none.
+func (c *Compat) usable() error {
+	if c == nil || c.end == nil {
+		return wrap("call", "", errZeroCompat)
+	}
+	return c.broken
+}
+
 // relay runs work in a goroutine and passes on to out what it tells: the newest, and
 // only if it differs from the one before. It returns with what work returns, or with
 // nil once told to quit, and the goroutine has ended then.
 func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ctx context.Context, tell func(T)) error) error {
-	if c.broken != nil {
-		return c.broken
+	if err := c.usable(); err != nil {
+		return err
 	}
 	if !c.tasks.begin() {
 		return wrap("call", "", ErrClosed)

@@ -172,7 +172,7 @@ func TestDoDoesNotCallFnWithoutTheLock(t *testing.T) {
 func TestCloseWithinDoEndsIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.client(t, locker.WithTTL(2*time.Second)) // as it waits for fn within its bound
 	err := c.Do(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		if err := c.Close(); err != nil {
 			t.Error(err)

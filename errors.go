@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"unicode/utf8"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -47,7 +48,7 @@ func (e *LockedError) Error() string {
 	if e.Holder.Token == 0 {
 		return "locked by another holder"
 	}
-	return fmt.Sprintf("locked by the holder of token %d (%q)", e.Holder.Token, e.Holder.Value)
+	return fmt.Sprintf("locked by the holder of token %d (%s)", e.Holder.Token, quote(e.Holder.Value))
 }
 
 // Is matches ErrLocked.
@@ -56,7 +57,7 @@ func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 // NotFoundError says that nobody holds a name.
 type NotFoundError struct{ Name string }
 
-func (e *NotFoundError) Error() string { return "nobody holds " + strconv.Quote(e.Name) }
+func (e *NotFoundError) Error() string { return "nobody holds " + quote(e.Name) }
 
 // Is matches ErrNotFound.
 func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
@@ -132,10 +133,7 @@ func wrap(op, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if name == "" {
-		return fmt.Errorf("locker: %s: %w", op, err)
-	}
-	return fmt.Errorf("locker: %s %s: %w", op, quote(name), err)
+	return &callError{op, name, err}
 }
 
 // inDoubt adds ErrInDoubt to the error of a write.
@@ -143,24 +141,87 @@ func inDoubt(err error) error { return fmt.Errorf("%w: %w", ErrInDoubt, err) }
 
 var errRepeated = errors.New("etcd's client sent it more than once")
 
-// quote abbreviates what is too long for a message.
+// callError is the error of a call. Its text is made when somebody asks for it: many
+// calls may fail at once.
+type callError struct {
+	op, name string // of the call, and what it was about, if anything
+	err      error
+}
+
+func (e *callError) Error() string {
+	text := "locker: " + e.op
+	if e.name != "" {
+		text += " " + quote(e.name)
+	}
+	return text + ": " + e.err.Error()
+}
+
+func (e *callError) Unwrap() error { return e.err }
+
+// quote abbreviates what is too long for a message, between two characters.
 func quote(text string) string {
 	const limit = 100
-	if len(text) > limit {
-		return strconv.Quote(text[:limit]) + "…"
+	if len(text) <= limit {
+		return strconv.Quote(text)
 	}
-	return strconv.Quote(text)
+	end := limit
+	for end > limit-utf8.UTFMax && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return strconv.Quote(text[:end]) + "…"
+}
+
+// The errors of a call of what New, or a call of its Client, has not made.
+var (
+	errZeroClient  = &InvalidError{"client", "{}", "it is the zero value, use New"}
+	errZeroLock    = &InvalidError{"lock", "{}", "it is the zero value, use New and Client.Lock"}
+	errZeroSession = &InvalidError{"session", "{}", "it is the zero value, use New and Client.NewSession"}
+	errZeroCompat  = &InvalidError{"compat", "{}", "it is the zero value, use NewCompat"}
+)
+
+// endedContext is the context of what is no use, and why it is none.
+func endedContext(cause error) context.Context {
+	ctx, end := context.WithCancelCause(context.Background())
+	end(cause)
+	return ctx
+}
+
+// endError is the cause of the end of a context. It asks for it when somebody wants to
+// know: of one context many calls may end at once, and Cause takes its mutex.
+type endError struct {
+	ctx  context.Context
+	last error // that was heard from etcd; nil if nothing was asked
+}
+
+func (e *endError) Error() string {
+	text := context.Cause(e.ctx).Error()
+	switch {
+	case e.last == errNoAnswer:
+		return text + " (no answer from etcd)"
+	case e.last != nil:
+		return text + " (etcd: " + e.last.Error() + ")"
+	}
+	return text
+}
+
+func (e *endError) Unwrap() []error {
+	causes := []error{context.Cause(e.ctx)}
+	if e.last != nil && e.last != errNoAnswer {
+		causes = append(causes, e.last)
+	}
+	return causes
 }
 
 // ended is the error of a call that its context ended: the context's cause, with
 // the last that was heard from etcd, which is why it had not been done by then.
 func ended(ctx context.Context, last error) error {
-	cause := context.Cause(ctx)
 	if isContextError(last) {
-		return fmt.Errorf("%w (no answer from etcd)", cause)
+		last = errNoAnswer
 	}
-	return fmt.Errorf("%w (etcd: %w)", cause, last)
+	return &endError{ctx, last}
 }
+
+var errNoAnswer = errors.New("no answer from etcd")
 
 // transient reports whether a request that failed with err is worth repeating.
 // The outcome of a transient failure is unknown: the request may yet take effect.

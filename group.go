@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -237,15 +236,10 @@ func (g *group) start(writes []*write, next func()) {
 	c := g.client
 	b := g.newBatch(writes)
 	c.tasks.run(func() {
-		c.tasks.add()
-		late := time.AfterFunc(c.hedgeDelay, func() {
-			defer c.tasks.end()
-			next()
-		})
+		late := c.tasks.after(c.hedgeDelay, next)
 		b.run(func() {
-			if late.Stop() {
+			if late.stop() {
 				next()
-				c.tasks.end()
 			}
 		})
 	})

@@ -75,9 +75,7 @@ func hedge[T any](ctx context.Context, c *Client, allowance, grace time.Duration
 			return false
 		}
 	}
-	c.tasks.add()
-	timer := time.AfterFunc(interval, func() {
-		defer c.tasks.end()
+	timer := c.tasks.after(interval, func() {
 		defer close(second)
 		for c.hedging.wait(ctx, c.hedgeDelay/2) && again() {
 			interval = min(2*interval, longestHedgeInterval+allowance)
@@ -88,8 +86,7 @@ func hedge[T any](ctx context.Context, c *Client, allowance, grace time.Duration
 		}
 	})
 	answer, err = attempt(first)
-	if timer.Stop() {
-		c.tasks.end()
+	if timer.stop() {
 		return answer, err
 	}
 	if err == nil || !transient(err) {

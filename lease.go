@@ -27,6 +27,7 @@ type Lock struct {
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
+	outer  *Lock         // that the context it was locked with comes from; nil if there is none
 	turn   chan struct{} // closed when it is the one in front of the client's line
 	turned bool          // whether it is; guarded by the mutex of the lines
 	turns  int           // of goroutines in a row that share the entry, this one included
@@ -34,6 +35,7 @@ type Lock struct {
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
+	callback <-chan struct{} // closed when the function of Do has returned; nil if there is none
 	value    string
 	modified int64   // mod revision at which the entry had value
 	revalued bool    // by SetValue, or perhaps
@@ -55,13 +57,19 @@ const (
 // newLock returns a lock that is yet to be attached to a session. Its context keeps
 // the values of ctx, but nothing of its end.
 func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
-	l := &Lock{client: c, wants: wants, name: name, value: value, turns: 1}
-	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	l := &Lock{client: c, wants: wants, outer: holdOf(ctx), name: name, value: value, turns: 1}
+	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	l.ctx = context.WithValue(ctx, holdKey{}, l)
 	return l
 }
 
 // Name returns the name that is locked.
-func (l *Lock) Name() string { return l.name }
+func (l *Lock) Name() string {
+	if l == nil {
+		return ""
+	}
+	return l.name
+}
 
 // Value returns the value that the name was locked with, or the last one that
 // SetValue is known to have set.
@@ -84,12 +92,20 @@ func (l *Lock) Token() int64 { return l.token.Load() }
 // Context ends when the hold ends. context.Cause tells why: a *LostError,
 // ErrReleased or ErrClosed. It has the values of the context that Lock was called
 // with and nothing of its end.
-func (l *Lock) Context() context.Context { return l.ctx }
+func (l *Lock) Context() context.Context {
+	if err := l.usable(); err != nil {
+		return endedContext(err)
+	}
+	return l.ctx
+}
 
 // Deadline returns the time until which the hold is certain without another
 // renewal. It moves while the session is renewed, and means nothing once the hold
 // has ended.
 func (l *Lock) Deadline() time.Time {
+	if l.usable() != nil {
+		return time.Time{}
+	}
 	l.session.mu.Lock()
 	defer l.session.mu.Unlock()
 	return l.session.deadline
@@ -101,6 +117,9 @@ func (l *Lock) Deadline() time.Time {
 //
 // Errors: ErrLost as *LostError, ErrReleased, ErrClosed.
 func (l *Lock) Err() error {
+	if err := l.usable(); err != nil {
+		return wrap("hold", "", err)
+	}
 	if l.session.check() != nil {
 		<-l.ctx.Done() // the session ends its locks
 	}
@@ -111,7 +130,7 @@ func (l *Lock) Err() error {
 }
 
 // Guard returns the compares that hold in etcd exactly as long as the lock does,
-// for transactions of the caller's own.
+// for transactions of the caller's own. Those of the zero Lock etcd refuses.
 func (l *Lock) Guard() []clientv3.Cmp {
 	return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())}
 }
@@ -133,6 +152,9 @@ func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
 // that it was canceled, which proxies between it and etcd may say.
 func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	const op = "commit under"
+	if err := l.allows(ops); err != nil {
+		return nil, wrap(op, l.Name(), err)
+	}
 	ctx, end, err := l.begin(ctx)
 	if err != nil {
 		return nil, wrap(op, l.name, err)
@@ -172,7 +194,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 	const op = "set value of"
 	ctx, end, err := l.begin(ctx)
 	if err != nil {
-		return wrap(op, l.name, err)
+		return wrap(op, l.Name(), err)
 	}
 	defer end()
 	for {
@@ -227,12 +249,24 @@ func (l *Lock) learn(value string, modified int64) {
 // background. It is bounded by the TTL: what cannot be confirmed by then costs the
 // session its lease, and an Unlock that still waits returns why.
 //
-// Errors: ErrLost as *LostError if the lock was lost before, also if only etcd
+// If ctx has ended before Unlock is called, Unlock does not wait. If ctx ends with the
+// hold (it is its Context, or that of a function of Do, or derived from one), that is by
+// Unlock itself and does not count, but the deadline of ctx does.
+//
+// Errors: ErrInvalid for a nil context, which leaves the hold as it is; ErrLost as *LostError if the lock was lost before, also if only etcd
 // knew that its entry had been deleted; ErrReleased if it was unlocked before;
 // ErrClosed if its Client or Session was closed.
 func (l *Lock) Unlock(ctx context.Context) error {
 	const op = "unlock"
+	if err := l.usable(); err != nil {
+		return wrap(op, l.Name(), err)
+	}
+	if err := checkContext(ctx); err != nil {
+		return wrap(op, l.name, err)
+	}
 	c := l.client
+	ctx, stop := l.outlasting(ctx)
+	defer stop()
 	l.session.check()
 	if l.end(ErrReleased) != held {
 		<-l.ctx.Done() // whoever ended it is about to say why
@@ -248,26 +282,34 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	if heir != nil && l.share(heir) {
 		return nil
 	}
-	bounded, cancel := context.WithTimeout(l.session.life, l.session.ttl)
-	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
-	found, err := l.remove(bounded, heir)
-	switch {
-	case err == nil || ctx.Err() == nil:
-		err = l.conclude(heir, found, err)
-	case errors.Is(context.Cause(ctx), ErrReleased): // ctx is of the hold that has just ended
-		err = l.withdraw(heir, true)
-	default:
-		c.tasks.run(func() { _ = l.withdraw(heir, true) })
-		err = ended(ctx, c.explain(ctx.Err()))
+	done := make(chan error, 1)
+	c.tasks.run(func() { done <- l.withdraw(heir) })
+	select {
+	case err := <-done:
+		return wrap(op, l.name, err)
+	case <-ctx.Done(): // it goes on
+		return wrap(op, l.name, ended(ctx, c.explain(ctx.Err())))
 	}
-	return wrap(op, l.name, err)
+}
+
+// usable returns an error for what no Client has made.
+func (l *Lock) usable() error {
+	if l == nil || l.client == nil {
+		return errZeroLock
+	}
+	return nil
 }
 
 // begin starts a call that needs the hold. If the hold ends during the call, etcd
 // decides what becomes of it: the context of the call ends with ctx, with the
 // client, or when the session is buried, not with the hold.
 func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
+	if err := l.usable(); err != nil {
+		return nil, nil, err
+	}
+	if err := checkContext(ctx); err != nil {
+		return nil, nil, err
+	}
 	if err := l.session.check(); err != nil {
 		<-l.ctx.Done()
 	}
@@ -342,19 +384,4 @@ func (l *Lock) hold() error {
 	}
 	<-l.ctx.Done()
 	return context.Cause(l.ctx)
-}
-
-// do calls fn under the lock and releases it; it returns the errors of both.
-func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (result, released error) {
-	fctx, stop := either(ctx, l.ctx)
-	defer stop()
-	defer func() { // also when fn panics
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait))
-		defer cancel()
-		released = l.Unlock(ctx)
-		if errors.Is(released, ErrReleased) {
-			released = nil // by fn
-		}
-	}()
-	return fn(fctx, l), nil
 }

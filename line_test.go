@@ -14,8 +14,8 @@ func (c *Client) Waiting(name string) int { return c.lines.waiting(name) }
 func (q *lines) waiting(name string) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if behind := q.byName[name]; behind != nil {
-		return behind.Len()
+	if w := q.byName[name]; w.behind != nil {
+		return w.behind.Len()
 	}
 	return 0
 }
@@ -27,19 +27,34 @@ func newLines() *lines {
 }
 
 // of returns a lock that has a place in line, and nothing else.
-func of(name string) *Lock { return &Lock{name: name} }
+func of(name string) *Lock { return &Lock{name: name, ctx: context.Background()} }
+
+// joinLine joins with one context.
+func (q *lines) joinLine(ctx context.Context, l *Lock) (mine bool, err error) {
+	never := context.Background()
+	if mine, ended := q.join(l, ctx, never, never); ended != nil {
+		return mine, context.Cause(ended)
+	}
+	return true, nil
+}
+
+// tryOf reports whether a lock gets the turn without waiting.
+func (q *lines) tryOf(name string) bool {
+	ok, _ := q.tryJoin(of(name))
+	return ok
+}
 
 func TestALineServesInOrderOfArrival(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, ctx := newLines(), t.Context()
-		if _, err := q.join(ctx, of("a")); err != nil {
+		if _, err := q.joinLine(ctx, of("a")); err != nil {
 			t.Fatal(err)
 		}
 		var served []int
 		for i := range 10 {
 			go func() {
-				if _, err := q.join(ctx, of("a")); err != nil {
+				if _, err := q.joinLine(ctx, of("a")); err != nil {
 					t.Error(err)
 				}
 				served = append(served, i)
@@ -65,14 +80,14 @@ func TestWhoLeavesALineWaitingIsSkipped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, tired := newLines(), errors.New("tired")
-		if _, err := q.join(t.Context(), of("a")); err != nil {
+		if _, err := q.joinLine(t.Context(), of("a")); err != nil {
 			t.Fatal(err)
 		}
 		results, cancels := make([]error, 3), make([]context.CancelCauseFunc, 3)
 		for i := range results {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cancels[i], results[i] = cancel, errors.New("still waiting")
-			go func() { _, results[i] = q.join(ctx, of("a")) }()
+			go func() { _, results[i] = q.joinLine(ctx, of("a")) }()
 			synctest.Wait()
 		}
 		cancels[1](tired)
@@ -91,7 +106,7 @@ func TestWhoLeavesALineWaitingIsSkipped(t *testing.T) {
 			}
 		}
 		q.leave("a", nil)
-		if !q.tryJoin("a") {
+		if !q.tryOf("a") {
 			t.Error("the line is not free in the end")
 		}
 		cancels[0](nil)
@@ -104,12 +119,12 @@ func TestATurnThatComesWithTheEndOfTheContextIsNotLost(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
 			q := newLines()
-			if _, err := q.join(t.Context(), of("a")); err != nil {
+			if _, err := q.joinLine(t.Context(), of("a")); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				if mine, _ := q.join(ctx, of("a")); mine {
+				if mine, _ := q.joinLine(ctx, of("a")); mine {
 					q.leave("a", nil)
 				}
 			}()
@@ -117,7 +132,7 @@ func TestATurnThatComesWithTheEndOfTheContextIsNotLost(t *testing.T) {
 			cancel() // it is on its way out when its turn comes
 			q.leave("a", nil)
 			synctest.Wait()
-			if !q.tryJoin("a") {
+			if !q.tryOf("a") {
 				t.Fatal("nobody has the turn, and nobody can take it")
 			}
 		})
@@ -127,14 +142,14 @@ func TestATurnThatComesWithTheEndOfTheContextIsNotLost(t *testing.T) {
 func TestTryingDoesNotJumpTheLine(t *testing.T) {
 	t.Parallel()
 	q := newLines()
-	if !q.tryJoin("a") || q.tryJoin("a") {
+	if !q.tryOf("a") || q.tryOf("a") {
 		t.Error("not one of two")
 	}
-	if !q.tryJoin("b") {
+	if !q.tryOf("b") {
 		t.Error("another name is in the way")
 	}
 	q.leave("a", nil)
-	if !q.tryJoin("a") {
+	if !q.tryOf("a") {
 		t.Error("it is still taken")
 	}
 }

@@ -37,10 +37,12 @@ type Client struct {
 	leaveEtcd func() // stops watching over the connection
 	tasks     tasks
 
-	lines   lines
-	hedging hedging
-	group   group
-	feed    *feed
+	lines    lines
+	removals backlog // of what calls that failed have left in queues
+	failures shared  // to find out what is wrong with the connection
+	hedging  hedging
+	group    group
+	feed     *feed
 
 	opening  chan struct{} // has an item while a shared session is being opened
 	mu       sync.Mutex    // guards what follows
@@ -93,6 +95,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	c.lines.init()
 	c.hedging.window = firstHedges
 	c.group.init(c)
+	c.removals = backlog{tasks: &c.tasks, limit: removalsAtOnce}
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.feed = newFeed(c)
@@ -107,8 +110,16 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 // confirmed, and the leases run out by themselves. The Client cannot be used again;
 // to close it again is no error.
 //
+// Close waits for the functions that Do and Campaign have called, whose contexts it has
+// ended, before it gives their locks away. That wait is part of its bound: of a function
+// that does not return by then the locks are given up nevertheless. A function that
+// calls Close itself makes it wait for that long.
+//
 // Errors: ErrEtcdClosed if etcd was closed first, so that leases had to be left.
 func (c *Client) Close() error {
+	if err := c.usable(); err != nil {
+		return wrap("close", "", err)
+	}
 	if !c.tasks.close() {
 		c.tasks.join()
 		return nil
@@ -141,7 +152,13 @@ func (c *Client) Close() error {
 // at once, the place in the queue is given up in the background. While etcd cannot
 // be reached Lock goes on trying, until ctx ends.
 //
-// Errors: ErrInvalid for a bad name or session; the cause of ctx, with the last
+// A Lock is not reentrant: with the context of a function that Do or Campaign has called,
+// or that of a hold, Lock refuses at once a name that this Client holds there, because
+// it would wait for itself. (A goroutine that may outlive the function has to use a
+// context that does not come from it.)
+//
+// Errors: ErrInvalid for a bad name or session, a nil context, or a name that is locked
+// where the context comes from; the cause of ctx, with the last
 // that was heard from etcd; ErrLost if the session was lost, or the entry deleted
 // by somebody else, while it waited; ErrClosed; ErrSessionFull; and etcd's own
 // where it refuses (no permission, no space, value too large).
@@ -162,9 +179,12 @@ func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOp
 
 // Do locks name, calls fn in this goroutine, and unlocks after fn has returned. The
 // context of fn has the values of ctx and ends with ctx or with the hold, whichever
-// is first; fn should return then. ctx bounds the wait for the lock. Do returns
-// after the release was confirmed, or after 10 s (the TTL if that is shorter) if etcd
-// does not answer; also if fn panics.
+// is first; fn should return then. With that context the same name cannot be locked once
+// more, see Lock. ctx bounds the wait for the lock. Do returns after the release was
+// confirmed, or after 10 s (the TTL if that is shorter) if etcd does not answer; also if
+// fn panics.
+//
+// Close of the Client, or of the session, ends the hold and waits for fn to return.
 //
 // Errors: those of Lock, in which case fn was not called; that of fn; ErrLost if
 // the lock did not last until fn returned; and that of the release.
@@ -185,7 +205,8 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 // it waits for fn to return, discards its error and queues again, after a pause
 // that grows from 10 ms to 500 ms while losses follow each other closely. It ends
 // when fn returns while the lock is still held, with fn's error; when ctx ends; or
-// when Lock fails for another reason than a loss. If ctx ends while fn runs, what fn
+// when Lock fails for another reason than a loss. What Do says of fn and its context
+// goes for Campaign too. If ctx ends while fn runs, what fn
 // returns counts.
 //
 // Errors: as Do; ErrLost only if the session of WithSession was lost.
@@ -235,6 +256,12 @@ func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err 
 
 // enter is begin for a call that counts itself out of the tasks.
 func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.CancelFunc, err error) {
+	if err := c.usable(); err != nil {
+		return nil, nil, err
+	}
+	if err := checkContext(ctx); err != nil {
+		return nil, nil, err
+	}
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}
@@ -245,12 +272,35 @@ func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.Can
 	return ctx, stop, nil
 }
 
-// acquire is Lock and, to try, TryLock.
-func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
+// usable returns an error for what New has not made.
+func (c *Client) usable() error {
+	if c == nil || c.etcd == nil {
+		return errZeroClient
+	}
+	return nil
+}
+
+// checkLock checks the arguments of Lock, and returns the session it is to use.
+func (c *Client) checkLock(ctx context.Context, name string, opts []LockOption) (*Session, error) {
+	if err := c.usable(); err != nil {
+		return nil, err
+	}
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
 	session, err := c.sessionFor(opts)
+	if err == nil {
+		err = c.checkNesting(ctx, name)
+	}
+	return session, err
+}
+
+// acquire is Lock and, to try, TryLock.
+func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
+	session, err := c.checkLock(ctx, name, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -262,16 +312,15 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	}
 	defer c.tasks.end()
 	l := c.newLock(ctx, name, value, session)
-	switch {
-	case c.lines.tryJoin(name):
-	case try:
-		return nil, c.lockedHere(ctx, name)
-	default:
-		if err := l.waitInLine(ctx); err != nil {
-			return nil, err
-		}
+	if try {
+		err = l.tryInLine(ctx)
+	} else {
+		err = l.waitInLine(ctx)
 	}
-	for pause := (backoff{}); ; l = c.newLock(ctx, name, value, session) {
+	if err != nil {
+		return nil, err
+	}
+	for pause := (backoff{}); ; {
 		if l.session == nil { // else by whoever handed the name over
 			if err := c.attach(ctx, l); err != nil {
 				c.lines.leave(name, nil)
@@ -289,6 +338,8 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			l.end(err)
 			l.session.dismiss(l)
 			_ = pause.wait(ctx) // if it ends, the next attempt says so
+			l = c.newLock(ctx, name, value, session)
+			c.lines.replace(l)
 			continue
 		}
 		l.abandon(err)

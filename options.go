@@ -1,6 +1,7 @@
 package locker
 
 import (
+	"context"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -128,6 +129,9 @@ func (c *Client) sessionFor(opts []LockOption) (*Session, error) {
 			return nil, err
 		}
 	}
+	if cfg.session != nil && cfg.session.client == nil {
+		return nil, errZeroSession
+	}
 	if cfg.session != nil && cfg.session.client != c {
 		return nil, &InvalidError{"session", cfg.session.member, "it belongs to another Client"}
 	}
@@ -150,6 +154,14 @@ func checkName(name string) error {
 		return &InvalidError{"name", quote(name), "it is longer than 1024 bytes"}
 	}
 	return checkText("name", name)
+}
+
+// checkContext refuses what would panic, once the call is half done.
+func checkContext(ctx context.Context) error {
+	if ctx == nil {
+		return &InvalidError{"context", "nil", "for a call without a bound there is context.Background"}
+	}
+	return nil
 }
 
 func checkText(what, text string) error {

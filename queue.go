@@ -180,17 +180,12 @@ func (l *Lock) release(ctx context.Context) (found bool, err error) {
 }
 
 // withdraw removes whatever the lock may have in the queue, and departs; heir, if
-// there is one, gets its turn. It is bounded by the TTL. If it was tried before, the
-// entry may be gone for that reason.
-func (l *Lock) withdraw(heir *Lock, tried bool) error {
+// there is one, gets its turn. It is bounded by the TTL.
+func (l *Lock) withdraw(heir *Lock) error {
 	ctx, cancel := context.WithTimeout(l.session.life, l.session.ttl)
 	defer cancel()
-	next := heir
-	if tried {
-		next = nil // it may have been put in the queue by now
-	}
-	found, err := l.remove(ctx, next)
-	return l.conclude(heir, found || tried, err)
+	found, err := l.remove(ctx, heir)
+	return l.conclude(heir, found, err)
 }
 
 // conclude draws the conclusions from what remove returned: what could not be confirmed
@@ -276,7 +271,7 @@ func (l *Lock) decline(cause error) {
 func (l *Lock) abandon(cause error) {
 	l.end(cause)
 	c := l.client
-	if done := l.leave(); c.etcd.ActiveConnection().GetState() == connectivity.Ready {
+	if done, started := l.leave(); started && c.etcd.ActiveConnection().GetState() == connectivity.Ready {
 		ctx, cancel := context.WithTimeout(l.session.life, grace)
 		defer cancel()
 		select {
@@ -287,23 +282,27 @@ func (l *Lock) abandon(cause error) {
 }
 
 // leave makes sure that nothing of the lock is left in the queue, and departs. If
-// that takes requests, it goes on in the background until done is closed.
-func (l *Lock) leave() (done <-chan struct{}) {
+// that takes requests, it goes on in the background until done is closed, which may
+// have to wait for others.
+func (l *Lock) leave() (done <-chan struct{}, started bool) {
 	left := make(chan struct{})
 	if l.nothingLeft() {
 		l.depart(nil)
 		close(left)
-		return left
+		return left, true
 	}
-	l.client.tasks.run(func() {
+	started = l.client.removals.run(func() {
 		defer close(left)
-		_ = l.withdraw(l.client.lines.call(l.name), false) // it has done what can be done
+		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done
 	})
-	return left
+	return left, started
 }
 
 // grace is how long a call that failed waits for its place in the queue to be gone.
-const grace = 100 * time.Millisecond
+const grace = 50 * time.Millisecond
+
+// removalsAtOnce is what two transactions take.
+const removalsAtOnce = 2 * maxTogether
 
 // depart is the last step in the life of a lock: the next goroutine of the client
 // that wants the name has its turn; heir if that has been called already.

@@ -30,6 +30,8 @@ type Session struct {
 	done     chan struct{} // closed when its goroutine has ended
 	closeErr error         // what kept it from leaving nothing; set before done is closed
 
+	callbacks []<-chan struct{} // closed when functions of Do have returned; set before ctx ends
+
 	grants   sync.WaitGroup // requests for the lease under way
 	renewed  renewal        // the last that was answered; of its goroutine
 	timeline timeline       // of etcd, as far as its answers have told
@@ -98,8 +100,11 @@ func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Sessio
 // etcd's own.
 func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	const op = "adopt session"
-	if session == nil {
-		return nil, wrap(op, "", &InvalidError{"session", "nil", "a concurrency.Session is needed"})
+	if err := c.usable(); err != nil {
+		return nil, wrap(op, "", err)
+	}
+	if session == nil || session.Lease() == clientv3.NoLease {
+		return nil, wrap(op, "", &InvalidError{"session", "nil", "a concurrency.Session with a lease is needed"})
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), min(c.ttl, cleanupWait))
 	defer cancel()
@@ -121,7 +126,12 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 
 // Context ends when the session is over: context.Cause is a *LostError without a
 // Name if it was lost, or ErrClosed.
-func (s *Session) Context() context.Context { return s.ctx }
+func (s *Session) Context() context.Context {
+	if err := s.usable(); err != nil {
+		return endedContext(err)
+	}
+	return s.ctx
+}
 
 // Lease returns the ID of the lease.
 func (s *Session) Lease() clientv3.LeaseID { return s.lease }
@@ -133,11 +143,23 @@ func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 // after that the error says that it was not confirmed. The Client goes on with it,
 // and at the latest when the TTL has passed the lease runs out by itself (if it was
 // not adopted). A session that was lost, or closed before, may be closed as well.
+// It waits for functions of Do and Campaign as Client.Close does.
 func (s *Session) Close() error {
+	if err := s.usable(); err != nil {
+		return wrap("close session", "", err)
+	}
 	s.finish(ErrClosed)
 	ctx, cancel := context.WithTimeout(context.Background(), min(s.ttl, cleanupWait))
 	defer cancel()
 	return wrap("close session", "", s.client.await(ctx, s))
+}
+
+// usable returns an error for what no Client has made.
+func (s *Session) usable() error {
+	if s == nil || s.client == nil {
+		return errZeroSession
+	}
+	return nil
 }
 
 func (c *Client) newSession(lease clientv3.LeaseID) *Session {
@@ -266,6 +288,9 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 		}
 		if l.end(each) == held {
 			holds = append(holds, l)
+			if callback := l.running(); callback != nil && !isLost {
+				s.callbacks = append(s.callbacks, callback)
+			}
 		}
 	}
 	s.cancel(cause)

@@ -1,6 +1,7 @@
 package locker
 
 import (
+	"container/list"
 	"context"
 	"sync"
 	"time"
@@ -70,6 +71,81 @@ func (t *tasks) close() bool {
 
 // join waits until all have ended.
 func (t *tasks) join() { t.wg.Wait() }
+
+// backlog has work done in goroutines of a client, so much of it at a time: what many
+// calls leave behind that were given up at once does not keep them from returning, and
+// etcd would not take it any faster.
+type backlog struct {
+	tasks *tasks
+	limit int
+
+	mu      sync.Mutex // guards what follows
+	atWork  int
+	waiting list.List // of func(), the oldest first
+}
+
+// run starts work, or has it wait, in which case it reports false. Only what is itself
+// counted in the tasks may call it.
+func (b *backlog) run(work func()) (started bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.atWork == b.limit {
+		b.waiting.PushBack(work)
+		return false
+	}
+	b.atWork++
+	b.tasks.run(func() {
+		for work != nil {
+			work()
+			work = b.next()
+		}
+	})
+	return true
+}
+
+// next returns the work that has waited for the longest, nil if there is none.
+func (b *backlog) next() func() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting.Len() == 0 {
+		b.atWork--
+		return nil
+	}
+	return b.waiting.Remove(b.waiting.Front()).(func())
+}
+
+// shared is work whose result those share who ask for it at the same time.
+type shared struct {
+	mu      sync.Mutex // guards what follows; the work is not done under it
+	present *sharing   // nil while nobody is at it
+}
+
+type sharing struct {
+	done chan struct{} // closed when err is known
+	err  error
+}
+
+// share does the work, or waits for the result of who is at it.
+func (s *shared) share(work func() error) error {
+	s.mu.Lock()
+	present := s.present
+	mine := present == nil
+	if mine {
+		present = &sharing{done: make(chan struct{})}
+		s.present = present
+	}
+	s.mu.Unlock()
+	if !mine {
+		<-present.done
+		return present.err
+	}
+	present.err = work()
+	s.mu.Lock()
+	s.present = nil
+	s.mu.Unlock()
+	close(present.done)
+	return present.err
+}
 
 // either returns a copy of ctx that ends with other as well, with the cause of
 // whichever ended first.

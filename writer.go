@@ -92,10 +92,13 @@ func (c *Client) explain(err error) error {
 	if !isContextError(err) || conn.GetState() == connectivity.Ready {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(c.base, grace)
-	defer cancel()
-	// This one does not wait: it fails with the error of the last connection.
-	_, failure := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(c.keys.Records()), CountOnly: true})
+	failure := c.failures.share(func() error {
+		ctx, cancel := context.WithTimeout(c.base, grace)
+		defer cancel()
+		// This one does not wait: it fails with the error of the last connection.
+		_, failure := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(c.keys.Records()), CountOnly: true})
+		return failure
+	})
 	if status.Code(failure) == codes.Unavailable {
 		return failure
 	}
@@ -106,7 +109,7 @@ func (c *Client) explain(err error) error {
 // etcd, but if there is no connection that is worth to be told.
 func (c *Client) interrupted(ctx context.Context) error {
 	if c.etcd.ActiveConnection().GetState() == connectivity.Ready {
-		return context.Cause(ctx)
+		return &endError{ctx: ctx}
 	}
 	return ended(ctx, c.explain(ctx.Err()))
 }

@@ -1,0 +1,130 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// holdKey is the key of the *Lock with whose hold a context ends: that of the hold
+// itself, or that of a function that Do or Campaign calls under it.
+type holdKey struct{}
+
+// holdOf returns the innermost such lock, nil if there is none.
+func holdOf(ctx context.Context) *Lock {
+	l, _ := ctx.Value(holdKey{}).(*Lock)
+	return l
+}
+
+// do calls fn under the lock and releases it; it returns the errors of both.
+func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (result, released error) {
+	fctx, stop := either(ctx, l.ctx)
+	defer stop()
+	defer func() { // also when fn panics
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait))
+		defer cancel()
+		released = l.Unlock(ctx)
+		if errors.Is(released, ErrReleased) {
+			released = nil // by fn
+		}
+	}()
+	returned := make(chan struct{})
+	defer close(returned)
+	if !l.run(returned) {
+		return nil, nil // it is over already; Unlock says why
+	}
+	return fn(context.WithValue(fctx, holdKey{}, l), l), nil
+}
+
+// run notes that a callback begins, which will close returned, if the lock is held.
+func (l *Lock) run(returned chan struct{}) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase == held {
+		l.callback = returned
+	}
+	return l.phase == held
+}
+
+// running returns what the callback will close, nil if there is none.
+func (l *Lock) running() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.callback
+}
+
+// isHeld reports whether the lock has not ended. Unlike Err, it does not ask the clock.
+func (l *Lock) isHeld() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.phase == held
+}
+
+// checkNesting refuses to lock a name with a context that ends with a hold of the same
+// name and client, or was given to a callback under one: it would wait for itself.
+func (c *Client) checkNesting(ctx context.Context, name string) error {
+	innermost := holdOf(ctx)
+	for l := innermost; l != nil; l = l.outer {
+		if l.client == c && l.name == name && (l == innermost || l.running() != nil) && l.isHeld() {
+			return &InvalidError{"name", quote(name), "the hold that the context comes from has locked it, and locks are not reentrant"}
+		}
+	}
+	return nil
+}
+
+// outlasting returns the context that bounds Unlock: if ctx ends with the hold, and so by
+// Unlock itself, only its deadline counts, unless it has ended before.
+func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelFunc) {
+	if ctx.Err() != nil || !l.endsWith(ctx) {
+		return ctx, func() {}
+	}
+	deadline, bounded := ctx.Deadline()
+	if ctx = context.WithoutCancel(ctx); bounded {
+		return context.WithDeadline(ctx, deadline)
+	}
+	return ctx, func() {}
+}
+
+// endsWith reports whether ctx ends with the hold of l, as far as its values tell.
+func (l *Lock) endsWith(ctx context.Context) bool {
+	outer := holdOf(ctx)
+	for outer != nil && outer != l && outer.running() != nil { // the context of a callback within
+		outer = outer.outer
+	}
+	return outer == l
+}
+
+// awaitCallbacks waits, after a Close, for the callbacks under the holds that it has
+// ended: until they return, nobody else should have their names. It renews the lease
+// meanwhile. It leaves some of ctx's time to what follows.
+func (s *Session) awaitCallbacks(ctx context.Context) {
+	if len(s.callbacks) == 0 {
+		return
+	}
+	c := s.client
+	deadline, _ := ctx.Deadline()
+	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), cleanupWait)-2*c.hedgeDelay)
+	defer cancel()
+	interval := s.renewed.life() / 3
+	again := time.NewTimer(time.Until(s.renewed.sent.Add(interval)))
+	defer again.Stop()
+	pause := backoff{}
+	for waiting := s.callbacks; len(waiting) > 0; {
+		select {
+		case <-waiting[0]:
+			waiting = waiting[1:]
+		case <-again.C:
+			attempt, cancel := context.WithTimeout(ctx, c.hedgeDelay)
+			_, err := c.etcd.KeepAliveOnce(attempt, s.lease)
+			cancel()
+			if err == nil {
+				again.Reset(interval)
+			} else {
+				again.Reset(pause.next())
+			}
+		case <-ctx.Done():
+			c.log.Warn("closed while functions of Do were still at work", "lease", s.member, "functions", len(waiting))
+			return
+		}
+	}
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package locker_test
+
+const raceDetector = true
