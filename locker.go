@@ -36,9 +36,10 @@ type Client struct {
 	stop  context.CancelFunc
 	tasks tasks
 
-	lines lines
-	group group
-	feed  *feed
+	lines   lines
+	hedging hedging
+	group   group
+	feed    *feed
 
 	opening  chan struct{} // has an item while a shared session is being opened
 	mu       sync.Mutex    // guards what follows
@@ -48,7 +49,13 @@ type Client struct {
 }
 
 // New returns a Client over etcd, which it borrows: the caller closes it, after
-// the Client. It makes no request and starts no goroutine.
+// the Client. It makes no request and starts no goroutine. [ClientConfig] has the
+// settings that suit etcd's client for it.
+//
+// Requests go through the client's connections and retries, with its user. The limits
+// MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept: what
+// a request may have is for etcd to say (its --max-request-bytes), and an answer may be
+// of any size.
 //
 // Errors: ErrInvalid as *InvalidError for a nil client, one whose KV or Watcher was
 // replaced (as etcd's namespace package does), or a bad option.
@@ -82,7 +89,8 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
 	c.hedgeDelay = min(max(c.ttl/8, shortestHedgeDelay), longestHedgeDelay)
 	c.lines.init()
-	c.group = group{client: c, limit: maxTogether}
+	c.hedging.window = firstHedges
+	c.group.init(c)
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.feed = newFeed(c)
