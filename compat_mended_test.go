@@ -55,7 +55,7 @@ func TestCompatActsAtOnceWhereTheOriginalWaitedForItsTick(t *testing.T) {
 		c := b.compat(t)
 		var first, second call[bool]
 		var w call[string]
-		measure(func() { first = contend(c, "a", "1", 0); first.tells(t, true) })             // a lock
+		measure(func() { first = contend(c, "a", "1", 0); first.tells(t, true) })              // a lock
 		measure(func() { second = contend(b.compat(t), "a", "2", 0); second.tells(t, false) }) // a refusal
 		measure(func() { w = follow(c, "a", 9); w.tells(t, "1") })                             // a watch
 		b.queued(t, "a", 2)

@@ -123,7 +123,9 @@ func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
 	b := setup(t)
 	losses := map[locker.Reason]func(*testing.T, *locker.Client, *locker.Lock){
 		locker.Deleted: func(t *testing.T, _ *locker.Client, l *locker.Lock) { b.delete(t, l) },
-		locker.Revoked: func(t *testing.T, c *locker.Client, l *locker.Lock) { b.server.ExpireLease(t, get(t, c, l.Name()).Lease) },
+		locker.Revoked: func(t *testing.T, c *locker.Client, l *locker.Lock) {
+			b.server.ExpireLease(t, get(t, c, l.Name()).Lease)
+		},
 	}
 	for reason, lose := range losses {
 		t.Run(reason.String(), func(t *testing.T) {
