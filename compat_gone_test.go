@@ -3,6 +3,7 @@ package locker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -136,7 +137,7 @@ func TestCompatLockContendsAgainAfterAnExpiryIfEtcdAnswers(t *testing.T) {
 		}
 		return open(ctx, desc, conn, method, opts...)
 	}))
-	k := contend(newCompat(t, newClient(t, connect(t, config), locker.WithTTL(2*time.Second))), "a", "v", 9)
+	k := contend(newCompat(t, newClient(t, connect(t, config), locker.WithTTL(brief))), "a", "v", 9)
 	stopped.Store(true)
 	k.tells(t, true, false)
 	stopped.Store(false)
@@ -146,9 +147,8 @@ func TestCompatLockContendsAgainAfterAnExpiryIfEtcdAnswers(t *testing.T) {
 
 func TestCompatLockWaitsForTheReaderOfFalseBeforeItReturnsItsError(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
 	b := setup(t)
-	c, proxy := b.cut(t, ttl)
+	c, proxy := b.cut(t, brief)
 	k, other := contend(c, "a", "v", 0), contend(c, "b", "v", 9)
 	k.tells(t, true)
 	other.tells(t, true)
@@ -166,7 +166,7 @@ func TestCompatLockWaitsForTheReaderOfFalseBeforeItReturnsItsError(t *testing.T)
 func TestCompatLockSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c, proxy := b.cut(t, 30*time.Second)
+	c, proxy := b.cut(t, unhurried)
 	k := contend(c, "a", "v", 9)
 	k.tells(t, true)
 	proxy.Cut()
@@ -180,7 +180,7 @@ func TestCompatLockSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 func TestCompatLockQuitsWhileEtcdIsGone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c, proxy := b.cut(t, 3*time.Second)
+	c, proxy := b.cut(t, brief)
 	held, waiting := contend(c, "a", "v", 9), contend(c, "a", "v", 9)
 	if !receive(t, held.told) {
 		held, waiting = waiting, held
@@ -253,16 +253,20 @@ func TestCompatCloseEndsEveryCall(t *testing.T) {
 func TestCompatCloseEndsACallThatIsAboutToContendAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for range 10 { // to meet it in its pause
-		c := b.compat(t, locker.WithTTL(brief))
-		k := contend(c, "a", "v", 0)
-		k.tells(t, true)
-		expire(t, b, get(t, b.client(t), "a"))
-		k.tells(t, false)
-		_ = c.Close()
-		err := receive(t, k.result)
-		want(t, err, locker.ErrClosed)
-		wantWrappedOnce(t, err)
+	for i := range 10 { // to meet it in its pause
+		name := fmt.Sprint("a", i)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := b.compat(t, locker.WithTTL(brief))
+			k := contend(c, name, "v", 0)
+			k.tells(t, true)
+			expire(t, b, get(t, b.client(t), name))
+			k.tells(t, false)
+			_ = c.Close()
+			err := receive(t, k.result)
+			want(t, err, locker.ErrClosed)
+			wantWrappedOnce(t, err)
+		})
 	}
 }
 

@@ -31,9 +31,6 @@ func newCompat(t testing.TB, client *locker.Client) *locker.Compat {
 	return c
 }
 
-// brief is the shortest TTL.
-const brief = time.Second
-
 // calling makes a call that blocks in another goroutine.
 func calling(call func() error) <-chan error {
 	result := make(chan error, 1)
@@ -137,7 +134,7 @@ func TestCompatLockTellsTwoCompetingCallersWhatTheOriginalDid(t *testing.T) {
 	second := contend(b.compat(t, locker.WithTTL(brief)), "a", "2", 9)
 	second.tells(t, false)
 	b.queued(t, "a", 2)
-	outlast(t, b, 2*brief)
+	outlast(t, b, brief)
 	second.silent(t)
 	first.ends(t)
 	second.tells(t, true)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -104,7 +103,7 @@ func TestCompatWatchReturnsAnErrorWhenEtcdIsGoneForTheTTL(t *testing.T) {
 func TestCompatWatchSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c, proxy := b.cut(t, 30*time.Second)
+	c, proxy := b.cut(t, unhurried)
 	w := follow(c, "a", 9)
 	w.tells(t, "")
 	proxy.Cut()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -122,32 +121,37 @@ func TestTheContextOfFnEndsWithThatOfDo(t *testing.T) {
 func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, locker.WithTTL(time.Second))
-	losses := map[locker.Reason]func(*locker.Lock){
-		locker.Deleted: func(l *locker.Lock) { b.delete(t, l) },
-		locker.Revoked: func(l *locker.Lock) { b.server.ExpireLease(t, get(t, c, "a").Lease) },
+	losses := map[locker.Reason]func(*testing.T, *locker.Client, *locker.Lock){
+		locker.Deleted: func(t *testing.T, _ *locker.Client, l *locker.Lock) { b.delete(t, l) },
+		locker.Revoked: func(t *testing.T, c *locker.Client, l *locker.Lock) {
+			b.server.ExpireLease(t, get(t, c, l.Name()).Lease)
+		},
 	}
 	for reason, lose := range losses {
-		for _, own := range []error{nil, errOwn} {
-			var lost *locker.Lock
-			err := c.Do(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
-				lose(l)
-				receive(t, ctx.Done())
-				wantLost(t, context.Cause(ctx), l, reason)
-				lost = l
-				return own
-			})
-			wantLost(t, err, lost, reason)
-			if own != nil {
-				want(t, err, own)
+		t.Run(reason.String(), func(t *testing.T) {
+			t.Parallel()
+			c, name := b.client(t, locker.WithTTL(brief)), reason.String()
+			for _, own := range []error{nil, errOwn} {
+				var lost *locker.Lock
+				err := c.Do(within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
+					lose(t, c, l)
+					receive(t, ctx.Done())
+					wantLost(t, context.Cause(ctx), l, reason)
+					lost = l
+					return own
+				})
+				wantLost(t, err, lost, reason)
+				if own != nil {
+					want(t, err, own)
+				}
 			}
-		}
-		err := c.Do(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
-			lose(l)
-			receive(t, ctx.Done())
-			return context.Cause(ctx)
+			err := c.Do(within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
+				lose(t, c, l)
+				receive(t, ctx.Done())
+				return context.Cause(ctx)
+			})
+			want(t, err, locker.ErrLost)
 		})
-		want(t, err, locker.ErrLost)
 	}
 }
 
@@ -186,7 +190,7 @@ func TestCloseWithinDoEndsIt(t *testing.T) {
 func TestCampaignHoldsAgainAfterALoss(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, locker.WithTTL(time.Second))
+	c := b.client(t, locker.WithTTL(brief))
 	var holds []*locker.Lock
 	err := c.Campaign(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		if len(holds) > 0 {
@@ -233,7 +237,7 @@ func TestCampaignEndsWithWhatFnReturnsWhileHolding(t *testing.T) {
 func TestCampaignEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
-	c := b.client(t, locker.WithTTL(time.Second))
+	c := b.client(t, locker.WithTTL(brief))
 	for what, lose := range map[string]bool{"while holding": false, "after a loss": true} {
 		ctx, cancel := context.WithCancelCause(within(t))
 		calls := 0
@@ -257,7 +261,7 @@ func TestCampaignEndsWithItsContext(t *testing.T) {
 func TestCampaignEndsWithAnOwnSession(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t, locker.WithTTL(time.Second))
+	c := b.client(t, locker.WithTTL(brief))
 	s, err := c.NewSession(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -114,7 +114,7 @@ func ExampleClient_Do() {
 func ExampleClient_Campaign() {
 	etcd, stop := startEtcd()
 	defer stop()
-	client, err := locker.New(etcd, locker.WithTTL(time.Second))
+	client, err := locker.New(etcd, locker.WithTTL(3*time.Second))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithMembers(3))
-			c := gather(t, b, b.server.Client, locker.WithTTL(3*time.Second))
+			c := gather(t, b, b.server.Client, locker.WithTTL(brief))
 			fault(t, b.server)
 			c.passOn(t, b)
 		})
@@ -40,7 +40,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 func TestNobodyNoticesARestartThatIsOverBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := gather(t, b, b.server.Client, locker.WithTTL(5*time.Second))
+	c := gather(t, b, b.server.Client, locker.WithTTL(10*time.Second))
 	token := c.holder.Token()
 	b.server.Stop(t, 0)
 	b.server.Restart(t, 0)
@@ -58,7 +58,7 @@ func TestAnIsolatedMemberStopsNobody(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithMembers(3))
 			// All their clients are connected to all members.
-			c := gather(t, b, b.server.Client, locker.WithTTL(2*time.Second))
+			c := gather(t, b, b.server.Client, locker.WithTTL(brief))
 			member := (b.server.Leader(t) + which) % 3
 			b.server.Isolate(t, member)
 			b.server.Leader(t)
@@ -105,8 +105,8 @@ func connectTo(t testing.TB, b bundle, members ...int) *clientv3.Client {
 func TestWithoutAQuorumHoldsAreLostAndCallsEndAndAllRecover(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
-	c := gather(t, b, b.server.Client, locker.WithTTL(2*time.Second))
-	caller := b.client(t, locker.WithTTL(2*time.Second))
+	c := gather(t, b, b.server.Client, locker.WithTTL(brief))
+	caller := b.client(t, locker.WithTTL(brief))
 	leader := b.server.Leader(t)
 	down := []int{leader, (leader + 1) % 3}
 	for _, member := range down {
@@ -148,7 +148,7 @@ func TestNobodyNoticesThatEtcdCompactsAllTheTime(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { compacted <- compact(ctx, b.etcd) }()
 	for range 3 {
-		gather(t, b, b.server.Client, locker.WithTTL(2*time.Second)).passOn(t, b)
+		gather(t, b, b.server.Client, locker.WithTTL(brief)).passOn(t, b)
 	}
 	clients := []*locker.Client{b.client(t), b.client(t)}
 	seen := observe(t, b.client(t), "turns")
@@ -195,9 +195,8 @@ func compact(ctx context.Context, etcd *clientv3.Client) (times int) {
 
 func TestWithoutSpaceAHolderKeepsAndUnlocksAndANewLockIsRefused(t *testing.T) {
 	t.Parallel()
-	const ttl = 2 * time.Second
 	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 }))
-	c := gather(t, b, b.server.Client, locker.WithTTL(ttl))
+	c := gather(t, b, b.server.Client, locker.WithTTL(brief))
 	seasoned, fresh := b.client(t), b.client(t) // with a session, and without
 	other := lock(t, seasoned, "other", "")
 
@@ -220,7 +219,7 @@ func TestWithoutSpaceAHolderKeepsAndUnlocksAndANewLockIsRefused(t *testing.T) {
 	}
 	full := time.Now()
 	eventually(t, "renewed for longer than the TTL", func() bool {
-		return c.holder.Err() != nil || c.holder.Deadline().After(full.Add(2*ttl))
+		return c.holder.Err() != nil || c.holder.Deadline().After(full.Add(2*brief))
 	})
 	c.passOn(t, b)
 	if err := other.Unlock(within(t)); err != nil {
@@ -255,7 +254,7 @@ func TestAPermissionThatIsWithdrawnEndsTheHoldAndIsTheCause(t *testing.T) {
 	config.Username, config.Password = user, "secret"
 	etcd := connect(t, config)
 
-	c := newClient(t, etcd, locker.WithTTL(2*time.Second))
+	c := newClient(t, etcd, locker.WithTTL(brief))
 	l := lock(t, c, "a", "")
 	renewed(t, l)
 	if _, err := b.etcd.RoleRevokePermission(ctx, role, locker.DefaultPrefix, all); err != nil {

@@ -169,7 +169,7 @@ func TestAHolderThatIsCutOffIsToldOfItsLossBeforeEtcdDeletesTheEntry(t *testing.
 			slacks := make([]time.Duration, test.trials)
 			var trials sync.WaitGroup
 			for i := range slacks {
-				ttl := time.Duration(1+i%2) * time.Second
+				ttl := brief + time.Duration(i%2)*time.Second
 				trials.Go(func() { slacks[i] = cutOff(t, b, "trial"+strconv.Itoa(i), ttl, test.fault) })
 			}
 			trials.Wait()
@@ -235,7 +235,7 @@ func TestAfterItsRepliesWereDroppedAClientLocksAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(2*time.Second))
+	c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
 	before := lock(t, c, "a", "")
 	proxy.DropReplies()
 	lost(t, before, locker.Expired)
@@ -254,7 +254,7 @@ func TestNobodyNoticesThatConnectionsAreReset(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
-	c := gather(t, b, proxy.Client, locker.WithTTL(3*time.Second))
+	c := gather(t, b, proxy.Client, locker.WithTTL(brief))
 	for range 3 {
 		proxy.Reset()
 		renewed(t, c.holder)
@@ -269,7 +269,7 @@ func TestNoHandOverIsMissedWhileConnectionsAreReset(t *testing.T) {
 	proxy := b.server.Proxy(t)
 	var clients [3]*locker.Client
 	for i := range clients {
-		clients[i] = newClient(t, proxy.Client(t), locker.WithTTL(5*time.Second))
+		clients[i] = newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
 	}
 	seen := observe(t, newClient(t, proxy.Client(t)), "a")
 	holder := lock(t, clients[0], "a", "")
@@ -345,7 +345,7 @@ func TestAHandOverDuringADisconnectIsNotMissed(t *testing.T) {
 
 func TestAFrozenMemberCostsNoSession(t *testing.T) {
 	t.Parallel()
-	const ttl = 2 * time.Second
+	const ttl = brief
 	b := setup(t, embedtest.WithMembers(3))
 	for member := range 3 {
 		t.Run(strconv.Itoa(member), func(t *testing.T) {
@@ -399,5 +399,5 @@ func TestASlowNetworkOnlyMakesItSlower(t *testing.T) {
 			}
 		}
 	}()
-	gather(t, b, proxy.Client, locker.WithTTL(3*time.Second)).passOn(t, b)
+	gather(t, b, proxy.Client, locker.WithTTL(brief)).passOn(t, b)
 }

@@ -1,5 +1,11 @@
 package locker
 
+import "time"
+
+// HedgeAfter sets after which time a request without an answer is made once more. It is called before the
+// client is used.
+func (c *Client) HedgeAfter(d time.Duration) { c.hedgeDelay = d }
+
 // Gathering returns how many writes of the client wait for the one in flight.
 func (c *Client) Gathering() (n int) {
 	c.group.mu.Lock()

@@ -20,7 +20,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-var hammerFor = flag.Duration("hammer", 20*time.Second, "how long the hammer test runs")
+var hammerFor = flag.Duration("hammer", 5*time.Second, "how long the hammer test runs")
 
 // taking is a call that returned a hold.
 type taking struct {
@@ -88,7 +88,7 @@ func TestManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
 }
 
 func (h *hammer) open(t *testing.T, i int) {
-	c, err := locker.New(h.server.Client(t), locker.WithTTL(5*time.Second))
+	c, err := locker.New(h.server.Client(t))
 	if err != nil {
 		t.Error(err)
 		return

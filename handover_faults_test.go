@@ -24,7 +24,6 @@ func unlockAsync(ctx context.Context, l *locker.Lock) <-chan error {
 
 func TestAHandOverThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 	t.Parallel()
-	const ttl = 8 * time.Second // so that a request is repeated after a second
 	faults := map[string]func(context.Context, func() error) error{
 		"it is never answered": neverAnswered,
 		"it is answered never": func(ctx context.Context, call func() error) error {
@@ -41,7 +40,7 @@ func TestAHandOverThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			b, ctx := setup(t), within(t)
-			c, w := b.wired(t, locker.WithTTL(ttl))
+			c, w := b.wired(t, locker.WithTTL(unhurried))
 			holder := lock(t, c, "a", "")
 			heir, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
 			w.fail(1, handsOverA, fault)
@@ -49,11 +48,11 @@ func TestAHandOverThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 			if err := holder.Unlock(ctx); err != nil {
 				t.Errorf("Unlock returned %v", err)
 			}
-			if took := time.Since(began); took > ttl/4 {
+			if took := time.Since(began); took > prompt {
 				t.Errorf("Unlock took %v", took)
 			}
 			next := lockOf(t, heir)
-			if took := time.Since(began); took > ttl/2 {
+			if took := time.Since(began); took > prompt {
 				t.Errorf("the heir held after %v", took)
 			}
 			if w.pending() {

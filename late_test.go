@@ -74,7 +74,7 @@ func TestAnAttemptThatComesAfterTheEntryWasDeletedBringsNoHoldBack(t *testing.T)
 		err := call()
 		done <- err
 		return err
-	}), locker.WithTTL(3*time.Second))
+	}), locker.WithTTL(brief))
 	l := lock(t, c, "a", "") // by the second attempt
 	if _, err := b.etcd.Delete(within(t), l.Key()); err != nil {
 		t.Fatal(err)
@@ -107,13 +107,14 @@ func TestALockThatIsRefusedCostsItsNeighboursNothing(t *testing.T) {
 				if !putOf(req, "refused") {
 					return call()
 				}
-				if attempts.Add(1) == 1 {
+				switch attempts.Add(1) {
+				case 1:
 					<-second // answered while another attempt is under way
-				} else {
+				case 2:
 					close(second)
 				}
 				return refusal
-			}), locker.WithTTL(2*time.Second))
+			}), locker.WithTTL(unhurried))
 			neighbour := lock(t, c, "a", "")
 			if _, err := c.Lock(within(t), "refused", ""); err == nil || errors.Is(err, locker.ErrLost) {
 				t.Errorf("Lock returned %v", err)
@@ -239,7 +240,7 @@ func TestACacheOutlivesARefusal(t *testing.T) {
 
 func TestAnAdoptedSessionThatIsLetGoRemovesWhatAnUnlockCouldNot(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 9 * time.Second
 	b := setup(t)
 	theirs, err := concurrency.NewSession(b.etcd, concurrency.WithTTL(int(ttl/time.Second)))
 	if err != nil {

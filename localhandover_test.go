@@ -171,7 +171,7 @@ func TestAStaleHandleLeavesTheNextOfASharedHoldAlone(t *testing.T) {
 func TestTheLossOfItsSessionEndsASharedHold(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, _, former, present := b.shared(t, locker.WithTTL(time.Second))
+	c, _, former, present := b.shared(t, locker.WithTTL(brief))
 	behind := lockAsync(ctx, c, "a", "") // on a session that is yet to come
 	b.server.ExpireLease(t, leaseOf(t, c, present))
 	receive(t, present.Context().Done())
@@ -186,7 +186,7 @@ func TestTheLossOfItsSessionEndsASharedHold(t *testing.T) {
 func TestADeletedEntryEndsASharedHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c, _, former, present := b.shared(t, locker.WithTTL(time.Second))
+	c, _, former, present := b.shared(t, locker.WithTTL(brief))
 	b.delete(t, present)
 	receive(t, present.Context().Done()) // by the audit
 	wantLost(t, context.Cause(present.Context()), present, locker.Deleted)

@@ -227,9 +227,7 @@ func TestAValueTooLargeIsEtcdsErrorAndLeavesNothing(t *testing.T) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	if keys := b.keys(t, locker.DefaultPrefix+"a/"); len(keys) != 0 {
-		t.Errorf("left behind: %q", keys)
-	}
+	b.queued(t, "a", 0) // what is left is removed in the background
 	l := lock(t, c, "a", "small")
 	if err := l.SetValue(ctx, strings.Repeat("v", 1600<<10)); !errors.Is(err, rpctypes.ErrRequestTooLarge) {
 		t.Error(err)

@@ -222,14 +222,14 @@ func TestNewMakesNoRequest(t *testing.T) {
 func TestTheTTLIsRoundedUpToSeconds(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := lock(t, b.client(t, locker.WithTTL(2100*time.Millisecond)), "a", "v")
+	l := lock(t, b.client(t, locker.WithTTL(8100*time.Millisecond)), "a", "v")
 	holder, err := b.client(t).Get(within(t), l.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
 	lease, err := b.etcd.TimeToLive(within(t), holder.Lease)
-	if err != nil || lease.GrantedTTL != 3 {
-		t.Errorf("%v, granted %d s, want 3", err, lease.GrantedTTL)
+	if err != nil || lease.GrantedTTL != 9 {
+		t.Errorf("%v, granted %d s, want 9", err, lease.GrantedTTL)
 	}
 }
 
@@ -269,7 +269,7 @@ func TestALossIsLogged(t *testing.T) {
 	b := setup(t)
 	var text syncBuffer
 	logger := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	l := lock(t, b.client(t, locker.WithTTL(time.Second), locker.WithLogger(logger)), "a", "v")
+	l := lock(t, b.client(t, locker.WithTTL(brief), locker.WithLogger(logger)), "a", "v")
 	if text.String() != "" {
 		t.Errorf("logged with nothing wrong: %s", text.String())
 	}

@@ -19,7 +19,7 @@ import (
 func TestAnOwnSessionHasAFateOfItsOwn(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t, locker.WithTTL(time.Second))
+	c := b.client(t, locker.WithTTL(brief))
 	first, second := newSession(t, c), newSession(t, c)
 	doomed := lock(t, c, "first", "v", locker.WithSession(first))
 	also := lock(t, c, "also first", "v", locker.WithSession(first))

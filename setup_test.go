@@ -2,6 +2,10 @@ package locker_test
 
 import (
 	"context"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -12,10 +16,33 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain has more tests run at once than there are processors, unless -parallel says otherwise: they wait
+// far more than they compute.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	const parallel = "test.parallel"
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == parallel })
+	if !given {
+		if err := flag.Set(parallel, fmt.Sprint(4*runtime.GOMAXPROCS(0))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
-// patience is how long a test waits for anything before it fails.
-const patience = 30 * time.Second
+// patience is how long a test waits for anything before it fails: long, because the machine may be busy
+// with other things. Only a test that fails waits that long.
+const patience = 2 * time.Minute
+
+// brief is the TTL of tests that wait for a lease to run out: as short as it can be if no lease is to be
+// lost for no reason other than that the machine is busy.
+const brief = 5 * time.Second
+
+// prompt bounds what takes milliseconds, or a repeated request or two, where the fault that a test looks for
+// takes half a minute or more.
+const prompt = 15 * time.Second
 
 // within returns the context of a test: it ends when the test does, or has taken too long.
 func within(t testing.TB) context.Context {

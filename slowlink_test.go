@@ -105,8 +105,8 @@ func (b bundle) putNames(t *testing.T, n int, value string) {
 }
 
 // longer returns the longest that Locker may take for what takes a bare client so long.
-// What the race detector and a busy machine add is the second.
-func longer(bare time.Duration) time.Duration { return bare*3/2 + time.Second }
+// What the race detector and a busy machine add is the rest.
+func longer(bare time.Duration) time.Duration { return bare*3/2 + prompt }
 
 func TestLink_ALargeValueIsLockedAndReadOverASlowOne(t *testing.T) {
 	t.Parallel()

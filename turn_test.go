@@ -133,7 +133,7 @@ func TestANamePassedToAndFroCostsFewReadsAndWatches(t *testing.T) {
 		_, open2 := ws2.count()
 		return open1 == 0 && open2 == 0
 	})
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > prompt {
 		t.Errorf("watches were open for %v", took)
 	}
 }
@@ -155,7 +155,7 @@ func TestAWatchThatWasKeptIsNotForgottenWhenAnotherIs(t *testing.T) {
 	began := time.Now()
 	eventually(t, "no watch is left", func() bool {
 		_, open := ws.count()
-		return open == 0 || time.Since(began) > 3*time.Second
+		return open == 0 || time.Since(began) > prompt
 	})
 	if opened, open := ws.count(); open > 0 {
 		t.Errorf("%d of %d watches are open", open, opened)
@@ -164,10 +164,9 @@ func TestAWatchThatWasKeptIsNotForgottenWhenAnotherIs(t *testing.T) {
 
 func TestAKeptWatchLosesNoHandOver(t *testing.T) {
 	t.Parallel()
-	const ttl = 2 * time.Second // so that a frozen member is noticed in half a second
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.server.Proxy(t)
-	c, _, _ := watched(t, proxy.ClientConfig(), locker.WithTTL(ttl))
+	c, _, _ := watched(t, proxy.ClientConfig(), locker.WithTTL(unhurried))
 	unlock(t, lock(t, c, "warm", ""))
 	faults := map[string]struct{ before, during func() }{
 		"reset before":  {before: func() { proxy.Reset() }},
@@ -197,7 +196,7 @@ func TestAWaiterWhoseWatchEndsLooksAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
-	c, _, ws := watched(t, proxy.ClientConfig(), locker.WithTTL(10*time.Second))
+	c, _, ws := watched(t, proxy.ClientConfig(), locker.WithTTL(unhurried))
 	r := newRelay(t, b.client(t), c)
 	for _, releasedMeanwhile := range []bool{true, false, true, false} {
 		r.pass(t, b, nil) // with a watch that is kept

@@ -481,7 +481,7 @@ func TestAWatchGoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 func TestAWatchGoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
-	c := b.client(t, locker.WithTTL(5*time.Second))
+	c := b.client(t, locker.WithTTL(unhurried))
 	l := lock(t, b.client(t), "a", "start")
 	r := read(t, c.Watch(within(t), "a"))
 	r.held(l)
@@ -521,7 +521,7 @@ func TestAWatchLeavesAMemberThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(2*time.Second))
+	c := newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
 	l := lock(t, b.client(t), "a", "start")
 	r := read(t, c.Watch(within(t), "a"))
 	r.held(l)

@@ -176,14 +176,19 @@ func (w *wire) stop(t testing.TB, committed bool, match func(req any) bool) barr
 	return g
 }
 
-// unhurried is a TTL with which nothing is repeated for 2 s.
+// unhedged is longer than a request takes on a machine that is busy.
+const unhedged = 5 * time.Second
+
+// unhurried is a TTL with which no lease is lost by itself.
 const unhurried = time.Minute
 
-// wired returns a client on a wire, with a session.
+// wired returns a client on a wire, with a session. Tests count what it sends, so it repeats nothing only
+// because the machine is busy.
 func (b bundle) wired(t testing.TB, opts ...locker.Option) (*locker.Client, *wire) {
 	t.Helper()
 	w := new(wire)
 	c := newClient(t, b.server.ClientWith(t, w.intercept), opts...)
+	c.HedgeAfter(unhedged)
 	unlock(t, lock(t, c, "warm", ""))
 	return c, w
 }
