@@ -281,6 +281,71 @@ func TestAHoldMayBePassedOnWithinAProcessAndNowhereElse(t *testing.T) {
 	}
 }
 
+// passedOnLate is a history in which an operator deletes an entry, 1.0 gets the name, and only then does
+// another goroutine of 0.0 ask for it and have the hold passed on to it.
+func passedOnLate() *history {
+	h := passedOn()
+	h.instead(func(all []change) []change {
+		all[1].Events[0].Value = "0.0"
+		all[4].At = ms(1020)
+		return all
+	})
+	h.truth.ticks = []tick{{ms(1000), ms(1001), 9}, {ms(1016), ms(1017), 12}, {ms(1018), ms(1019), 13}, {ms(1070), ms(1071), 14}}
+	h.find("1.0", 1).End = ms(1022)
+	first, second := h.find("0.0", 30), h.find("0.0", 31)
+	first.Start, first.End = ms(1030), ms(1045)
+	second.Start, second.End, second.Outcome, second.Reason = ms(1050), ms(1051), lost, "deleted"
+	h.find("0.0", 5).Start, h.find("0.0", 5).End = ms(1040), ms(1041)
+	h.firings = []firing{{fault: fault{Kind: "delete-entry"}, span: span{ms(1015), ms(1020)}, Name: "n/0", Token: 10}}
+	return h
+}
+
+func TestAHoldMayBePassedOnUntilTheAuditNoticesThatAnOperatorDeletedItsEntry(t *testing.T) {
+	t.Parallel()
+	about := map[string]func(*history) []violation{"tokens": checkTokens, "heads": checkHeads}
+	h := passedOnLate()
+	for what, check := range about {
+		if found := check(h); len(found) > 0 {
+			t.Errorf("%s: it was passed on before the audit was due: %v", what, found)
+		}
+	}
+	after := ms(1020).add(auditBound(h.ttl))
+	for name, spoil := range map[string]func(h *history){
+		"and nobody deleted it by hand":    func(h *history) { h.firings = nil },
+		"another entry was deleted":        func(h *history) { h.firings[0].Token = 12 },
+		"the hold was not given up before": func(h *history) { h.find("0.0", 5).Start = ms(1046) },
+		"the hold was of another process":  func(h *history) { h.find("0.0", 1).Process, h.find("0.0", 5).Process = "1.0", "1.0" },
+		"the hold is not shared":           func(h *history) { h.truth.entry("n/0", 10).Who = "0.0#30" },
+		"an audit was due since": func(h *history) {
+			h.find("0.0", 5).Start, h.find("0.0", 5).End = after.add(time.Millisecond), after.add(2*time.Millisecond)
+			h.find("0.0", 30).End = after.add(3 * time.Millisecond)
+		},
+	} {
+		h := passedOnLate()
+		spoil(h)
+		for what, check := range about {
+			if len(check(h)) == 0 {
+				t.Errorf("%s: %s, which was not noticed", what, name)
+			}
+		}
+	}
+}
+
+func TestAnAuditMayBeLateWhileFaultsAreFelt(t *testing.T) {
+	t.Parallel()
+	h := passedOnLate()
+	late := ms(1020).add(auditBound(h.ttl) + 50*time.Millisecond)
+	h.find("0.0", 5).Start, h.find("0.0", 5).End, h.find("0.0", 30).End = late, late, late
+	h.firings = append(h.firings, firing{fault: fault{Kind: "cut"}, span: span{ms(1020), ms(1021)}})
+	if found := checkHeads(h); len(found) > 0 {
+		t.Errorf("it was cut off: %v", found)
+	}
+	h.firings[1].Target = 1
+	if found := checkHeads(h); len(found) == 0 {
+		t.Error("another was cut off: that was not noticed")
+	}
+}
+
 func TestAnOperatorIsAnExcuseForTheCallsOfASharedEntryAndForNoOthers(t *testing.T) {
 	t.Parallel()
 	h := passedOn()

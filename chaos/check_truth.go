@@ -54,6 +54,8 @@ func reign(e *entry) string {
 	return fmt.Sprintf("was the head from revision %d to %d", e.Head, e.Deleted)
 }
 
+// checkHeads: a hold that was passed on within a process was the head before the call, which is as much as
+// WithLocalHandover promises.
 func checkHeads(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
@@ -64,7 +66,7 @@ func checkHeads(h *history) (found []violation) {
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; the entry with that token is of %s", h.describe(t), t.entry.Who)})
 			case h.truth.notBefore(t.entry.Head) > t.End:
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; it became the head later, not before %s (revision %d)", h.describe(t), h.at(h.truth.notBefore(t.entry.Head)), t.entry.Head)})
-			case t.entry.Deleted != 0 && h.truth.by(t.entry.Deleted) < t.Start:
+			case t.entry.Deleted != 0 && h.truth.by(t.entry.Deleted) < t.Start && !h.passedOnUnaware(t):
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry had gone before the call", h.describe(t))})
 			}
 		}
@@ -185,13 +187,18 @@ func checkLeavings(h *history) (found []violation) {
 
 // troubled returns for how much of that time faults were felt by a process, or it did not run.
 func (h *history) troubled(process string, from, to instant, aftermath time.Duration) time.Duration {
+	return h.troubledBut(process, from, to, aftermath, func(character) bool { return false })
+}
+
+// troubledBut is troubled without the faults of some kinds.
+func (h *history) troubledBut(process string, from, to instant, aftermath time.Duration, but func(character) bool) time.Duration {
 	if to <= from {
 		return 0
 	}
 	var felt spans
 	slot := h.lives[process].slot
 	for _, f := range h.firings {
-		if characterOf(f.Kind).lane == toCluster || f.Target == slot {
+		if c := characterOf(f.Kind); !but(c) && (c.lane == toCluster || f.Target == slot) {
 			felt = append(felt, span{f.From, f.To.add(aftermath)})
 		}
 	}
