@@ -28,6 +28,7 @@ type faults struct {
 	frozen   bool
 	dropping bool
 	delay    time.Duration
+	wires    [2]*wire // by direction, nil unless throttled
 }
 
 // A conn is one client's connection to the member.
@@ -39,6 +40,7 @@ type conn struct {
 
 	// Guarded by link.mu.
 	isClosed bool
+	frozen   bool // as faults.frozen, for this connection alone
 	maimed   bool // some of the member's bytes were dropped
 }
 
@@ -120,10 +122,13 @@ func (l *link) change(f func()) {
 	l.changed = make(chan struct{})
 }
 
-func (l *link) state() (faults, <-chan struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.faults, l.changed
+// state returns the faults that c is under, and what is closed when they change.
+func (c *conn) state() (faults, <-chan struct{}) {
+	c.link.mu.Lock()
+	defer c.link.mu.Unlock()
+	f := c.link.faults
+	f.frozen = f.frozen || c.frozen
+	return f, c.link.changed
 }
 
 // sever breaks all connections, and new ones as they come.
@@ -162,8 +167,8 @@ func (c *conn) run(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	for _, w := range []*way{
-		{conn: c, from: c.client, to: c.member},
-		{conn: c, from: c.member, to: c.client, reply: true},
+		{conn: c, from: c.client, to: c.member, direction: forth},
+		{conn: c, from: c.member, to: c.client, direction: back},
 	} {
 		w.arrived = make(chan struct{}, 1)
 		wg.Go(w.read)
@@ -179,6 +184,9 @@ func (c *conn) connected(member *net.TCPConn) bool {
 		return false
 	}
 	c.member = member
+	if c.link.wires[forth] != nil {
+		c.narrow()
+	}
 	return true
 }
 
@@ -206,12 +214,19 @@ func abort(c *net.TCPConn) {
 	c.Close()
 }
 
+type direction int
+
+const (
+	forth direction = iota // from the client to the member
+	back
+)
+
 // A way is one direction of a connection, a line in which bytes wait for their
 // time: one goroutine reads, another writes.
 type way struct {
-	conn     *conn
-	from, to *net.TCPConn
-	reply    bool // from the member to the client
+	conn      *conn
+	from, to  *net.TCPConn
+	direction direction
 
 	mu      sync.Mutex // guards line
 	line    []chunk
@@ -221,26 +236,35 @@ type way struct {
 type chunk struct {
 	bytes []byte
 	read  time.Time
-	end   error // instead of bytes: the last chunk
+	wire  *wire     // nil unless the link was throttled when they were read
+	sent  time.Time // when the wire will have sent them
+	end   error     // instead of bytes: the last chunk
 }
 
-// read queues what arrives. The line has no bound of its own: HTTP/2 lets a
-// peer send only so much that is not acknowledged.
+// read queues what arrives. Unless the link is throttled, the line has no bound of
+// its own: HTTP/2 lets a peer send only so much that is not acknowledged.
 func (w *way) read() {
 	buffer := make([]byte, 64<<10)
-	for {
-		n, err := w.from.Read(buffer)
+	for ahead := (chunk{}); ; {
+		size, ok := w.room(ahead, len(buffer))
+		if !ok {
+			return
+		}
+		n, err := w.from.Read(buffer[:size])
 		if n > 0 {
-			w.queue(chunk{bytes: append([]byte(nil), buffer[:n]...), read: time.Now()})
+			ahead = w.send(chunk{bytes: append([]byte(nil), buffer[:n]...)})
 		}
 		if err != nil {
-			w.queue(chunk{end: err, read: time.Now()})
+			w.send(chunk{end: err})
 			return
 		}
 	}
 }
 
-func (w *way) queue(c chunk) {
+// send gives a chunk to the wire, if there is one, and queues it.
+func (w *way) send(c chunk) chunk {
+	c.read = time.Now()
+	c.wire, c.sent = w.conn.link.send(w.direction, len(c.bytes), c.read)
 	w.mu.Lock()
 	w.line = append(w.line, c)
 	w.mu.Unlock()
@@ -248,6 +272,7 @@ func (w *way) queue(c chunk) {
 	case w.arrived <- struct{}{}:
 	default:
 	}
+	return c
 }
 
 // write sends what is in the line, each chunk when its time has come. The end of
@@ -259,7 +284,7 @@ func (w *way) write() {
 			return
 		}
 		switch {
-		case w.reply && w.conn.drops():
+		case w.direction == back && w.conn.drops():
 			if c.end != nil {
 				return
 			}
@@ -300,8 +325,12 @@ func (w *way) next() (c chunk, ok bool) {
 // when the connection is closed.
 func (w *way) hold(c chunk) bool {
 	for {
-		faults, changed := w.conn.link.state()
-		wait := time.Until(c.read.Add(faults.delay))
+		faults, changed := w.conn.state()
+		left := c.read
+		if c.wire != nil && c.wire == faults.wires[w.direction] {
+			left = c.sent
+		}
+		wait := time.Until(left.Add(faults.delay))
 		var due <-chan time.Time
 		switch {
 		case faults.frozen:

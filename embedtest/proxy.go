@@ -106,9 +106,16 @@ func (p *Proxy) Freeze(members ...int) {
 	p.each(members, func(l *link) { l.change(func() { l.frozen = true }) })
 }
 
-// Thaw ends [Proxy.Freeze].
+// FreezeConnections is [Proxy.Freeze] for the connections there are: new ones pass.
+// To its two ends such a connection looks as if all of its packets were dropped in
+// silence: nothing arrives, not even that the other end has hung up.
+func (p *Proxy) FreezeConnections(members ...int) {
+	p.each(members, func(l *link) { l.change(func() { l.freezeConns(true) }) })
+}
+
+// Thaw ends [Proxy.Freeze] and [Proxy.FreezeConnections].
 func (p *Proxy) Thaw(members ...int) {
-	p.each(members, func(l *link) { l.change(func() { l.frozen = false }) })
+	p.each(members, func(l *link) { l.change(l.thaw) })
 }
 
 // Delay makes every byte take d longer in each direction, thus a request 2d,
@@ -116,6 +123,15 @@ func (p *Proxy) Thaw(members ...int) {
 // way. Zero turns it off.
 func (p *Proxy) Delay(d time.Duration) {
 	p.each(nil, func(l *link) { l.change(func() { l.delay = d }) })
+}
+
+// Throttle lets at most so many bytes a second pass to each member, and as many
+// back. All connections to a member share that, each getting its turn. As on any
+// narrow link, a sender that is faster is held up: little is under way, the rest
+// waits in the sender's own buffers. It acts on all members. [Proxy.Delay] comes on
+// top. Zero, or less, turns it off.
+func (p *Proxy) Throttle(bytesPerSecond int) {
+	p.each(nil, func(l *link) { l.change(func() { l.throttle(bytesPerSecond) }) })
 }
 
 // DropReplies passes what clients send and throws away what members send, the
@@ -130,7 +146,7 @@ func (p *Proxy) DropReplies(members ...int) {
 // replies were dropped.
 func (p *Proxy) Heal() {
 	p.each(nil, func(l *link) {
-		l.change(func() { l.faults = faults{} })
+		l.change(l.heal)
 		l.reset(func(c *conn) bool { return c.maimed })
 	})
 }

@@ -198,6 +198,8 @@ func TestProxyClosesInTheMiddleOfEveryFault(t *testing.T) {
 		"freeze":       func(p *embedtest.Proxy) { p.Freeze() },
 		"drop replies": func(p *embedtest.Proxy) { p.DropReplies() },
 		"delay":        func(p *embedtest.Proxy) { p.Delay(time.Hour) },
+		"throttle":     func(p *embedtest.Proxy) { p.Throttle(1) },
+		"connections":  func(p *embedtest.Proxy) { p.FreezeConnections() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
