@@ -30,6 +30,7 @@ var invariants = []invariant{
 	{"a counter model explains the history (porcupine)", checkCounterModel, true},
 	{"the guarded set has what was acknowledged, and nothing that was refused", checkSet, false},
 	{"a guarded write happens under its hold", checkGuards, false},
+	{"a guarded write that is acknowledged was made once", checkOnce, false},
 	{"a hold that is reported was the head of its queue during the call", checkHeads, false},
 	{"live waiters are served in order", checkOrder, false},
 	{"an entry is removed by its owner only", checkRemovals, false},

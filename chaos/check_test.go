@@ -109,6 +109,12 @@ var broken = map[string]func(h *history){
 			return all
 		})
 	},
+	"a guarded write that is acknowledged was made once": func(h *history) {
+		h.instead(func(all []change) []change {
+			again := all[2].Events[0]
+			return slices.Insert(all, 4, change{12, ms(1016), []event{again}})
+		})
+	},
 	"a hold that is reported was the head of its queue during the call": func(h *history) {
 		h.instead(func(all []change) []change {
 			return append(all[:4:4], change{13, ms(1033), []event{{Key: entryB, Deleted: true}}})
@@ -452,5 +458,50 @@ func TestTheSlackIsThatOfLeasesThatRanOut(t *testing.T) {
 	h.firings[1].To = ms(1030)
 	if s := h.summary(); len(s.slacks) != 0 {
 		t.Error("a lease that its client may have revoked was counted")
+	}
+}
+
+func TestAWriteThatIsNotAcknowledgedMayBeMadeTwice(t *testing.T) {
+	t.Parallel()
+	h := sound()
+	broken["a guarded write that is acknowledged was made once"](h)
+	h.find("0.0", 3).Outcome = unsure
+	if found := checkOnce(h); len(found) > 0 {
+		t.Errorf("it was said to be in doubt: %v", found)
+	}
+}
+
+// long is a history in which the locks of 3.0 have a long TTL, and are lost.
+func long() *history {
+	h := sound()
+	h.processes = processes
+	h.seed = 3
+	for i, c := range h.calls {
+		if c.Process == "0.0" {
+			h.calls[i].Process = "3.0"
+		}
+	}
+	h.lives["3.0"] = &life{name: "3.0", slot: longSlot, span: span{From: ms(900)}}
+	h.also(call{Process: "3.0", ID: 20, Op: opEnded, Name: "n/0", Hold: 1, Start: ms(1020), End: ms(1020), Reason: "expired"})
+	h.firings = []firing{{fault: fault{Kind: "stop", Target: longSlot}, span: span{ms(910), ms(1019)}}}
+	h.lives["3.0"].gaps = spans{{ms(910), ms(1019)}}
+	return h
+}
+
+func TestAShortStopCostsNoHoldWithALongTTL(t *testing.T) {
+	t.Parallel()
+	h := long()
+	if found := checkHarmless(h); len(found) == 0 {
+		t.Error("it was not noticed")
+	}
+	h = long()
+	h.seed = 1
+	if found := checkHarmless(h); len(found) > 0 {
+		t.Errorf("with a TTL of %v a stop costs a hold: %v", h.ttl, found)
+	}
+	h = long()
+	h.firings = append(h.firings, firing{fault: fault{Kind: "revoke-lease"}, span: span{ms(1015), ms(1016)}, Lease: 1})
+	if found := checkHarmless(h); len(found) > 0 {
+		t.Errorf("an operator took it away: %v", found)
 	}
 }

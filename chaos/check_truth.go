@@ -31,9 +31,21 @@ func checkSet(h *history) (found []violation) {
 }
 
 func checkGuards(h *history) (found []violation) {
-	for who, put := range h.truth.set {
-		if e := h.truth.entry(put.Name, put.Token); e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
-			found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", who, put.Revision, put.Token, put.Name, reign(e))})
+	for who, all := range h.truth.set {
+		for _, put := range all {
+			if e := h.truth.entry(put.Name, put.Token); e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
+				found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", who, put.Revision, put.Token, put.Name, reign(e))})
+			}
+		}
+	}
+	return found
+}
+
+// checkOnce: etcd's client may repeat a write by itself, and Commit has to say so.
+func checkOnce(h *history) (found []violation) {
+	for _, c := range h.calls {
+		if all := h.truth.set[c.who()]; c.Op == opCommit && c.Outcome == ok && len(all) > 1 {
+			found = append(found, violation{At: h.truth.by(all[1].Revision), Text: fmt.Sprintf("%s was told that it wrote at revision %d; it wrote %d times, from revision %d to %d", c.who(), c.Value, len(all), all[0].Revision, all[len(all)-1].Revision)})
 		}
 	}
 	return found
@@ -171,7 +183,7 @@ func checkLeavings(h *history) (found []violation) {
 			if gone <= c.End {
 				continue
 			}
-			bound := 2*h.ttl + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath())
+			bound := 2*h.lease(c.Process) + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath())
 			// A call whose session was lost while it waited has begun again with another. What it had put
 			// before goes with the lost one's lease.
 			if c.Op == opUnlock && c.Outcome == ok && e.Created == c.Token {

@@ -181,6 +181,9 @@ func (h *history) since(t *tenure) instant {
 	return t.End
 }
 
+// lease returns the TTL of the locks of a process.
+func (h *history) lease(process string) time.Duration { return h.leaseOf(h.lives[process].slot) }
+
 // aftermath is how long a fault is felt after it is over: connections have to be made again, and
 // leases that a new leader has prolonged to run out.
 func (h *history) aftermath() time.Duration { return h.ttl + 3*time.Second }
@@ -248,7 +251,7 @@ func (h *history) passedOnUnaware(t *tenure) bool {
 		}
 		passed := from.unlock.Start
 		late := h.troubledBut(t.Process, gone, passed, h.aftermath(), func(c character) bool { return c.operator })
-		return passed.since(gone)-late <= auditBound(h.ttl)
+		return passed.since(gone)-late <= auditBound(h.lease(t.Process))
 	})
 }
 

@@ -40,6 +40,9 @@ var characters = []character{
 	{kind: "freeze", lane: toClients, from: 0.1, to: 1.8},
 	{kind: "drop-replies", lane: toClients, from: 0.1, to: 1.5},
 	{kind: "delay", lane: toClients, from: 0.5, to: 1},
+	{kind: "throttle", lane: toClients, from: 0.5, to: 1.5, harmless: true},
+	{kind: "dead-connections", lane: toClients, from: 1.75, to: 2},
+	{kind: "repeat-writes", lane: toClients, from: 0.5, to: 1.5, harmless: true},
 	{kind: "lose-events", lane: toClients, from: 0.2, to: 0.3},
 	{kind: "late-answer", lane: toClients, from: 1.6, to: 1.7},
 	{kind: "cut-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true},
@@ -101,6 +104,34 @@ func (p plan) kinds(l lane) (kinds []kind) {
 	return kinds
 }
 
+// longTTL is that of one process in some rounds: what others do in a third of a TTL must not last longer there.
+const (
+	longTTL  = time.Minute
+	longSlot = 3
+)
+
+// hasLong reports whether there is such a process. It is not killed: its names would be blocked for longTTL.
+func (p plan) hasLong() bool { return p.seed%3 == 0 && len(p.only) == 0 && p.processes > longSlot }
+
+// leaseOf returns the TTL of the locks of the process in a slot.
+func (p plan) leaseOf(slot int) time.Duration {
+	if slot == longSlot && p.hasLong() {
+		return longTTL
+	}
+	return p.ttl
+}
+
+// longest returns the longest TTL that a process has.
+func (p plan) longest() time.Duration { return max(p.ttl, p.leaseOf(longSlot)) }
+
+// spare replaces a process that is not to be killed by another of the same.
+func (p plan) spare(k kind, target, first, targets int) int {
+	if k == "kill" && target == longSlot && p.hasLong() {
+		return first + (target-first+1)%targets
+	}
+	return target
+}
+
 // checkKinds returns an error for a kind that there is not.
 func checkKinds(only []string) error {
 	var all []string
@@ -132,7 +163,7 @@ func (p plan) draw() (faults []fault) {
 	for at := 500 * time.Millisecond; at < p.duration; {
 		if p.lone && slices.Contains(p.kinds(toClients), "kill") {
 			at += p.ttl + lull
-			faults = append(faults, fault{At: at, Kind: "kill", Target: d.rnd.IntN(p.processes), Seed: d.rnd.Uint64(), Alone: true})
+			faults = append(faults, fault{At: at, Kind: "kill", Target: p.spare("kill", d.rnd.IntN(p.processes), 0, p.processes), Seed: d.rnd.Uint64(), Alone: true})
 			at += quiet
 		}
 		end := p.duration
@@ -170,7 +201,8 @@ func (d *dealer) deal(l lane, from, to time.Duration, first, targets int) (fault
 		c := characterOf(d.decks[l][0])
 		d.decks[l] = d.decks[l][1:]
 		length := time.Duration((c.from + d.rnd.Float64()*(c.to-c.from)) * float64(d.ttl))
-		faults = append(faults, fault{At: at, Kind: c.kind, Target: first + d.rnd.IntN(targets), For: min(length, to-at), Seed: d.rnd.Uint64()})
+		target := d.spare(c.kind, first+d.rnd.IntN(targets), first, targets)
+		faults = append(faults, fault{At: at, Kind: c.kind, Target: target, For: min(length, to-at), Seed: d.rnd.Uint64()})
 		at += length + d.rest + 100*time.Millisecond + d.upTo(500*time.Millisecond)
 	}
 	return faults
