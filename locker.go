@@ -48,7 +48,13 @@ type Client struct {
 }
 
 // New returns a Client over etcd, which it borrows: the caller closes it, after
-// the Client. It makes no request and starts no goroutine.
+// the Client. It makes no request and starts no goroutine. [ClientConfig] has the
+// settings that suit etcd's client for it.
+//
+// Requests go through the client's connections and retries, with its user. The limits
+// MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept: what
+// a request may have is for etcd to say (its --max-request-bytes), and an answer may be
+// of any size.
 //
 // Errors: ErrInvalid as *InvalidError for a nil client, one whose KV or Watcher was
 // replaced (as etcd's namespace package does), or a bad option.

@@ -14,7 +14,8 @@ import (
 // What Locker asks of etcd's key-value store, in etcd's own messages: the operations of
 // its client would become the same, after being copied several times.
 
-// callOptions are those of etcd's client.
+// callOptions are the defaults of etcd's client, but for its limit on what is sent: etcd has
+// one itself. The limits of a clientv3.Config cannot be read from a client.
 var callOptions = []grpc.CallOption{grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32)}
 
 // created compares the create revision of key; 0 is that of a key that is not there.
