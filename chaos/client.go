@@ -18,8 +18,9 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"google.golang.org/grpc"
+
+	"github.com/jagregory/locker/v2"
 )
 
 // clientProcess is the program as a client: the harness starts it as "chaos client", with its target as
@@ -50,22 +51,11 @@ func clientProcess(in io.Reader, out io.Writer) error {
 	return errors.Join(err, r.err)
 }
 
-// When a dead connection is noticed.
-const (
-	keepAliveTime    = 2 * time.Second
-	keepAliveTimeout = time.Second
-)
-
-// connect opens a connection to etcd as a program would that is meant to live through faults.
+// connect opens a connection to etcd as Locker recommends.
 func connect(endpoints []string, options ...grpc.DialOption) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{
-		Endpoints:            endpoints,
-		DialTimeout:          time.Second,
-		DialKeepAliveTime:    keepAliveTime,
-		DialKeepAliveTimeout: keepAliveTimeout,
-		DialOptions:          options,
-		Logger:               zap.NewNop(),
-	})
+	config := locker.ClientConfig(endpoints...)
+	config.DialOptions = append(config.DialOptions, options...)
+	return clientv3.New(config)
 }
 
 // run lets workers work until ctx ends, leaves the observers a moment more, and closes everything.

@@ -89,7 +89,7 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 	},
 	"lose-events":           (*scene).loseEvents,
 	"throttle":              (*scene).throttle,
-	"dead-connections":      (*scene).deadConnections,
+	"dead-connections":      viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.FreezeConnections() }),
 	"repeat-writes":         (*scene).repeatWrites,
 	"cut":                   viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Cut() }),
 	"reset":                 viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Reset() }),
@@ -198,14 +198,6 @@ func (s *scene) throttle(ctx context.Context, f *firing) error {
 		s.proxies[f.Target].Throttle(64<<10 + rnd.IntN(256<<10))
 		_ = pause(ctx, 200*time.Millisecond)
 	}
-	return nil
-}
-
-// deadConnections lets nothing pass any more over the connections there are, as if something on the way
-// had forgotten them. Nobody brings them back: by its end, their owner has noticed, and has new ones.
-func (s *scene) deadConnections(ctx context.Context, f *firing) error {
-	s.proxies[f.Target].FreezeConnections()
-	_ = pause(ctx, max(f.For, keepAliveTime+keepAliveTimeout+500*time.Millisecond))
 	return nil
 }
 

@@ -41,7 +41,7 @@ var characters = []character{
 	{kind: "drop-replies", lane: toClients, from: 0.1, to: 1.5},
 	{kind: "delay", lane: toClients, from: 0.5, to: 1},
 	{kind: "throttle", lane: toClients, from: 0.5, to: 1.5, harmless: true},
-	{kind: "dead-connections", lane: toClients, from: 1.75, to: 2},
+	{kind: "dead-connections", lane: toClients, from: 0.5, to: 2.2},
 	{kind: "repeat-writes", lane: toClients, from: 0.5, to: 1.5, harmless: true},
 	{kind: "lose-events", lane: toClients, from: 0.2, to: 0.3},
 	{kind: "late-answer", lane: toClients, from: 1.6, to: 1.7},
