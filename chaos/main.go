@@ -8,9 +8,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,6 +40,7 @@ type settings struct {
 	over     string
 	unfenced bool
 	load     string
+	script   string
 	dir      string
 	names    int
 	rest     time.Duration
@@ -80,6 +83,7 @@ func parse(args []string) (s settings, err error) {
 	flags.StringVar(&s.over, "over", overLocker, "what is tested: locker, or mutex for etcd's concurrency.Mutex")
 	flags.BoolVar(&s.unfenced, "unfenced", false, "let the resource accept any token")
 	flags.StringVar(&s.load, "load", "", "with a load, and with the faults that must not cost a hold: crowd (1,000 clients on 100 names) or names (100,000 names held)")
+	flags.StringVar(&s.script, "script", "", "instead of rounds, one of those that are always the same: "+strings.Join(slices.Sorted(maps.Keys(scripts)), ", "))
 	flags.StringVar(&s.dir, "dir", "", "where to leave the history; a temporary directory, removed if nothing was found, if empty")
 	flags.IntVar(&s.names, "names", 6, "how many names all processes want")
 	flags.DurationVar(&s.rest, "rest", 0, "how much calmer: a time without, after each fault")
@@ -110,7 +114,7 @@ func parse(args []string) (s settings, err error) {
 	for s.seed == 0 {
 		s.seed = rand.Uint64() >> 16 // short enough to type
 	}
-	return s, errors.Join(checkKinds(s.only), checkLoad(s.load))
+	return s, errors.Join(checkKinds(s.only), checkLoad(s.load), checkScript(s.script))
 }
 
 // run makes rounds until the duration is used up, also after one that has found something.
@@ -124,6 +128,9 @@ func (s settings) run(ctx context.Context, w io.Writer) error {
 	program, err := etcdproc.Build(ctx, etcdVersion, w)
 	if err != nil {
 		return err
+	}
+	if s.script != "" {
+		return s.perform(ctx, w, program)
 	}
 	var errs []error
 	rounds, all, unfired := 0, newSummary(), make(map[string]bool)
@@ -156,6 +163,20 @@ func (s settings) run(ctx context.Context, w io.Writer) error {
 		errs = append(errs, errors.New("no name was taken over with nothing else going on"))
 	}
 	return errors.Join(errs...)
+}
+
+// perform plays a script.
+func (s settings) perform(ctx context.Context, w io.Writer, program string) error {
+	dir, err := os.MkdirTemp("", "locker-chaos-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	found, err := scripts[s.script].perform(ctx, w, program, dir)
+	if err == nil && len(found) > 0 {
+		err = fmt.Errorf("%d violations; to repeat it: go run ./chaos -script %s", len(found), s.script)
+	}
+	return err
 }
 
 // plan is that of a round.
