@@ -170,6 +170,10 @@ func (s *stage) restored(ctx context.Context, blind bool) error {
 		}
 		s.proxy.Heal()
 	}
+	// Nobody writes before it has had the time to tell.
+	if !blind && !in(ctx, s.ttl, func() bool { return held["kept"].Err() != nil }) {
+		s.violated(endsWithThePast, "a hold is said to last of a session that has seen revision %d", seen)
+	}
 	b, err := s.enter(s.cluster.Endpoints())
 	if err != nil {
 		return err
@@ -183,9 +187,6 @@ func (s *stage) restored(ctx context.Context, blind bool) error {
 	}
 	if !in(ctx, s.ttl, func() bool { return held["again"].Err() != nil }) {
 		s.violated(forgottenIsLost, "%s; the hold with token %d is said to last, and etcd has an older entry with its key", what, held["again"].Token())
-	}
-	if !blind && !in(ctx, s.ttl, func() bool { return held["kept"].Err() != nil }) {
-		s.violated(endsWithThePast, "a hold is said to last of a session that has seen revision %d", seen)
 	}
 	return nil
 }
