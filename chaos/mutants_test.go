@@ -118,6 +118,12 @@ var mutants = []mutant{
 		caughtBy: []string{endsWithThePast},
 	},
 	{
+		name:     "a write that etcd's client has repeated is not in doubt",
+		edits:    []edit{{"hedge.go", "return s.asked.Load() || s.finished.Load() > 1", "return false"}},
+		storm:    []string{"-faults", "repeat-writes"},
+		caughtBy: []string{"a guarded write that is acknowledged was made once"},
+	},
+	{
 		name:     "connections are not kept alive",
 		edits:    []edit{{"config.go", "		DialKeepAliveTime:    keepAliveTime,\n", ""}},
 		storm:    []string{"-script", "dead-connections"},
