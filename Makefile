@@ -17,8 +17,11 @@ test: ## all tests of all modules, with the race detector
 	go test -race -timeout 15m ./...
 	go test -race -timeout 15m -p 1 $(MODULES)
 
-lint: ## gofmt, go vet, staticcheck, govulncheck
+lint: ## gofmt, go.mod and its like complete, go vet, staticcheck, govulncheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
+	@for module in . bench chaos examples interop; do (cd $$module && GOWORK=off go mod tidy -diff) || exit 1; done
+	@before=$$(cksum <go.work.sum); go list -m all >/dev/null || exit 1; test "$$before" = "$$(cksum <go.work.sum)" || \
+		{ echo "go.work.sum was not complete; what it lacked has been added"; exit 1; }
 	go vet $(PACKAGES)
 	go run $(STATICCHECK) $(PACKAGES)
 	@echo go run $(GOVULNCHECK) -db $(VULNDB) $(PACKAGES)

@@ -27,8 +27,8 @@ type Cache struct {
 // later, for example because a permission was taken away, its Age grows until etcd
 // does not any more.
 //
-// Errors: the cause of ctx, ErrClosed, and etcd's own; there is no Cache then and
-// nothing to close.
+// Errors: the cause of ctx, with the last that was heard from etcd; ErrClosed; and
+// etcd's own. There is no Cache then and nothing to close.
 func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	const op = "new cache"
 	ctx, end, err := c.begin(ctx)
@@ -36,16 +36,16 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 		return nil, wrap(op, prefix, err)
 	}
 	defer end()
-	life, cancel := context.WithCancel(c.ctx)
-	k := &Cache{cancel: cancel, done: make(chan struct{}), holders: make(map[string]Holder), changed: make(chan struct{})}
+	life, cancel := context.WithCancelCause(c.ctx)
+	k := &Cache{cancel: func() { cancel(nil) }, done: make(chan struct{}), holders: make(map[string]Holder), changed: make(chan struct{})}
 	filled := make(chan struct{})
 	fill := sync.OnceFunc(func() { close(filled) })
 	var refused error // set before done is closed
 	c.tasks.run(func() {
 		defer close(k.done)
-		f := follower{client: c, below: c.keys.Below(prefix), stays: true}
+		f := follower{client: c, below: c.keys.Below(prefix), stays: true, progress: true}
 		refused = f.run(life, func(sent time.Time, revision int64, changed []State) {
-			k.update(sent, revision, changed, c.feed.checkpoint())
+			k.update(sent, revision, changed, c.feed.current)
 			fill()
 		})
 	})
@@ -53,36 +53,41 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	case <-filled:
 		return k, nil
 	case <-ctx.Done():
-		err = ended(ctx, ctx.Err())
+		cancel(context.Cause(ctx))
 	case <-k.done:
-		err = refused
 	}
 	k.Close()
-	return nil, wrap(op, prefix, err)
+	return nil, wrap(op, prefix, refused)
 }
 
-// update takes in what the follower has found. Having reached the revision of the
-// feed's last checkpoint, the copy was current at that time.
-func (k *Cache) update(sent time.Time, revision int64, changed []State, seen checkpoint) {
+// update takes in what the follower has found; current tells when the cluster was last
+// known to be at a revision or before it, which is when the copy was current.
+func (k *Cache) update(sent time.Time, revision int64, changed []State, current func(revision int64) time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	differs := false
 	for _, state := range changed {
+		holder, held := k.holders[state.Name]
+		differs = differs || held != state.Held || held && holder != state.Holder
 		if state.Held {
 			k.holders[state.Name] = state.Holder
 		} else {
 			delete(k.holders, state.Name)
 		}
 	}
-	if len(changed) > 0 {
+	if differs {
 		close(k.changed)
 		k.changed = make(chan struct{})
 	}
-	k.revision = max(k.revision, revision)
-	if sent.After(k.current) {
-		k.current = sent
+	if read := !sent.IsZero(); read {
+		k.revision = revision // also if it is smaller: then etcd has come back empty, or from a backup
+	} else {
+		k.revision = max(k.revision, revision)
 	}
-	if k.revision >= seen.revision && seen.at.After(k.current) {
-		k.current = seen.at
+	for _, at := range []time.Time{sent, current(k.revision)} {
+		if at.After(k.current) {
+			k.current = at
+		}
 	}
 }
 
@@ -107,15 +112,16 @@ func (k *Cache) List() []Holder {
 	return holders
 }
 
-// Revision returns the revision of the cluster that the copy has reached.
+// Revision returns the revision of the cluster that the copy has reached. It becomes
+// smaller only if etcd comes back empty or from a backup.
 func (k *Cache) Revision() int64 {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.revision
 }
 
-// Changed returns a channel that is closed when what the Cache holds is no longer what
-// it holds now. Ask for it before Get or List, and no change is missed:
+// Changed returns a channel that is closed when what Get and List return is no longer what
+// it is now. Ask for it before Get or List, and no change is missed:
 //
 //	for {
 //		changed := cache.Changed()
@@ -132,9 +138,9 @@ func (k *Cache) Changed() <-chan struct{} {
 	return k.changed
 }
 
-// Age returns how long ago the copy was last known to be current. While etcd
-// answers it stays below about half the Client's TTL; it grows while etcd cannot
-// be reached, while the machine sleeps, and after Close.
+// Age returns how long ago the copy was last known to be current. While etcd answers it
+// stays below 3 s, also when a member does not; it grows while etcd cannot be reached,
+// while the machine sleeps, and after Close.
 func (k *Cache) Age() time.Duration {
 	k.mu.RLock()
 	defer k.mu.RUnlock()

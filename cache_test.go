@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/jagregory/locker/v2"
 )
 
@@ -268,6 +270,28 @@ func TestNewCacheReturnsWhenItCannotBeFilled(t *testing.T) {
 	if err := receive(t, result); !errors.Is(err, locker.ErrClosed) {
 		t.Errorf("error = %v, want ErrClosed", err)
 	}
+}
+
+func TestCacheChanged_IsSilentWhenNothingChangesThatGetOrListReturn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := lock(t, b.client(t), "a", "1")
+	k := newCache(t, b.client(t), "")
+	changed := k.Changed()
+	for range 3 {
+		resp, err := b.etcd.Put(within(t), l.Key(), l.Value(), clientv3.WithLease(lease(l)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the cache has seen it", func() bool { return k.Revision() >= resp.Header.Revision })
+		select {
+		case <-changed:
+			t.Fatal("the same value again was a change")
+		default:
+		}
+	}
+	setValue(t, l, "2")
+	receive(t, changed)
 }
 
 // Not parallel: what other tests allocate would be counted as well.

@@ -1,6 +1,7 @@
 // Package locker is a lock service on etcd: a program locks a name with a value;
 // others read the value, watch it, or wait their turn.
 //
+//	etcd, err := clientv3.New(locker.ClientConfig("localhost:2379"))
 //	client, err := locker.New(etcd)
 //	lock, err := client.Lock(ctx, "www.example.com", "10.1.1.1")
 //	defer lock.Unlock(ctx)

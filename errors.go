@@ -24,6 +24,9 @@ var (
 	ErrReleased = errors.New("lock released")
 	// ErrClosed says that the Client or the Session was closed.
 	ErrClosed = errors.New("closed")
+	// ErrInDoubt says that it is not known what has become of a write: it may have been
+	// applied, or be applied later. What is known of why is in the chain.
+	ErrInDoubt = errors.New("outcome in doubt")
 	// ErrSessionFull says that a Session of the caller's own has as many entries
 	// as a lease should carry. The sessions that a Client opens by itself are
 	// never full: it opens another.
@@ -131,6 +134,11 @@ func wrap(op, name string, err error) error {
 	}
 	return fmt.Errorf("locker: %s %s: %w", op, quote(name), err)
 }
+
+// inDoubt adds ErrInDoubt to the error of a write.
+func inDoubt(err error) error { return fmt.Errorf("%w: %w", ErrInDoubt, err) }
+
+var errRepeated = errors.New("etcd's client sent it more than once")
 
 // quote abbreviates what is too long for a message.
 func quote(text string) string {

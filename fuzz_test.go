@@ -246,7 +246,7 @@ func (h *history) commit(t *testing.T) {
 	}
 	var want []State
 	for _, name := range slices.Sorted(maps.Keys(heads)) {
-		if was := before[name]; was == nil || was.CreateRevision != heads[name].CreateRevision || was.ModRevision != heads[name].ModRevision {
+		if was := before[name]; was == nil || holderOf(name, was) != holderOf(name, heads[name]) {
 			want = append(want, State{Holder: holderOf(name, heads[name]), Held: true, Revision: h.revision})
 		}
 	}
@@ -280,7 +280,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 	f.Add([]byte("0!0000000000!0"))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &stream{ctx: ctx, cancel: cancel, watches: make(map[int64]*watch), post: make(chan struct{}, 1)}
+		s := unconnected(ctx, cancel)
 		defer s.end()
 		var watches []*watch
 		for _, b := range script {
@@ -288,7 +288,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 			answer := &pb.WatchResponse{Header: new(pb.ResponseHeader), WatchId: id}
 			switch b & 7 {
 			case 0:
-				watches = append(watches, s.watch(watched{key: "a"}))
+				watches = append(watches, s.watch(watched{key: "a", progress: id&1 == 0}))
 			case 1:
 				if id >= 0 && s.watches[id] == nil { // no server gives an ID twice
 					answer.Created = true
@@ -307,7 +307,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 					watches[int(b>>3)%len(watches)].close()
 				}
 			default:
-				s.outbox = nil // it was sent
+				s.takeOutbox()
 			}
 		}
 		for _, w := range watches {
@@ -319,7 +319,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 			if w.closed && s.watches[w.id] == w {
 				t.Errorf("watch %d was closed, but goes on", w.id)
 			}
-			if w.err == nil && !w.closed && s.watches[w.id] != w && !slices.Contains(s.creating, w) {
+			if w.err == nil && !w.closed && s.watches[w.id] != w && w.posted == nil && !slices.Contains(s.creating, w) {
 				t.Errorf("watch %d has been forgotten", w.id)
 			}
 		}

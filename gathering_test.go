@@ -1,8 +1,15 @@
 package locker
 
 // Gathering returns how many writes of the client wait for the one in flight.
-func (c *Client) Gathering() int {
+func (c *Client) Gathering() (n int) {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()
-	return len(c.group.waiting)
+	for _, p := range c.group.byName {
+		for _, w := range p.writes {
+			if !w.left {
+				n++
+			}
+		}
+	}
+	return n
 }

@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -14,15 +15,39 @@ import (
 // for greet to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
-	granted, _, err := insist(ctx, s.client, requests(s.client, s.client.base, func() { s.grants.Add(1) }, func(ctx context.Context) (renewal, error) {
-		defer s.grants.Done()
-		sent := time.Now()
-		resp, err := s.client.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
-		if err != nil {
-			return renewal{}, clientv3.ContextError(ctx, err)
+	c := s.client
+	var granted renewal
+	var once sync.Once
+	done := make(chan error, 1)
+	// What is granted after the lease was revoked would stay: so an attempt is not cut off
+	// by the end of the call.
+	life, cancel := context.WithCancel(c.base)
+	attempt := func(ctx context.Context) (renewal, error) {
+		r := renewal{sent: time.Now()}
+		resp, err := c.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+		err = clientv3.ContextError(ctx, err)
+		if err == nil {
+			r.ttl = resp.TTL
 		}
-		return renewal{sent: sent, ttl: resp.TTL}, nil
-	}))
+		if err == nil || !transient(err) {
+			once.Do(func() { granted = r; done <- err })
+		}
+		return r, err
+	}
+	s.grants.Add(1)
+	c.tasks.run(func() {
+		defer s.grants.Done()
+		defer cancel()
+		_, err := askFor(ctx, life, c, 0, attempt)
+		once.Do(func() { done <- err })
+	})
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		time.AfterFunc(c.cleanUpTime(), cancel)
+		return ended(ctx, c.explain(ctx.Err()))
+	}
 	switch {
 	case err == nil:
 		s.start(granted)

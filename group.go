@@ -1,15 +1,13 @@
 package locker
 
 import (
+	"container/list"
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // group is the group commit of a client: while a transaction is in flight, what
@@ -21,83 +19,203 @@ type group struct {
 	mu       sync.Mutex // guards what follows; no request is made under it
 	limit    int        // of writes in a transaction
 	inFlight bool       // a transaction has left and has not kept the others waiting for too long
-	waiting  []*write   // to leave, the oldest first
+	order    list.List  // of *pending: the names with writes that have yet to leave
+	byName   map[string]*pending
 }
 
-// maxTogether keeps a transaction within etcd's default limit of 128 operations,
-// which counts the writes and the operations of the largest one. Where servers are
-// set lower, the group learns it from their refusal.
-const maxTogether = 120
+// pending are the writes to the queue of one name that have yet to leave, the oldest
+// first. Some may have been forgotten.
+type pending struct {
+	name   string
+	writes []*write
+}
+
+const (
+	// maxTogether keeps a transaction within etcd's default limit of 128 operations,
+	// which counts the writes and the operations of the largest one. Where servers are
+	// set lower, the group learns it from their refusal.
+	maxTogether = 120
+	// maxBytesTogether keeps it well below etcd's limit of 1.5 MiB for a request.
+	maxBytesTogether = 512 << 10
+)
 
 // write is a transaction on its way through the group.
 type write struct {
 	txn
-	deliver func(*pb.TxnResponse, error)
-	left    bool // it is not waiting any more; guarded by the group's mutex
+	begun  func()        // called for each attempt but the first, before it is made; may be nil
+	landed func(outcome) // called with what becomes of each attempt; may be nil
+
+	done   chan struct{} // closed when result is set
+	result outcome       // the first that is certain
+
+	// Guarded by the group's mutex.
+	left     bool    // it is not waiting any more
+	batch    *batch  // with which it has left
+	gone     bool    // its caller has gone: it is not to be tried again
+	attempts int     // that were not refused for certain
+	last     error   // of an attempt that was not answered for certain; nil: there was no answer
+	settled  bool    // result is set
+	pause    backoff // before it is tried again
+}
+
+// outcome is what became of an attempt at a write. It is certain if etcd has answered,
+// be it with a refusal, and the answer is about this attempt alone.
+type outcome struct {
+	resp     *pb.TxnResponse
+	err      error
+	repeated bool // it was sent more than once, and what became of the others is not known
+	only     bool // there was no other attempt
+}
+
+// inDoubt reports whether the attempt may yet be applied, or applied again.
+func (o outcome) inDoubt() bool {
+	return o.repeated || o.err != nil && unsure(o.err) && !errors.Is(o.err, errUnsent)
 }
 
 // errUnsent is the outcome of a write that never left.
 var errUnsent = errors.New("not sent")
 
-// submit sends t to etcd, once, and delivers its answer: what is for a queue together
-// with what others write, a record alone. It is the one way in which queues and
-// records are written. It does not block.
-func (g *group) submit(t txn, deliver func(*pb.TxnResponse, error)) *write {
-	w := &write{txn: t, deliver: deliver}
-	if t.name == "" {
+func (w *write) begin() {
+	if w.begun != nil {
+		w.begun()
+	}
+}
+
+func (w *write) land(o outcome) {
+	if w.landed != nil {
+		w.landed(o)
+	}
+}
+
+// size is what it adds to a request, roughly.
+func (t txn) size() (n int) {
+	for _, op := range t.then {
+		if put := op.GetRequestPut(); put != nil {
+			n += len(put.Key) + len(put.Value)
+		}
+	}
+	return n
+}
+
+func (g *group) init(c *Client) {
+	g.client, g.limit, g.byName = c, maxTogether, make(map[string]*pending)
+}
+
+// submit sends w to etcd until it is answered for certain or forgotten: what is for a
+// queue together with what others write, a record alone. It is the one way in which
+// queues and records are written. It does not block.
+func (g *group) submit(w *write) {
+	w.done = make(chan struct{})
+	if w.name == "" {
 		w.left = true
 		g.start([]*write{w}, func() {})
-		return w
+		return
 	}
 	g.mu.Lock()
-	g.waiting = append(g.waiting, w)
+	p := g.pending(w.name)
+	p.writes = append(p.writes, w)
 	batch := g.take()
 	g.mu.Unlock()
 	g.start(batch, g.next)
-	return w
 }
 
-// waits reports whether w is yet to leave.
-func (g *group) waits(w *write) bool {
+// again lets writes leave once more, before those that have come later.
+func (g *group) again(writes []*write) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	return !w.left
-}
-
-// forget takes w back, and reports false if it has left.
-func (g *group) forget(w *write) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if w.left {
-		return false
+	var alone []*write
+	for _, w := range writes {
+		switch {
+		case w.gone || w.settled:
+			continue
+		case w.name == "":
+			alone = append(alone, w)
+		default:
+			w.left, w.batch = false, nil
+			p := g.pending(w.name)
+			p.writes = append([]*write{w}, p.writes...)
+		}
+		w.begin()
 	}
-	w.left = true
-	g.waiting = slices.DeleteFunc(g.waiting, func(other *write) bool { return other == w })
-	return true
+	batch := g.take()
+	g.mu.Unlock()
+	g.start(alone, func() {})
+	g.start(batch, g.next)
+}
+
+// pending returns the writes of a name. The caller has the mutex.
+func (g *group) pending(name string) *pending {
+	p := g.byName[name]
+	if p == nil {
+		p = &pending{name: name}
+		g.byName[name] = p
+		g.order.PushBack(p)
+	}
+	return p
+}
+
+// forget is for a caller that waits no longer. A write that is yet to leave never will:
+// its outcome is errUnsent. One that has left may be applied, but is not tried again.
+// forget returns what is known of why there was no answer.
+func (g *group) forget(w *write) (last error) {
+	g.mu.Lock()
+	unsent := !w.left
+	w.left, w.gone = true, true
+	last = w.last
+	if w.batch != nil {
+		w.batch.forgotten()
+	}
+	g.mu.Unlock()
+	switch {
+	case unsent:
+		w.land(outcome{err: errUnsent})
+		return errUnsent
+	case last == nil:
+		return context.DeadlineExceeded
+	}
+	return last
 }
 
 // take returns the writes that leave now, if nothing is in flight: of each name the
 // oldest, since within one transaction a write does not see what another has
 // written. The caller has the mutex.
 func (g *group) take() (batch []*write) {
-	if g.inFlight || len(g.waiting) == 0 {
+	if g.inFlight {
 		return nil
 	}
-	names := make(map[string]bool, len(g.waiting))
-	stay := g.waiting[:0]
-	for _, w := range g.waiting {
-		if len(batch) == g.limit || names[w.name] {
-			stay = append(stay, w)
-			continue
+	size := 0
+	for n := g.order.Len(); n > 0 && len(batch) < g.limit; n-- {
+		place := g.order.Front()
+		p := place.Value.(*pending)
+		w := p.next()
+		if w != nil {
+			if size += w.size(); size > maxBytesTogether && len(batch) > 0 {
+				break
+			}
+			w.left = true
+			batch = append(batch, w)
+			p.writes = p.writes[1:]
 		}
-		names[w.name] = true
-		w.left = true
-		batch = append(batch, w)
+		if len(p.writes) > 0 {
+			g.order.MoveToBack(place)
+		} else {
+			g.order.Remove(place)
+			delete(g.byName, p.name)
+		}
 	}
-	clear(g.waiting[len(stay):])
-	g.waiting = stay
-	g.inFlight = true
+	g.inFlight = len(batch) > 0
 	return batch
+}
+
+// next returns the oldest that has not been forgotten, nil if there is none.
+func (p *pending) next() *write {
+	for len(p.writes) > 0 && p.writes[0].left {
+		p.writes[0] = nil
+		p.writes = p.writes[1:]
+	}
+	if len(p.writes) == 0 {
+		return nil
+	}
+	return p.writes[0]
 }
 
 // next lets those waiting leave.
@@ -112,83 +230,23 @@ func (g *group) next() {
 // start sends a batch in a goroutine of the client. next is called when it has been
 // answered, or has kept the others waiting for too long. Whoever waits for a write is
 // a task of the client, so that another may be started.
-func (g *group) start(batch []*write, next func()) {
-	if len(batch) == 0 {
+func (g *group) start(writes []*write, next func()) {
+	if len(writes) == 0 {
 		return
 	}
 	c := g.client
+	b := g.newBatch(writes)
 	c.tasks.run(func() {
-		ctx, cancel := context.WithTimeout(c.base, c.attempt())
-		defer cancel()
 		c.tasks.add()
 		late := time.AfterFunc(c.hedgeDelay, func() {
 			defer c.tasks.end()
 			next()
 		})
-		resp, err := c.send(ctx, together(batch))
-		if late.Stop() {
-			next()
-			c.tasks.end()
-		}
-		g.answer(batch, resp, err)
-	})
-}
-
-func (c *Client) send(ctx context.Context, t txn) (*pb.TxnResponse, error) {
-	request := t.request()
-	if t.session != nil {
-		request.Compare = append(slices.Clip(t.when), t.session.inEpoch(t.epoch))
-	}
-	resp, err := c.kv.Txn(ctx, request, callOptions...)
-	if err == nil && (resp.Header == nil || !complete(request, resp)) {
-		return nil, errMalformed
-	}
-	return resp, clientv3.ContextError(ctx, err)
-}
-
-// together makes one transaction of all.
-func together(batch []*write) txn {
-	if len(batch) == 1 {
-		return batch[0].txn
-	}
-	all := txn{then: make([]*pb.RequestOp, len(batch))}
-	epochs := make(map[*Session]int64, 1)
-	for i, w := range batch {
-		all.then[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}}
-		if epoch, ok := epochs[w.session]; w.session != nil && (!ok || epoch != w.epoch) {
-			epochs[w.session] = w.epoch
-			all.when = append(all.when, w.session.inEpoch(w.epoch))
-		}
-	}
-	return all
-}
-
-// answer delivers their answers to the writes of a batch. If etcd has refused it,
-// be it for one of them, each has to leave alone.
-func (g *group) answer(batch []*write, resp *pb.TxnResponse, err error) {
-	if len(batch) == 1 {
-		batch[0].deliver(resp, err)
-		return
-	}
-	if errors.Is(err, rpctypes.ErrTooManyOps) {
-		g.mu.Lock()
-		g.limit = min(g.limit, max(1, len(batch)/2))
-		g.mu.Unlock()
-	}
-	refused := err == nil && !resp.Succeeded || err != nil && !transient(err)
-	for i, w := range batch {
-		switch {
-		case refused:
-			if w.repeated != nil && err != nil && unsure(err) {
-				w.repeated.Store(true)
+		b.run(func() {
+			if late.Stop() {
+				next()
+				c.tasks.end()
 			}
-			g.start([]*write{w}, func() {})
-		case err != nil:
-			w.deliver(nil, err)
-		default:
-			own := resp.Responses[i].GetResponseTxn()
-			own.Header = resp.Header
-			w.deliver(own, nil)
-		}
-	}
+		})
+	})
 }

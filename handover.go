@@ -2,7 +2,6 @@ package locker
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,38 +24,32 @@ func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool
 	if heir.key == l.key {
 		heir.key += alternate
 	}
-	type outcome struct{ released, unknown bool }
-	repeated := new(atomic.Bool)
-	answer := make(chan outcome, 1)
-	heir.puts.begin()
-	w := c.group.submit(txn{
+	w := &write{begun: heir.puts.begin, txn: txn{
 		name:    l.name,
 		session: heir.session,
 		epoch:   heir.session.currentEpoch(),
 		when:    []*pb.Compare{l.standing(), created(heir.key, 0)},
 		then:    []*pb.RequestOp{remove(l.key), heir.entry(), within(heir.newest(0))},
-
-		repeated: repeated,
-	}, func(resp *pb.TxnResponse, err error) {
-		heir.landed(resp, err)
-		if err == nil && resp.Succeeded {
+	}}
+	w.landed = func(o outcome) {
+		heir.landed(o)
+		if o.err == nil && o.resp.Succeeded {
 			c.lines.leave(l.name, heir) // at once: what is left for l to do it need not wait for
 		}
-		answer <- outcome{err == nil && resp.Succeeded, repeated.Load() || err != nil && unsure(err)}
-	})
+	}
+	heir.puts.begin()
+	c.group.submit(w)
 	late := time.NewTimer(c.hedgeDelay)
 	defer late.Stop()
 	select {
-	case o := <-answer:
-		return o.released, o.unknown
+	case <-w.done:
+		o := w.result
+		released = o.err == nil && o.resp.Succeeded
+		return released, !released && (!o.only || o.inDoubt())
 	case <-late.C:
 	case <-ctx.Done():
 	}
-	if c.group.forget(w) {
-		heir.landed(nil, errUnsent)
-		return false, false
-	}
-	return false, true
+	return false, c.group.forget(w) != errUnsent
 }
 
 // share passes the hold of l, which has ended, on to heir as it is: without a

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -48,7 +47,7 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 		return nil, wrap(op, prefix, err)
 	}
 	defer end()
-	resp, err := c.read(ctx, allBelow(c.keys.Below(prefix)))
+	resp, err := c.readAll(ctx, c.keys.Below(prefix))
 	if err != nil {
 		return nil, wrap(op, prefix, err)
 	}
@@ -74,7 +73,7 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 		return nil, wrap(op, "", err)
 	}
 	defer end()
-	resp, err := c.read(ctx, allBelow(c.keys.Records()))
+	resp, err := c.readAll(ctx, c.keys.Records())
 	if err != nil {
 		return nil, wrap(op, "", err)
 	}
@@ -97,17 +96,6 @@ func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 		return Holder{}, &NotFoundError{name}
 	}
 	return holderOf(name, resp.Kvs[0]), nil
-}
-
-// read is one linearizable read.
-func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return ask(ctx, c, func(ctx context.Context) (*pb.RangeResponse, error) {
-		resp, err := c.kv.Range(ctx, request, callOptions...)
-		if err == nil && resp.Header == nil {
-			return nil, errMalformed
-		}
-		return resp, clientv3.ContextError(ctx, err)
-	})
 }
 
 func holderOf(name string, head *mvccpb.KeyValue) Holder {

@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,9 +124,12 @@ func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
 // the life of the lease.
 //
 // Errors: ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
-// was applied. Any other, such as the cause of ctx, or ErrClosed if the Client was
-// closed meanwhile: etcd did not answer, and they may have been. That goes for
-// rpctypes.ErrNoSpace too: etcd applies what fills its space, and answers with that.
+// was applied. ErrInDoubt, with the cause of ctx, ErrClosed if the Client was closed
+// meanwhile, or what else kept etcd's answer away: they may have been applied, now or
+// later. That goes for rpctypes.ErrNoSpace too: etcd applies what fills its space, and
+// answers with that. And ErrInDoubt alone: they may have been applied twice, because
+// etcd's client has repeated the transaction by itself; it does so if the answer was
+// that it was canceled, which proxies between it and etcd may say.
 func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	const op = "commit under"
 	ctx, end, err := l.begin(ctx)
@@ -133,15 +137,22 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 		return nil, wrap(op, l.name, err)
 	}
 	defer end()
+	once := &sendings{Context: ctx}
+	kv := clientv3.NewKVFromKVClient(counted{l.client.kv, once}, l.client.etcd)
 	// The read keeps etcd from deciding a transaction without writes by what the member
 	// asked happens to know.
 	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
-	resp, err := l.client.etcd.Txn(ctx).If(l.Guard()...).Then(ops...).Else(check).Commit()
+	resp, err := kv.Txn(once).If(l.Guard()...).Then(ops...).Else(check).Commit()
+	repeated := once.repeated() && slices.ContainsFunc(ops, func(op clientv3.Op) bool { return !op.IsGet() })
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return nil, wrap(op, l.name, ended(ctx, err))
+		return nil, wrap(op, l.name, inDoubt(ended(ctx, err)))
+	case err != nil && (repeated || unsure(err)):
+		return nil, wrap(op, l.name, inDoubt(err))
 	case err != nil:
 		return nil, wrap(op, l.name, err)
+	case repeated:
+		return nil, wrap(op, l.name, inDoubt(errRepeated))
 	case !resp.Succeeded:
 		return nil, wrap(op, l.name, l.gone(ctx))
 	}
@@ -152,8 +163,8 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 // has confirmed that; ctx bounds it, and the life of the lease. Of concurrent
 // calls, the one that etcd commits last prevails.
 //
-// Errors: as Commit. If etcd did not answer, or with rpctypes.ErrNoSpace, the value
-// may have been set, or be set later, unless another is set before.
+// Errors: as Commit. With ErrInDoubt the value may have been set, or be set later,
+// unless another is set before.
 func (l *Lock) SetValue(ctx context.Context, value string) error {
 	const op = "set value of"
 	ctx, end, err := l.begin(ctx)
@@ -167,7 +178,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		l.revalued = true
 		l.mu.Unlock()
 		// The mod revision orders the writes: one that comes late is refused.
-		resp, first, err := l.client.commit(ctx, txn{
+		resp, only, err := l.client.commit(ctx, txn{
 			name:      l.name,
 			when:      []*pb.Compare{l.standing(), modified(l.key, revision)},
 			then:      []*pb.RequestOp{put(l.key, value, l.session.lease)},
@@ -177,7 +188,10 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			return wrap(op, l.name, context.Cause(l.ctx)) // the value went with the lease
 		}
 		if err != nil {
-			return wrap(op, l.name, l.session.diagnose(err))
+			if err = l.session.diagnose(err); unsure(err) || ctx.Err() != nil {
+				err = inDoubt(err)
+			}
+			return wrap(op, l.name, err)
 		}
 		if resp.Succeeded {
 			l.learn(value, resp.Header.Revision)
@@ -188,7 +202,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			return wrap(op, l.name, l.gone(ctx))
 		}
 		l.learn(string(kvs[0].Value), kvs[0].ModRevision)
-		if !first && string(kvs[0].Value) == value {
+		if !only && string(kvs[0].Value) == value {
 			return nil // by an attempt whose answer was lost
 		}
 	}

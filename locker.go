@@ -36,9 +36,10 @@ type Client struct {
 	stop  context.CancelFunc
 	tasks tasks
 
-	lines lines
-	group group
-	feed  *feed
+	lines   lines
+	hedging hedging
+	group   group
+	feed    *feed
 
 	opening  chan struct{} // has an item while a shared session is being opened
 	mu       sync.Mutex    // guards what follows
@@ -88,7 +89,8 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
 	c.hedgeDelay = min(max(c.ttl/8, shortestHedgeDelay), longestHedgeDelay)
 	c.lines.init()
-	c.group = group{client: c, limit: maxTogether}
+	c.hedging.window = firstHedges
+	c.group.init(c)
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.feed = newFeed(c)

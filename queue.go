@@ -47,7 +47,8 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	}
 	for {
 		t.epoch = s.currentEpoch()
-		resp, _, err := insist(ctx, c, c.writes(t, l.puts.begin, l.landed))
+		l.puts.begin()
+		resp, _, err := c.write(ctx, &write{txn: t, begun: l.puts.begin, landed: l.landed})
 		switch {
 		case err != nil:
 			return s.diagnose(err)
@@ -113,17 +114,17 @@ func (l *Lock) reasons() []*pb.RequestOp {
 
 // landed takes in the outcome of an attempt to put the entry. If what is ahead was not
 // read, the queue was empty.
-func (l *Lock) landed(resp *pb.TxnResponse, err error) {
-	if err == nil && resp.Succeeded {
-		token := resp.Header.Revision
+func (l *Lock) landed(o outcome) {
+	if o.err == nil && o.resp.Succeeded {
+		token := o.resp.Header.Revision
 		ahead, known := []rival(nil), true
-		if list := resp.Responses[len(resp.Responses)-1].GetResponseRange(); list != nil {
+		if list := o.resp.Responses[len(o.resp.Responses)-1].GetResponseRange(); list != nil {
 			ahead, known = l.rivals(list.Kvs, token)
 		}
 		l.queuedAt(token, token, ahead, known)
 	}
 	// Not before the token is set: whoever cleans up looks at both.
-	l.puts.end(err == nil || !unsure(err) || errors.Is(err, errUnsent))
+	l.puts.end(!o.inDoubt())
 }
 
 var errBackInTime = errors.New("etcd has gone back to an earlier revision")
@@ -162,11 +163,11 @@ func (l *Lock) place() (ahead []rival, revision int64) {
 // whether it was there until then. It is a transaction without a put, which etcd
 // accepts even when it has run out of space.
 func (l *Lock) release(ctx context.Context) (found bool, err error) {
-	resp, first, err := l.client.commit(ctx, txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}})
+	resp, only, err := l.client.commit(ctx, txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}})
 	if err != nil {
 		return false, err
 	}
-	return resp.Succeeded || !first, nil
+	return resp.Succeeded || !only, nil
 }
 
 // withdraw removes whatever the lock may have in the queue, and departs; heir, if

@@ -1,6 +1,7 @@
 package locker
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/peer"
 )
 
 // stream is one Watch stream of etcd with all its watches. When it ends, so do they,
@@ -23,29 +25,68 @@ type stream struct {
 
 	post chan struct{} // has an item when the outbox has
 
-	mu       sync.Mutex         // guards what follows
-	watches  map[int64]*watch   // that etcd has confirmed
-	creating []*watch           // that it has yet to confirm, which it does in order
-	outbox   []*pb.WatchRequest // to be sent
-	ended    bool
+	mu        sync.Mutex       // guards what follows
+	peer      string           // the address of the member at the other end, once it is known
+	outbox    list.List        // of posted, to be sent
+	creating  []*watch         // that were sent and etcd has yet to confirm, which it does in order
+	watches   map[int64]*watch // that it has confirmed
+	following map[*watch]bool  // of those, the ones that need progress
+	probes    map[*watch]bool  // that wait for the next answer to a request for progress
+	last      int64            // ID that was asked for
+	heard     heard
+	ended     bool
+
+	// What is known of how the member answers requests for progress.
+	confirms bool              // it has opened a watch, or refused to
+	answers  bool              // it does answer them
+	early    bool              // its answers may come before events of that revision and before it
+	held     *pb.WatchResponse // the last of those
 }
 
-func newStream(c *Client) *stream {
-	s := &stream{client: c, watches: make(map[int64]*watch), post: make(chan struct{}, 1)}
+// heard is what has come from the member at the other end.
+type heard struct {
+	cluster  uint64
+	revision int64 // the highest
+	events   int   // answers that had some
+}
+
+// posted is a request to be sent.
+type posted struct {
+	request *pb.WatchRequest
+	watch   *watch // that it creates; else nil
+}
+
+// newStream opens a stream, if it can be to none of the members at the addresses in avoid.
+func newStream(c *Client, avoid ...string) *stream {
 	// A member without a leader would stay silent: it has to refuse instead.
-	s.ctx, s.cancel = context.WithCancel(clientv3.WithRequireLeader(c.base))
-	c.tasks.run(s.run)
+	s := unconnected(context.WithCancel(clientv3.WithRequireLeader(c.base)))
+	s.client = c
+	// Only a member of etcd 3.4.24 or 3.5.7 and before answers this while there is no watch:
+	// there the answers do not wait for the events before them (etcd issue 15220).
+	s.sendProgress()
+	c.tasks.run(func() { s.run(avoid) })
 	return s
 }
 
+func unconnected(ctx context.Context, cancel context.CancelFunc) *stream {
+	return &stream{
+		ctx:       ctx,
+		cancel:    cancel,
+		post:      make(chan struct{}, 1),
+		watches:   make(map[int64]*watch),
+		following: make(map[*watch]bool),
+		probes:    make(map[*watch]bool),
+	}
+}
+
 // run is the stream's goroutine: it receives until the stream ends.
-func (s *stream) run() {
+func (s *stream) run(avoid []string) {
 	defer s.end()
-	// Like the requests of etcd's client, it waits for a connection.
-	wire, err := pb.NewWatchClient(s.client.etcd.ActiveConnection()).Watch(s.ctx, callOptions...)
+	wire, cancel, err := s.connect(avoid)
 	if err != nil {
 		return
 	}
+	defer cancel()
 	s.client.tasks.run(func() { s.sendTo(wire) })
 	for {
 		answer, err := wire.Recv()
@@ -53,6 +94,34 @@ func (s *stream) run() {
 			return
 		}
 		s.dispatch(answer)
+	}
+}
+
+// connect opens the stream to the member whose turn it is in the balancer, and to the
+// next one if it is one to avoid. When all have had their turn, twice since other
+// requests take turns as well, any will do.
+func (s *stream) connect(avoid []string) (pb.Watch_WatchClient, context.CancelFunc, error) {
+	c := s.client
+	for turns := 2 * len(c.etcd.Endpoints()); ; turns-- {
+		ctx, cancel := context.WithCancel(s.ctx)
+		// Like the requests of etcd's client, it waits for a connection.
+		wire, err := pb.NewWatchClient(c.etcd.ActiveConnection()).Watch(ctx, callOptions...)
+		if err != nil {
+			cancel()
+			return nil, nil, err
+		}
+		member := ""
+		if p, ok := peer.FromContext(wire.Context()); ok {
+			member = p.Addr.String()
+		}
+		if turns > 0 && slices.Contains(avoid, member) {
+			cancel()
+			continue
+		}
+		s.mu.Lock()
+		s.peer = member
+		s.mu.Unlock()
+		return wire, cancel, nil
 	}
 }
 
@@ -64,14 +133,26 @@ func (s *stream) sendTo(wire pb.Watch_WatchClient) {
 		case <-s.ctx.Done():
 			return
 		}
-		s.mu.Lock()
-		requests := s.outbox
-		s.outbox = nil
-		s.mu.Unlock()
-		for _, request := range requests {
+		for _, request := range s.takeOutbox() {
 			_ = wire.Send(request) // Recv says why it failed
 		}
 	}
+}
+
+// takeOutbox empties the outbox. etcd confirms what it creates in the same order.
+func (s *stream) takeOutbox() (requests []*pb.WatchRequest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for item := s.outbox.Front(); item != nil; item = item.Next() {
+		p := item.Value.(posted)
+		requests = append(requests, p.request)
+		if p.watch != nil {
+			p.watch.posted = nil
+			s.creating = append(s.creating, p.watch)
+		}
+	}
+	s.outbox.Init()
+	return requests
 }
 
 // end ends all watches.
@@ -80,13 +161,22 @@ func (s *stream) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
+	for item := s.outbox.Front(); item != nil; item = item.Next() {
+		if w := item.Value.(posted).watch; w != nil {
+			w.end(errWatchEnded)
+		}
+	}
 	for _, w := range s.creating {
 		w.end(errWatchEnded)
 	}
 	for _, w := range s.watches {
 		w.end(errWatchEnded)
 	}
-	s.creating, s.watches = nil, nil
+	for w := range s.probes {
+		w.end(errWatchEnded)
+	}
+	s.outbox.Init()
+	s.creating, s.watches, s.following, s.probes = nil, nil, nil, nil
 }
 
 // alive reports whether watches can be opened.
@@ -96,11 +186,42 @@ func (s *stream) alive() bool {
 	return !s.ended
 }
 
-// busy reports whether there are watches.
-func (s *stream) busy() bool {
+// sample returns what one of the watches is for, rather of those that need progress,
+// and false if there is none.
+func (s *stream) sample() (watched, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.watches)+len(s.creating) > 0
+	for w := range s.following {
+		return w.watched, true
+	}
+	for _, w := range s.watches {
+		return w.watched, true
+	}
+	for _, w := range s.creating {
+		if !w.closed {
+			return w.watched, true
+		}
+	}
+	for item := s.outbox.Front(); item != nil; item = item.Next() {
+		if w := item.Value.(posted).watch; w != nil {
+			return w.watched, true
+		}
+	}
+	return watched{}, false
+}
+
+// member returns the address of the member at the other end, "" if it is not known.
+func (s *stream) member() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peer
+}
+
+// hears returns what has come so far.
+func (s *stream) hears() heard {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heard
 }
 
 // watch opens a watch.
@@ -119,21 +240,46 @@ func (s *stream) watch(what watched) *watch {
 		w.err = errWatchEnded
 		return w
 	}
-	w.creation = &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: request}}
-	s.creating = append(s.creating, w)
-	s.send(w.creation)
+	// The ID is chosen here: when it refuses a watch without one, etcd 3.4 stops telling
+	// the events of the first.
+	s.last++
+	request.WatchId = s.last
+	w.posted = s.send(posted{&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: request}}, w})
 	return w
 }
 
-// progress asks etcd to tell all watches which revision they have reached.
+// probe returns a watch whose first answer shows how far the member is: that to a request
+// for progress, where it is needed anyway and known to come, or else to one for a watch.
+func (s *stream) probe(what watched) *watch {
+	what.progress = false
+	s.progress()
+	s.mu.Lock()
+	if s.ended || !s.answers || len(s.following) == 0 {
+		s.mu.Unlock()
+		return s.watch(what)
+	}
+	defer s.mu.Unlock()
+	w := &watch{watched: what, stream: s, id: everyWatch, news: make(chan struct{}, 1)}
+	s.probes[w] = true
+	return w
+}
+
+// progress asks etcd to tell the watches that need it which revision they have reached.
 func (s *stream) progress() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+	if len(s.following) > 0 {
+		s.sendProgress()
+	}
 }
 
-// close closes a watch. Of one that etcd has yet to confirm the ID is not known: it is
-// taken back, or else cancelled when it is confirmed.
+// sendProgress posts a request for progress. The caller has the mutex.
+func (s *stream) sendProgress() {
+	s.send(posted{request: &pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}})
+}
+
+// close closes a watch. Of one that etcd has yet to confirm the ID is not known to be
+// good: it is taken back, or else cancelled when it is confirmed.
 func (s *stream) close(w *watch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,9 +287,11 @@ func (s *stream) close(w *watch) {
 		return
 	}
 	w.closed = true
-	if i := slices.Index(s.outbox, w.creation); i >= 0 {
-		s.outbox = slices.Delete(s.outbox, i, i+1)
-		s.creating = slices.DeleteFunc(s.creating, func(other *watch) bool { return other == w })
+	delete(s.following, w)
+	delete(s.probes, w)
+	if w.posted != nil {
+		s.outbox.Remove(w.posted)
+		w.posted = nil
 	} else if s.watches[w.id] == w {
 		delete(s.watches, w.id)
 		s.sendCancel(w.id)
@@ -152,16 +300,17 @@ func (s *stream) close(w *watch) {
 
 // sendCancel posts the end of a watch. The caller has the mutex.
 func (s *stream) sendCancel(id int64) {
-	s.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: id}}})
+	s.send(posted{request: &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: id}}}})
 }
 
 // send posts a request. The caller has the mutex.
-func (s *stream) send(request *pb.WatchRequest) {
-	s.outbox = append(s.outbox, request)
+func (s *stream) send(p posted) *list.Element {
+	item := s.outbox.PushBack(p)
 	select {
 	case s.post <- struct{}{}:
 	default:
 	}
+	return item
 }
 
 // everyWatch is the ID of an answer to a request for progress.
@@ -170,19 +319,46 @@ const everyWatch = -1
 func (s *stream) dispatch(answer *pb.WatchResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	s.heard.cluster = answer.Header.ClusterId
+	s.heard.revision = max(s.heard.revision, answer.Header.Revision)
+	if len(answer.Events) > 0 {
+		s.heard.events++
+	}
 	switch w := s.watches[answer.WatchId]; {
 	case answer.Created:
 		s.confirm(answer)
 	case answer.WatchId == everyWatch:
-		for _, w := range s.watches {
-			w.add(answer)
-		}
+		s.tellProgress(answer)
 	case w == nil: // closed meanwhile
 	case answer.Canceled:
-		delete(s.watches, w.id)
-		w.closed = true
-		w.end(fmt.Errorf("%w: %s", errWatchEnded, answer.CancelReason))
+		s.drop(w, answer)
 	default:
+		w.add(answer)
+	}
+}
+
+// tellProgress hands an answer about progress on. Where it may have come before events,
+// the watches get the one before it: by now, those have come. The caller has the mutex.
+func (s *stream) tellProgress(answer *pb.WatchResponse) {
+	if !s.confirms {
+		s.early = true
+		return
+	}
+	s.answers = true
+	for w := range s.probes {
+		w.add(answer)
+	}
+	clear(s.probes)
+	if s.early {
+		answer, s.held = s.held, answer
+	}
+	if answer == nil {
+		return
+	}
+	for w := range s.following {
 		w.add(answer)
 	}
 }
@@ -190,6 +366,7 @@ func (s *stream) dispatch(answer *pb.WatchResponse) {
 // confirm takes in that etcd has opened the oldest watch that it had yet to confirm,
 // or has refused to, in which case the answer lacks its ID. The caller has the mutex.
 func (s *stream) confirm(answer *pb.WatchResponse) {
+	s.confirms = true
 	if len(s.creating) == 0 {
 		return
 	}
@@ -197,18 +374,30 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 	s.creating = s.creating[1:]
 	switch {
 	case answer.Canceled:
-		w.closed = true
-		w.end(fmt.Errorf("%w: %s", errWatchEnded, answer.CancelReason))
+		s.drop(w, answer)
 		if answer.CancelReason != rpctypes.ErrGRPCPermissionDenied.Error() {
 			s.cancel() // the next stream has a new token of authentication
 		}
 	case w.closed:
 		s.sendCancel(answer.WatchId)
 	default:
-		w.id, w.creation = answer.WatchId, nil
+		w.id = answer.WatchId
 		s.watches[w.id] = w
+		if w.progress {
+			s.following[w] = true
+		}
 		w.add(answer)
 	}
+}
+
+// drop ends a watch because etcd has. The caller has the mutex.
+func (s *stream) drop(w *watch, answer *pb.WatchResponse) {
+	if s.watches[w.id] == w {
+		delete(s.watches, w.id)
+	}
+	delete(s.following, w)
+	w.closed = true
+	w.end(fmt.Errorf("%w: %s", errWatchEnded, answer.CancelReason))
 }
 
 // errWatchEnded is what a watch ends with that is worth opening again.
@@ -219,6 +408,7 @@ type watched struct {
 	key       string
 	below     bool // all keys that begin with key
 	deletions bool // and nothing else
+	progress  bool // and how far the watch has come
 }
 
 // watch is one watch on a stream. It must be closed or kept.
@@ -226,10 +416,11 @@ type watch struct {
 	watched
 	stream *stream
 	news   chan struct{} // has an item when there is something to read
+	opened int64         // the revision at which etcd had it open; set by the feed
 
-	id       int64            // as etcd has chosen it; this and what follows is guarded by the stream's mutex
-	creation *pb.WatchRequest // until it is confirmed
-	closed   bool
+	id     int64         // this and what follows is guarded by the stream's mutex
+	posted *list.Element // until the request for it is sent
+	closed bool
 
 	mu      sync.Mutex          // guards what follows
 	answers []*pb.WatchResponse // yet to be read, the oldest first

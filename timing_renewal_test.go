@@ -330,7 +330,7 @@ func TestAnAnswerAfterTheDeadlineRevivesNothing(t *testing.T) {
 
 func TestAGrantThatIsRepeatedLeavesOneLease(t *testing.T) {
 	t.Parallel()
-	const again = simulatedTTL / 8 // after that a request is repeated
+	const again = 800 * time.Millisecond // after that a request is repeated
 	for name, c := range map[string]struct {
 		fate fakeetcd.Fate
 		from time.Duration // when the request was sent that the deadline counts from

@@ -49,6 +49,12 @@ func (l *Lock) awaitTurn(ctx context.Context) (err error) {
 		if ahead, revision, err = l.look(ctx); err != nil {
 			return err
 		}
+		if unwatched == nil && w.opened > revision {
+			// etcd has come back empty or from a backup in between, and what the watch tells
+			// would be of what was before.
+			w.close()
+			w, unwatched = nil, errWatchEnded
+		}
 		if unwatched != nil && pause.wait(ctx) != nil {
 			return c.interrupted(ctx)
 		}

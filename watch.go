@@ -1,6 +1,7 @@
 package locker
 
 import (
+	"bytes"
 	"cmp"
 	"container/list"
 	"context"
@@ -28,10 +29,11 @@ type State struct {
 // States may be skipped while the loop is busy, the newest never is, and none
 // comes out of order; a slow loop costs no more memory than the queue of the name.
 // Disconnects, compaction and leader changes do not end it: it catches up. While
-// etcd cannot be reached no state comes; a Cache tells its Age.
+// etcd cannot be reached no state comes; a Cache tells its Age. If etcd comes back empty
+// or from a backup, what differs then is a state like any other, at a smaller revision.
 //
-// A non-nil error is the last thing it yields: the cause of ctx, ErrInvalid,
-// ErrClosed, or etcd's refusal. The sequence can be iterated more than once, also
+// A non-nil error is the last thing it yields: the cause of ctx, with why etcd could not
+// be reached if so, ErrInvalid, ErrClosed, or etcd's refusal. The sequence can be iterated more than once, also
 // concurrently; each time is a watch of its own, which starts with the loop.
 func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error] {
 	const op = "watch"
@@ -62,9 +64,11 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		defer stop()
 		ctx, cancel := context.WithCancelCause(ctx)
 		news, done := newNews(f.name != ""), make(chan struct{})
+		var end error // set before done is closed
 		c.tasks.run(func() {
 			defer close(done)
-			cancel(f.run(ctx, func(_ time.Time, _ int64, changed []State) { news.add(changed) }))
+			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { news.add(changed) })
+			cancel(end)
 		})
 		c.tasks.end() // Close waits for the goroutine, but not for the body of the loop
 		defer func() {
@@ -75,7 +79,8 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 			select {
 			case <-news.ready:
 			case <-ctx.Done():
-				failed(f.name, wrap(op, name, context.Cause(ctx)))(yield)
+				<-done
+				failed(f.name, wrap(op, name, end))(yield)
 				return
 			}
 			for state, ok := news.next(); ok; state, ok = news.next() {
@@ -151,27 +156,33 @@ func (n *news) next() (State, bool) {
 
 // follower keeps a picture of the queues below a key of etcd.
 type follower struct {
-	client *Client
-	below  string
-	name   string // if it is the queue of one name: reported at first even if nobody holds it
-	stays  bool   // once it has read, a refusal does not end it
+	client   *Client
+	below    string
+	name     string // if it is the queue of one name: reported at first even if nobody holds it
+	stays    bool   // once it has read, a refusal does not end it
+	progress bool   // it needs to know how far it has come also when nothing changes
 }
 
 // run calls update after each read and each answer of the watch, with the time at
 // which a read was sent (zero for a watch), the revision reached, and the states
-// that have changed, in the order of their revisions. It returns when ctx ends or,
-// unless it stays, when etcd refuses.
+// that have changed, in the order of their revisions. It returns when ctx ends, with why
+// etcd did not answer if that is known, or, unless it stays, when etcd refuses.
 func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
 	p := picture{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
 	for pause, filled := (backoff{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
-		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true})
+		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true, progress: f.progress})
+		if err != nil && ctx.Err() != nil && !filled {
+			return ended(ctx, f.client.explain(ctx.Err()))
+		}
 		sent := time.Now()
-		resp, refused := f.client.read(ctx, allBelow(f.below))
+		resp, refused := f.client.readAll(ctx, f.below)
 		if refused == nil {
 			filled = true
 			update(sent, resp.Header.Revision, p.load(resp, f.name))
-			if err == nil {
+			// Were the read behind the watch, etcd had come back empty or from a backup in
+			// between, and what the watch tells would be of what was before.
+			if err == nil && w.opened <= resp.Header.Revision {
 				pause = backoff{}
 				for answer, ended := w.next(ctx); ended == nil; answer, ended = w.next(ctx) {
 					changed := p.apply(answer.Events, resp.Header.Revision)
@@ -186,7 +197,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 			return refused
 		}
 		if pause.wait(ctx) != nil {
-			return context.Cause(ctx)
+			return f.client.interrupted(ctx)
 		}
 	}
 }
@@ -264,13 +275,15 @@ func (p *picture) applyOne(events []*mvccpb.Event, revision int64) (changed []St
 			before[name] = head(queue)
 		}
 		i := slices.IndexFunc(queue, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == string(ev.Kv.Key) })
-		switch {
-		case ev.Type == mvccpb.Event_PUT && i >= 0 && queue[i].CreateRevision == ev.Kv.CreateRevision:
+		if i >= 0 && ev.Type == mvccpb.Event_PUT && queue[i].CreateRevision == ev.Kv.CreateRevision {
 			queue[i] = ev.Kv
-		case ev.Type == mvccpb.Event_PUT:
-			queue = append(queue, ev.Kv)
-		case i >= 0:
+			continue
+		}
+		if i >= 0 {
 			queue = slices.Delete(queue, i, i+1)
+		}
+		if ev.Type == mvccpb.Event_PUT {
+			queue = append(queue, ev.Kv)
 		}
 		if p.queues[name] = queue; len(queue) == 0 {
 			delete(p.queues, name)
@@ -302,10 +315,11 @@ func head(queue []*mvccpb.KeyValue) *mvccpb.KeyValue {
 	return queue[0]
 }
 
-// same reports whether two entries, or none, are of one hold with one value.
+// same reports whether two entries, or none, show the same. Their revisions alone do not
+// tell: etcd may have come back empty, and given the same ones again.
 func same(a, b *mvccpb.KeyValue) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.CreateRevision == b.CreateRevision && a.ModRevision == b.ModRevision
+	return a.CreateRevision == b.CreateRevision && a.Lease == b.Lease && bytes.Equal(a.Value, b.Value)
 }

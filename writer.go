@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -21,7 +20,6 @@ type txn struct {
 	epoch           int64
 	when            []*pb.Compare
 	then, otherwise []*pb.RequestOp
-	repeated        *atomic.Bool // set when it is sent again though it may have been applied; may be nil
 }
 
 // request is t without its epoch.
@@ -30,139 +28,63 @@ func (t txn) request() *pb.TxnRequest {
 }
 
 // commit submits t until etcd has answered for certain or ctx has ended. Since t
-// may then have been applied more than once, it must be idempotent. first tells
+// may then have been applied more than once, it must be idempotent. only tells
 // that the answer is that of the only attempt.
-func (c *Client) commit(ctx context.Context, t txn) (resp *pb.TxnResponse, first bool, err error) {
-	t.repeated = new(atomic.Bool)
-	resp, n, err := insist(ctx, c, c.writes(t, func() {}, func(*pb.TxnResponse, error) {}))
-	return resp, n == 1 && !t.repeated.Load(), err
+func (c *Client) commit(ctx context.Context, t txn) (resp *pb.TxnResponse, only bool, err error) {
+	return c.write(ctx, &write{txn: t})
 }
 
-// ask makes a request that changes nothing, as insist does, and drops it when ctx ends.
-func ask[T any](ctx context.Context, c *Client, request func(context.Context) (T, error)) (T, error) {
-	life, cancel := context.WithCancel(ctx)
-	defer cancel()
-	answer, _, err := insist(ctx, c, requests(c, life, func() {}, request))
-	return answer, err
-}
-
-// attempts are those at one request.
-type attempts[T any] struct {
-	// begin starts another, or reports false if the last one is yet to leave. deliver
-	// is called once, with the answer, whatever has become of the caller.
-	begin func(deliver func(T, error)) bool
-	// forget takes back the last one if it is yet to leave.
-	forget func()
-}
-
-// requests makes each attempt in a goroutine of its own. It runs to its end, or that
-// of life. begun is called for each, in the goroutine of the caller.
-func requests[T any](c *Client, life context.Context, begun func(), request func(context.Context) (T, error)) attempts[T] {
-	return attempts[T]{
-		begin: func(deliver func(T, error)) bool {
-			begun()
-			c.tasks.run(func() {
-				ctx, cancel := context.WithTimeout(life, c.attempt())
-				defer cancel()
-				deliver(request(ctx))
-			})
-			return true
-		},
-		forget: func() {},
-	}
-}
-
-// writes makes each attempt at t through the group. begun and ended are called for
-// each, ended also for one that was forgotten.
-func (c *Client) writes(t txn, begun func(), ended func(*pb.TxnResponse, error)) attempts[*pb.TxnResponse] {
-	var last *write
-	return attempts[*pb.TxnResponse]{
-		begin: func(deliver func(*pb.TxnResponse, error)) bool {
-			if last != nil && c.group.waits(last) {
-				return false
-			}
-			begun()
-			last = c.group.submit(t, func(resp *pb.TxnResponse, err error) {
-				ended(resp, err)
-				deliver(resp, err)
-			})
-			return true
-		},
-		forget: func() {
-			if last != nil && c.group.forget(last) {
-				ended(nil, errUnsent)
-			}
-		},
-	}
-}
-
-// attempt is how long an attempt may take: so that as few outcomes as possible
-// remain unknown, it goes on for a while after others have begun.
-func (c *Client) attempt() time.Duration { return 4 * c.hedgeDelay }
-
-// insist makes a request until etcd has answered it for certain or ctx has ended.
-// While an attempt has no answer another starts at short intervals, which the
-// balancer sends to another member, and the first answer counts: so neither a
-// member that is frozen or cut off nor a slow network stops it.
-func insist[T any](ctx context.Context, c *Client, a attempts[T]) (answer T, n int, err error) {
+// write is commit for a write that is told of each of its attempts.
+func (c *Client) write(ctx context.Context, w *write) (resp *pb.TxnResponse, only bool, err error) {
 	if ctx.Err() != nil {
-		return answer, 0, c.interrupted(ctx)
+		w.land(outcome{err: errUnsent})
+		return nil, false, c.interrupted(ctx)
 	}
-	type outcome struct {
-		answer T
-		err    error
-	}
-	outcomes, over := make(chan outcome, 4), make(chan struct{})
-	defer close(over)
-	defer a.forget()
-	unanswered := 0
-	start := func() {
-		if a.begin(func(answer T, err error) {
-			select {
-			case outcomes <- outcome{answer, err}:
-			case <-over:
-			}
-		}) {
-			n++
-			unanswered++
+	c.group.submit(w)
+	select {
+	case <-w.done:
+		return w.result.resp, w.result.only, w.result.err
+	case <-ctx.Done():
+		last := c.group.forget(w)
+		if last == errUnsent {
+			last = ctx.Err()
 		}
-	}
-	start()
-	again := time.NewTimer(c.hedgeDelay)
-	defer again.Stop()
-	pause := backoff{}
-	last := error(context.DeadlineExceeded) // there was no answer
-	for {
-		select {
-		case o := <-outcomes:
-			if o.err == nil || !transient(o.err) {
-				return o.answer, n, o.err
-			}
-			if !isContextError(o.err) {
-				last = o.err
-			}
-			if c.etcd.Ctx().Err() != nil {
-				return answer, n, errors.Join(errEtcdClosed, o.err)
-			}
-			if unanswered--; unanswered == 0 {
-				again.Reset(pause.next())
-			}
-		case <-again.C:
-			start()
-			again.Reset(c.hedgeDelay)
-		case <-ctx.Done():
-			return answer, n, ended(ctx, c.explain(last))
-		}
+		return nil, false, ended(ctx, c.explain(last))
 	}
 }
 
-// The one scale of waiting for an answer, for requests, renewals and watches alike: an
-// eighth of the TTL within these bounds. Three of the longest make a hand-over past a
-// frozen member, which so takes less than 3 s however long the TTL is.
-const (
-	shortestHedgeDelay = 200 * time.Millisecond
-	longestHedgeDelay  = 800 * time.Millisecond
-)
+// ask makes a request that changes nothing, or may be made any number of times, until
+// etcd has answered it for certain or ctx has ended.
+func ask[T any](ctx context.Context, c *Client, request func(context.Context) (T, error)) (T, error) {
+	return askFor(ctx, ctx, c, 0, request)
+}
+
+// askFor is ask for what may take an allowance longer than a small answer does. Its
+// attempts end with life; if that is longer than ctx, they are all given the time to be
+// answered.
+func askFor[T any](ctx, life context.Context, c *Client, allowance time.Duration, request func(context.Context) (T, error)) (answer T, err error) {
+	last := error(context.DeadlineExceeded) // there was no answer
+	grace := time.Duration(0)
+	if life != ctx {
+		grace = c.cleanUpTime()
+	}
+	for pause := (backoff{}); ctx.Err() == nil; _ = pause.wait(ctx) {
+		answer, err = hedge(life, c, allowance, grace, request)
+		if err == nil || !transient(err) {
+			return answer, err
+		}
+		if c.etcd.Ctx().Err() != nil {
+			return answer, errors.Join(errEtcdClosed, err)
+		}
+		if !isContextError(err) {
+			last = err
+		}
+	}
+	if last == context.DeadlineExceeded && err == nil {
+		return answer, c.interrupted(ctx) // it was not even made
+	}
+	return answer, ended(ctx, c.explain(last))
+}
 
 // explain finds out what kept a request from being answered: etcd's client waits
 // for a connection and does not say why there is none.

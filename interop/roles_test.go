@@ -149,3 +149,42 @@ func TestWhoMayReadMayLookAndWatchAndNothingElse(t *testing.T) {
 		eventually(t, "the cache is current", func() bool { return cache.Age() < locker.DefaultTTL/10 })
 	}, authentication)
 }
+
+func TestWhoMayReadSomeNamesMayLookAtThoseAndWatchThem(t *testing.T) {
+	alone(t, func(t *testing.T, b bundle) {
+		ctx, c := within(t), b.client(t)
+		reader := b.guest(t, "reader", readOnly(b.prefix+"app-"))
+		l := lock(t, c, "app-1", "v")
+		lock(t, c, "other", "hidden")
+		cache, err := reader.NewCache(ctx, "app-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if holders, err := reader.List(ctx, "app-"); err != nil || len(holders) != 1 || !slices.Equal(cache.List(), holders) {
+			t.Errorf("%+v, cached %+v, %v", holders, cache.List(), err)
+		}
+		if holder, err := reader.Get(ctx, "app-1"); err != nil || holder.Token != l.Token() {
+			t.Errorf("%+v, %v", holder, err)
+		}
+		one, some := follow(t, reader, "app-1", false), follow(t, reader, "app-", true)
+		one.sees(t, "app-1", l)
+		some.sees(t, "app-1", l)
+		unlock(t, l)
+		one.sees(t, "app-1", nil)
+		some.sees(t, "app-1", nil)
+		eventually(t, "the cache sees the release", func() bool { return len(cache.List()) == 0 })
+		for range 2 { // also with nothing new to see
+			eventually(t, "the cache is stale", func() bool { return cache.Age() > locker.DefaultTTL/100 })
+			eventually(t, "the cache is current", func() bool { return cache.Age() < locker.DefaultTTL/100 })
+		}
+		for what, attempt := range map[string]func() error{
+			"Get of another name": func() error { _, err := reader.Get(ctx, "other"); return err },
+			"List of all":         func() error { _, err := reader.List(ctx, ""); return err },
+			"NewCache of all":     func() error { _, err := reader.NewCache(ctx, ""); return err },
+			"Owners":              func() error { _, err := reader.Owners(ctx); return err },
+			"Lock":                func() error { _, err := reader.Lock(ctx, "app-1", ""); return err },
+		} {
+			wantDenied(t, what, attempt())
+		}
+	}, authentication)
+}

@@ -9,9 +9,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -52,16 +49,7 @@ type member struct {
 
 // join connects to etcd and returns when it answers, or with an error that says why not.
 func join(ctx context.Context, endpoints []string, options ...locker.Option) (*member, error) {
-	etcd, err := clientv3.New(clientv3.Config{
-		Endpoints: endpoints,
-		Logger:    zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			// gRPC's own pause grows to two minutes, which is how long a node would stay down
-			// after the network is back.
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 5 * time.Second,
-		})},
-	})
+	etcd, err := clientv3.New(locker.ClientConfig(endpoints...))
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err)
 	}

@@ -17,7 +17,8 @@ import (
 // health is a node's own health, whatever becomes of those it needs: its check, if it
 // has one, and a switch. Its gate is open while both are well.
 type health struct {
-	gate *gate
+	gate    *gate
+	changed chan struct{} // has an item when the gate may have a new reason
 
 	mu       sync.Mutex // guards what follows
 	off      error      // why it was switched off; nil if it is not
@@ -31,7 +32,7 @@ var (
 )
 
 func newHealth() *health {
-	return &health{gate: newGate(errNotChecked)}
+	return &health{gate: newGate(errNotChecked), changed: make(chan struct{}, 1)}
 }
 
 // turn switches the health on or off.
@@ -63,7 +64,25 @@ func (h *health) update() {
 	default:
 		h.gate.set(h.checked)
 	}
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
 }
+
+// why returns why the gate is closed, nil if it is open.
+func (h *health) why() error {
+	reason := h.gate.why()
+	if reason == nil || errors.Is(reason, errNotChecked) {
+		return reason
+	}
+	return &unwellError{reason}
+}
+
+// unwellError says why a node is unhealthy, in words that may be others each time.
+type unwellError struct{ reason error }
+
+func (e *unwellError) Error() string { return e.reason.Error() }
 
 // check returns nil if all is well. It ends with ctx.
 type check func(ctx context.Context) error

@@ -92,8 +92,8 @@ func (n *node) stand(ctx context.Context, ready *locker.Lock) error {
 // serve is what the service is for. ctx ends when the record is lost, when the node is
 // unhealthy, when something it needs is down, and at the end of the program.
 func (n *node) serve(ctx context.Context, record *locker.Lock) error {
-	n.log.Printf("serves, token %d", record.Token())
 	n.serving.Store(true)
+	n.log.Printf("serves, token %d", record.Token())
 	<-ctx.Done()
 	n.serving.Store(false)
 	if err := record.Err(); errors.Is(err, locker.ErrLost) {
@@ -192,20 +192,35 @@ func (n *node) decide(ctx context.Context) error {
 				obstacle = ahead
 			}
 		}
+		serving := n.serving.Load() // then the reason is told when it has stopped
 		n.way.set(obstacle)
-		if down := (*downError)(nil); errors.As(causes, &down) && down.Error() != said && !n.serving.Load() {
-			n.log.Printf("cannot serve: %v", down)
+		problem := problemOf(causes)
+		if problem != "" && problem != said && !serving {
+			n.log.Printf("cannot serve: %v", causes)
 		}
-		if said = ""; causes != nil {
-			said = causes.Error()
-		}
+		said = problem
 		select {
 		case <-changed:
+		case <-n.health.changed:
 		case <-settled:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// problemOf tells one problem from another, whatever words it is in: nothing if causes are
+// none to speak of.
+func problemOf(causes error) string {
+	var down *downError
+	var unwell *unwellError
+	switch {
+	case errors.As(causes, &down):
+		return down.Error()
+	case errors.As(causes, &unwell):
+		return "unwell"
+	}
+	return ""
 }
 
 // look returns what is closed when there is something new to see, what keeps the node from
@@ -217,7 +232,7 @@ func (n *node) look() (changed <-chan struct{}, causes, ahead error) {
 	// A picture that shows the hold of now is newer than the hold: after the node was cut
 	// off it does not trust what it saw before.
 	if n.token == 0 || !self.ready.Held || self.ready.Token != n.token {
-		return n.changed, cmp.Or(n.health.gate.why(), errNotReady), nil
+		return n.changed, cmp.Or(n.health.why(), errNotReady), nil
 	}
 	if down := n.mesh.causes(n.name); len(down) > 0 {
 		causes = &downError{down}

@@ -204,7 +204,7 @@ func TestACheckSwitchesTheHealth(t *testing.T) {
 		"-check-command", "cat "+flagFile, "-check-interval", "50ms", "-check-timeout", patience.String())
 	url := p.await(t, 0, "listens at ")
 	if status := statusOf(t, url+"health"); status != http.StatusOK {
-		t.Errorf("while it serves: %d", status)
+		t.Errorf("while it serves: %d\n%s", status, p)
 	}
 	if err := os.Remove(flagFile); err != nil {
 		t.Fatal(err)
@@ -218,6 +218,35 @@ func TestACheckSwitchesTheHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.await(t, at, "serves, token")
+}
+
+func TestACheckThatFailsFromTheBeginningIsTold(t *testing.T) {
+	t.Parallel()
+	server := embedtest.Start(t)
+	flagFile := t.TempDir() + "/well"
+	p := launch(t, "node", "-endpoints", server.Endpoints()[0], "-name", "service-a", "-settle", "100ms", "-ttl", longTTL.String(),
+		"-check-command", "test -e "+flagFile+" || { date +%N; exit 3; }", "-check-interval", "20ms", "-check-timeout", patience.String())
+	p.await(t, 0, "cannot serve: its check failed: exit status 3: ")
+	if err := os.WriteFile(flagFile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.await(t, 0, "serves, token")
+	if told := strings.Count(p.String(), "its check failed"); told != 1 {
+		t.Errorf("it told so %d times:\n%s", told, p)
+	}
+}
+
+func TestANodeThatWaitsForAnotherTellsThatItsOwnCheckFails(t *testing.T) {
+	t.Parallel()
+	server := embedtest.Start(t)
+	p := launch(t, "node", "-endpoints", server.Endpoints()[0], "-name", "service-a", "-needs", "service-b", "-cascade",
+		"-settle", "100ms", "-ttl", longTTL.String())
+	p.await(t, 0, "cannot serve: service-b is down")
+	p.signal(syscall.SIGUSR1)
+	p.await(t, 0, "cannot serve: "+errSwitchedOff.Error())
+	p.signal(syscall.SIGUSR2)
+	launchNode(t, server.Endpoints(), "-name", "service-b", "-ttl", longTTL.String())
+	p.await(t, 0, "serves, token")
 }
 
 func statusOf(t *testing.T, url string) int {

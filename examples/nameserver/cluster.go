@@ -12,9 +12,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -44,7 +41,7 @@ func connect(ctx context.Context, s settings, log *slog.Logger) (_ *cluster, err
 		}
 		c.endpoints = c.server.Endpoints()
 	}
-	if c.etcd, err = dial(c.endpoints); err != nil {
+	if c.etcd, err = clientv3.New(locker.ClientConfig(c.endpoints...)); err != nil {
 		return nil, err
 	}
 	if c.client, err = newClient(c.etcd, s, log); err != nil {
@@ -60,20 +57,6 @@ func connect(ctx context.Context, s settings, log *slog.Logger) (_ *cluster, err
 	default:
 		return nil, unusable(c.endpoints, err)
 	}
-}
-
-// dial returns a client, which connects in the background.
-func dial(endpoints []string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{
-		Endpoints: endpoints,
-		Logger:    zap.NewNop(), // what matters, Locker tells
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			// gRPC's own pause grows to two minutes, which is how long names would stay unknown
-			// after the network is back.
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 5 * time.Second,
-		})},
-	})
 }
 
 // unusable says in a sentence why etcd did not do what it was asked for.

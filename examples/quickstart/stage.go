@@ -43,12 +43,10 @@ func setUp(ctx context.Context, endpoints []string) (_ *stage, err error) {
 	if s.network, err = embedtest.NewProxy(endpoints...); err != nil {
 		return nil, err
 	}
-	config := s.network.ClientConfig() // quiet, and quick to connect again
-	if s.betaEtcd, err = clientv3.New(config); err != nil {
+	if s.betaEtcd, err = clientv3.New(locker.ClientConfig(s.network.Endpoints()...)); err != nil {
 		return nil, err
 	}
-	config.Endpoints = endpoints
-	if s.etcd, err = clientv3.New(config); err != nil {
+	if s.etcd, err = clientv3.New(locker.ClientConfig(endpoints...)); err != nil {
 		return nil, err
 	}
 	options := []locker.Option{locker.WithPrefix(s.prefix), locker.WithTTL(2 * time.Second)}

@@ -74,7 +74,7 @@ func (s *Server) take(ctx context.Context, st *stream, r *pb.WatchRequest) error
 		delete(st.watches, cancel.WatchId)
 		st.send(&pb.WatchResponse{Header: s.header(), WatchId: cancel.WatchId, Canceled: true})
 	}
-	if r.GetProgressRequest() != nil {
+	if r.GetProgressRequest() != nil && len(st.watches) > 0 {
 		st.send(&pb.WatchResponse{Header: s.header(), WatchId: everyWatch})
 	}
 	return nil

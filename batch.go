@@ -1,0 +1,223 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// batch is what leaves in one transaction.
+type batch struct {
+	group  *group
+	writes []*write
+	life   context.Context // of its attempts
+	cancel context.CancelFunc
+
+	// Guarded by the group's mutex.
+	tried     bool        // once at least
+	answered  bool        // for certain
+	separated bool        // refused as a whole, so that each of its writes leaves alone
+	cleanUp   *time.Timer // ends what nobody waits for
+}
+
+func (g *group) newBatch(writes []*write) *batch {
+	b := &batch{group: g, writes: writes}
+	b.life, b.cancel = context.WithCancel(g.client.base)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, w := range writes {
+		w.batch = b
+	}
+	b.forgotten() // by all, while it was about to leave
+	return b
+}
+
+// forgotten lets the attempts come to an end if nobody waits for them any more: they are
+// given the time to be answered. The caller has the group's mutex.
+func (b *batch) forgotten() {
+	if b.cleanUp == nil && !slices.ContainsFunc(b.writes, func(w *write) bool { return !w.gone }) {
+		b.cleanUp = time.AfterFunc(b.group.client.cleanUpTime()+b.allowance(), b.cancel)
+	}
+}
+
+func (b *batch) allowance() time.Duration {
+	size := 0
+	for _, w := range b.writes {
+		size += w.size()
+	}
+	return allowance(size)
+}
+
+// run sends the batch. moved is called when it has been answered or has failed; what has
+// failed gathers again after a pause, as far as somebody waits for it.
+func (b *batch) run(moved func()) {
+	c := b.group.client
+	defer b.end()
+	_, err := hedge(b.life, c, b.allowance(), c.cleanUpTime(), b.attempt)
+	moved()
+	if err == nil || !transient(err) {
+		return
+	}
+	pause := time.Duration(0)
+	for _, w := range b.writes {
+		pause = max(pause, w.pause.next())
+	}
+	if sleep(b.life, pause) == nil {
+		b.group.again(b.writes)
+	}
+}
+
+func (b *batch) end() {
+	b.group.mu.Lock()
+	defer b.group.mu.Unlock()
+	b.cancel()
+	if b.cleanUp != nil {
+		b.cleanUp.Stop()
+	}
+}
+
+// attempt sends what is still waited for.
+func (b *batch) attempt(ctx context.Context) (struct{}, error) {
+	writes := b.begin()
+	if len(writes) == 0 {
+		return struct{}{}, nil
+	}
+	once := &sendings{Context: ctx}
+	resp, err := b.group.client.send(once, together(writes))
+	b.answer(writes, outcome{resp: resp, err: clientv3.ContextError(ctx, err), repeated: once.repeated()})
+	return struct{}{}, err
+}
+
+// begin counts an attempt at each write in it.
+func (b *batch) begin() []*write {
+	b.group.mu.Lock()
+	defer b.group.mu.Unlock()
+	if b.answered {
+		return nil // the hedge has come too late
+	}
+	var writes []*write
+	for _, w := range b.writes {
+		if b.tried && w.gone {
+			continue
+		}
+		if b.tried {
+			w.begin()
+		}
+		w.attempts++
+		writes = append(writes, w)
+	}
+	b.tried = true
+	return writes
+}
+
+// send makes one attempt at a transaction.
+func (c *Client) send(once *sendings, t txn) (*pb.TxnResponse, error) {
+	request := t.request()
+	if t.session != nil {
+		request.Compare = append(slices.Clip(t.when), t.session.inEpoch(t.epoch))
+	}
+	resp, err := c.kv.Txn(once, request, append(slices.Clip(callOptions), once.count())...)
+	if err == nil && (resp.Header == nil || !complete(request, resp)) {
+		return nil, errMalformed
+	}
+	return resp, err
+}
+
+// together makes one transaction of all.
+func together(writes []*write) txn {
+	if len(writes) == 1 {
+		return writes[0].txn
+	}
+	all := txn{then: make([]*pb.RequestOp, len(writes))}
+	epochs := make(map[*Session]int64, 1)
+	for i, w := range writes {
+		all.then[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}}
+		if epoch, ok := epochs[w.session]; w.session != nil && (!ok || epoch != w.epoch) {
+			epochs[w.session] = w.epoch
+			all.when = append(all.when, w.session.inEpoch(w.epoch))
+		}
+	}
+	return all
+}
+
+// answer gives each write its part of what became of an attempt. If etcd has refused
+// it, be it for one of them, each has to leave alone.
+func (b *batch) answer(writes []*write, o outcome) {
+	switch {
+	case len(writes) == 1:
+		b.settle(writes[0], o)
+	case o.err == nil && !o.resp.Succeeded || o.err != nil && !transient(o.err):
+		b.separate(writes, o)
+	default:
+		for i, w := range writes {
+			own := o
+			if o.err == nil {
+				own.resp = o.resp.Responses[i].GetResponseTxn()
+				own.resp.Header = o.resp.Header
+			}
+			b.settle(w, own)
+		}
+	}
+}
+
+// settle takes in the outcome of an attempt at one write; the first that is certain is
+// the result.
+func (b *batch) settle(w *write, o outcome) {
+	g := b.group
+	certain := o.err == nil || !transient(o.err)
+	if !certain && g.client.etcd.Ctx().Err() != nil {
+		certain, o.err = true, errors.Join(errEtcdClosed, o.err)
+	}
+	g.mu.Lock()
+	o.only = w.attempts == 1 && !o.repeated
+	result := certain && !w.settled
+	w.settled = w.settled || certain
+	b.answered = b.answered || certain
+	if !certain && !isContextError(o.err) {
+		w.last = o.err
+	}
+	g.mu.Unlock()
+	w.land(o) // first, so that who waits finds everything in its place
+	if result {
+		w.result = o
+		close(w.done)
+	}
+}
+
+// separate sends each write alone after they were refused together.
+func (b *batch) separate(writes []*write, o outcome) {
+	g := b.group
+	g.mu.Lock()
+	if errors.Is(o.err, rpctypes.ErrTooManyOps) {
+		g.limit = min(g.limit, max(1, len(writes)/2))
+	}
+	again := b.separated
+	b.separated, b.answered = true, true
+	var alone, over []*write
+	for _, w := range writes {
+		if o.err == nil || !unsure(o.err) {
+			w.attempts--
+		}
+		if again || w.gone || w.settled {
+			over = append(over, w)
+		} else {
+			alone = append(alone, w)
+		}
+	}
+	g.mu.Unlock()
+	for _, w := range over {
+		refused := o
+		if o.err == nil {
+			refused.err = errUnsent
+		}
+		w.land(refused)
+	}
+	for _, w := range alone {
+		g.start([]*write{w}, func() {})
+	}
+}

@@ -1,0 +1,107 @@
+package locker_test
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+)
+
+// emptied returns an etcd, and a function that has it come back empty: its revisions
+// begin again.
+func emptied(t *testing.T) (b bundle, empty func()) {
+	var dir string
+	b = setup(t, embedtest.WithConfig(func(c *embed.Config) { dir = c.Dir }))
+	return b, func() {
+		t.Helper()
+		b.server.Stop(t, 0)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		b.server.Restart(t, 0)
+	}
+}
+
+func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testing.T) {
+	t.Parallel()
+	const key = "locker/a/1"
+	type entry struct {
+		value string
+		lease clientv3.LeaseID
+	}
+	for name, test := range map[string]struct {
+		before, after entry
+		more          int // revisions before, after that of the entry
+		shift         int // revisions afterwards, before that of the entry
+	}{
+		"another value":           {before: entry{value: "old"}, after: entry{value: "new"}},
+		"another lease":           {before: entry{"same", 71}, after: entry{"same", 72}},
+		"another token":           {before: entry{value: "same"}, after: entry{value: "same"}, more: 5, shift: 3},
+		"smaller revisions":       {before: entry{value: "old"}, after: entry{value: "new"}, more: 20},
+		"revisions that are past": {before: entry{value: "old"}, after: entry{value: "new"}, shift: 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, empty := emptied(t)
+			holds := func(e entry) locker.Holder {
+				t.Helper()
+				if e.lease != 0 {
+					leases := pb.NewLeaseClient(b.etcd.ActiveConnection())
+					if _, err := leases.LeaseGrant(within(t), &pb.LeaseGrantRequest{ID: int64(e.lease), TTL: 600}, grpc.WaitForReady(true)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				resp, err := b.etcd.Put(within(t), key, e.value, clientv3.WithLease(e.lease))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return locker.Holder{Name: "a", Value: e.value, Token: resp.Header.Revision, Lease: e.lease}
+			}
+			before := holds(test.before)
+			for i := range test.more {
+				putKey(t, b.etcd, "elsewhere", fmt.Sprint(i))
+			}
+			proxy := b.server.Proxy(t)
+			c := newClient(t, proxy.Client(t))
+			k := newCache(t, c, "")
+			one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
+			sees := func(want locker.Holder) {
+				t.Helper()
+				for what, next := range map[string]func() (locker.State, error, bool){"Watch": one.next, "WatchPrefix": all.next} {
+					if state, err, _ := next(); err != nil || !state.Held || state.Holder != want {
+						t.Errorf("%s yields %+v, %v, want %+v", what, state, err, want)
+					}
+				}
+				eventually(t, "the cache has it", func() bool { got, _ := k.Get("a"); return got == want })
+			}
+			sees(before)
+
+			proxy.Cut()
+			empty()
+			for i := range test.shift {
+				putKey(t, b.etcd, "elsewhere", fmt.Sprint(i))
+			}
+			after := holds(test.after)
+			proxy.Heal()
+			sees(after)
+			now, err := b.etcd.Get(within(t), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := k.Revision(); got != now.Header.Revision {
+				t.Errorf("Revision = %d, etcd is at %d", got, now.Header.Revision)
+			}
+			refreshed(t, "the copy is known to be current", k)
+			after.Value, after.Lease = "newer", 0 // at a revision that the one before has had, too
+			putKey(t, b.etcd, key, after.Value)
+			sees(after)
+		})
+	}
+}

@@ -1,0 +1,103 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+const (
+	smallAnswer  = 64 << 10   // bytes, which few answers are larger than
+	largestValue = 1536 << 10 // etcd's limit for a request
+	firstPage    = 256        // keys
+	mostInPage   = 20_000     // keys; etcd counts all that follow a page, each time
+	pageSize     = 1 << 20    // bytes, as far as can be foreseen
+	largestPage  = 4 << 20    // bytes, of a page with more than one key
+	mostStarts   = 3          // of a list in pages
+)
+
+// read is one linearizable read of what is small, or of one key. A large answer is not
+// waited for twice: when the first one turns out to be large, it is given its time.
+func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
+	resp, err := c.readUpTo(ctx, request, smallAnswer, 0)
+	if tooLarge(err) {
+		return c.readUpTo(ctx, request, math.MaxInt32, allowance(largestValue))
+	}
+	return resp, err
+}
+
+func (c *Client) readUpTo(ctx context.Context, request *pb.RangeRequest, size int, allowed time.Duration) (*pb.RangeResponse, error) {
+	return askFor(ctx, ctx, c, allowed, func(ctx context.Context) (*pb.RangeResponse, error) {
+		resp, err := c.kv.Range(ctx, request, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(size))
+		if err == nil && resp.Header == nil {
+			return nil, errMalformed
+		}
+		return resp, clientv3.ContextError(ctx, err)
+	})
+}
+
+// readAll reads every key that begins with prefix, all at one revision, which is that
+// of the header. It reads page by page, so that neither a slow link nor a server has to
+// carry everything at once. If that revision is compacted meanwhile, or etcd has gone
+// back before it, it starts over; from some time on without pages.
+func (c *Client) readAll(ctx context.Context, prefix string) (*pb.RangeResponse, error) {
+	for starts := 1; ; starts++ {
+		limit := int64(firstPage)
+		if starts > mostStarts {
+			limit = 0
+		}
+		all, err := c.readPages(ctx, allBelow(prefix), limit)
+		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
+			return all, err
+		}
+	}
+}
+
+// readPages reads a range from page to page, the first of limit keys. How large the next
+// is to be, and how long it may take, follows from the last.
+func (c *Client) readPages(ctx context.Context, request *pb.RangeRequest, limit int64) (all *pb.RangeResponse, err error) {
+	size, allowed := smallAnswer, time.Duration(0)
+	for {
+		if limit <= 1 {
+			size, allowed = math.MaxInt32, max(allowed, allowance(largestValue))
+		}
+		request.Limit = limit
+		sent := time.Now()
+		page, err := c.readUpTo(ctx, request, size, allowed)
+		if tooLarge(err) && limit > 1 {
+			limit = max(1, limit/8)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if all == nil {
+			all = page
+		} else {
+			all.Kvs = append(all.Kvs, page.Kvs...)
+		}
+		keys := int64(len(page.Kvs))
+		if !page.More || keys == 0 {
+			return all, nil
+		}
+		request.Revision = all.Header.Revision
+		request.Key = append(slices.Clone(page.Kvs[keys-1].Key), 0)
+		limit = min(max(1, keys*pageSize/sizeOf(page)), 4*keys, mostInPage)
+		size, allowed = largestPage, 4*time.Since(sent)*time.Duration(limit)/time.Duration(keys)
+	}
+}
+
+// sizeOf returns how many bytes keys and values have.
+func sizeOf(page *pb.RangeResponse) (n int64) {
+	for _, kv := range page.Kvs {
+		n += int64(len(kv.Key) + len(kv.Value))
+	}
+	return max(1, n)
+}
