@@ -505,3 +505,21 @@ func TestAShortStopCostsNoHoldWithALongTTL(t *testing.T) {
 		t.Errorf("an operator took it away: %v", found)
 	}
 }
+
+func TestAMemberThatDoesNotAnswerIsNoExcuseForLong(t *testing.T) {
+	t.Parallel()
+	for kind, excused := range map[kind]bool{"freeze": true, "freeze-member": false, "cut-member": false} {
+		h := sound()
+		broken["whose turn it is gets the lock"](h)
+		h.firings = []firing{{fault: fault{Kind: kind, Target: 1}, span: span{ms(1000), ms(5000)}}}
+		if found := checkTurns(h); len(found) > 0 == excused {
+			t.Errorf("%s: %v, excused should be %v", kind, found, excused)
+		}
+		h = sound()
+		h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.Op == opSaw && c.ID == 12 })
+		h.firings = []firing{{fault: fault{Kind: kind}, span: span{ms(1000), ms(5000)}}}
+		if found := checkObservers(h); len(found) > 0 == excused {
+			t.Errorf("%s, observers: %v, excused should be %v", kind, found, excused)
+		}
+	}
+}

@@ -99,6 +99,9 @@ func checkTakeOvers(h *history) (found []violation) {
 // has broken silently.
 func turnBound(ttl time.Duration) time.Duration { return silenceBound(ttl) + time.Second }
 
+// detour is what those need not be excused for that have a time for it already.
+func detour(c character) bool { return c.detour }
+
 func checkTurns(h *history) (found []violation) {
 	h.tenures()
 	for name, heads := range h.truth.heads {
@@ -114,7 +117,7 @@ func checkTurns(h *history) (found []violation) {
 			if e.Deleted != 0 {
 				until = min(until, h.truth.notBefore(e.Deleted))
 			}
-			if until.since(turn)-h.troubled(c.Process, turn, until, h.ttl) > turnBound(h.lease(c.Process)) {
+			if until.since(turn)-h.troubledBut(c.Process, turn, until, h.ttl, detour) > turnBound(h.lease(c.Process)) {
 				found = append(found, violation{At: until, Text: fmt.Sprintf("%s was the head of the queue of %s from %s on (revision %d) and was not told until %s", e.Who, name, h.at(turn), e.Head, h.at(until))})
 			}
 		}
@@ -213,7 +216,7 @@ func (h *history) missed(process, name string, began instant, told []call) (foun
 		for ; next < len(told) && told[next].End <= by; next++ {
 			last = told[next].Token
 		}
-		if from > began && last != state.token && h.awake(process, from, by) && h.calmFor(l.slot, from, by, h.aftermath(), nil) {
+		if from > began && last != state.token && h.awake(process, from, by) && h.calmFor(l.slot, from, by, h.aftermath(), func(f firing) bool { return detour(characterOf(f.Kind)) }) {
 			found = append(found, violation{At: by, Text: fmt.Sprintf("client %s had not seen by %s that token %d had %s from %s on; the last it saw was %d", process, h.at(by), state.token, name, h.at(from), last)})
 		}
 	}

@@ -41,6 +41,7 @@ type settings struct {
 	unfenced bool
 	load     string
 	script   string
+	long     bool
 	dir      string
 	names    int
 	rest     time.Duration
@@ -88,6 +89,7 @@ func parse(args []string) (s settings, err error) {
 	flags.IntVar(&s.names, "names", 6, "how many names all processes want")
 	flags.DurationVar(&s.rest, "rest", 0, "how much calmer: a time without, after each fault")
 	flags.DurationVar(&s.hold, "hold", 0, "how long a post is held, about at most; 4 TTLs if 0")
+	flags.BoolVar(&s.long, "long", false, "let one process have a TTL of a minute, which else is so in every third round")
 	flags.BoolVar(&s.schedule, "schedule", false, "print the faults that would come, and do nothing")
 	if err := flags.Parse(args); err != nil {
 		return s, err
@@ -183,10 +185,10 @@ func (s settings) perform(ctx context.Context, w io.Writer, program string) erro
 func (s settings) plan(i int, d time.Duration) plan {
 	p := plan{
 		seed: s.seed + uint64(i), duration: d, ttl: s.ttl, lone: true,
-		members: s.members[i%len(s.members)], processes: processes, only: s.only, rest: s.rest,
+		members: s.members[i%len(s.members)], processes: processes, only: s.only, rest: s.rest, long: s.long,
 	}
 	if s.load != "" {
-		p.ttl, p.only, p.lone = loadTTL, gentle, false
+		p.ttl, p.only, p.lone, p.long = loadTTL, gentle, false, false
 	}
 	return p
 }
@@ -244,6 +246,9 @@ func (s settings) command(p plan) string {
 	}
 	if s.load != "" {
 		c += " -load " + s.load
+	}
+	if p.hasLong() {
+		c += " -long"
 	}
 	if s.unfenced {
 		c += " -unfenced"
