@@ -65,7 +65,9 @@ func WithSafetyMargin(d time.Duration) Option {
 // share a hold have the same Token, so that a fenced resource, Commit and Guard do
 // not tell them apart, and what one of them still has in flight when it unlocks may
 // take effect during the next turn. And Unlock returns nil without etcd's word that
-// the hold was still good. They exclude each other and take their turns in order as
+// the hold was still good: one whose entry was deleted by hand may be passed on for up
+// to a third of the TTL, until the client notices; Commit, SetValue and Guard refuse it
+// from the first moment. They exclude each other and take their turns in order as
 // always; only those with the same value and session share, and none after a
 // SetValue. The default is 1, which is none: every hold has a token of its own.
 func WithLocalHandover(n int) Option {

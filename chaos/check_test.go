@@ -109,6 +109,12 @@ var broken = map[string]func(h *history){
 			return all
 		})
 	},
+	"a guarded write that is acknowledged was made once": func(h *history) {
+		h.instead(func(all []change) []change {
+			again := all[2].Events[0]
+			return slices.Insert(all, 4, change{12, ms(1016), []event{again}})
+		})
+	},
 	"a hold that is reported was the head of its queue during the call": func(h *history) {
 		h.instead(func(all []change) []change {
 			return append(all[:4:4], change{13, ms(1033), []event{{Key: entryB, Deleted: true}}})
@@ -281,6 +287,71 @@ func TestAHoldMayBePassedOnWithinAProcessAndNowhereElse(t *testing.T) {
 	}
 }
 
+// passedOnLate is a history in which an operator deletes an entry, 1.0 gets the name, and only then does
+// another goroutine of 0.0 ask for it and have the hold passed on to it.
+func passedOnLate() *history {
+	h := passedOn()
+	h.instead(func(all []change) []change {
+		all[1].Events[0].Value = "0.0"
+		all[4].At = ms(1020)
+		return all
+	})
+	h.truth.ticks = []tick{{ms(1000), ms(1001), 9}, {ms(1016), ms(1017), 12}, {ms(1018), ms(1019), 13}, {ms(1070), ms(1071), 14}}
+	h.find("1.0", 1).End = ms(1022)
+	first, second := h.find("0.0", 30), h.find("0.0", 31)
+	first.Start, first.End = ms(1030), ms(1045)
+	second.Start, second.End, second.Outcome, second.Reason = ms(1050), ms(1051), lost, "deleted"
+	h.find("0.0", 5).Start, h.find("0.0", 5).End = ms(1040), ms(1041)
+	h.firings = []firing{{fault: fault{Kind: "delete-entry"}, span: span{ms(1015), ms(1020)}, Name: "n/0", Token: 10}}
+	return h
+}
+
+func TestAHoldMayBePassedOnUntilTheAuditNoticesThatAnOperatorDeletedItsEntry(t *testing.T) {
+	t.Parallel()
+	about := map[string]func(*history) []violation{"tokens": checkTokens, "heads": checkHeads}
+	h := passedOnLate()
+	for what, check := range about {
+		if found := check(h); len(found) > 0 {
+			t.Errorf("%s: it was passed on before the audit was due: %v", what, found)
+		}
+	}
+	after := ms(1020).add(auditBound(h.ttl))
+	for name, spoil := range map[string]func(h *history){
+		"and nobody deleted it by hand":    func(h *history) { h.firings = nil },
+		"another entry was deleted":        func(h *history) { h.firings[0].Token = 12 },
+		"the hold was not given up before": func(h *history) { h.find("0.0", 5).Start = ms(1046) },
+		"the hold was of another process":  func(h *history) { h.find("0.0", 1).Process, h.find("0.0", 5).Process = "1.0", "1.0" },
+		"the hold is not shared":           func(h *history) { h.truth.entry("n/0", 10).Who = "0.0#30" },
+		"an audit was due since": func(h *history) {
+			h.find("0.0", 5).Start, h.find("0.0", 5).End = after.add(time.Millisecond), after.add(2*time.Millisecond)
+			h.find("0.0", 30).End = after.add(3 * time.Millisecond)
+		},
+	} {
+		h := passedOnLate()
+		spoil(h)
+		for what, check := range about {
+			if len(check(h)) == 0 {
+				t.Errorf("%s: %s, which was not noticed", what, name)
+			}
+		}
+	}
+}
+
+func TestAnAuditMayBeLateWhileFaultsAreFelt(t *testing.T) {
+	t.Parallel()
+	h := passedOnLate()
+	late := ms(1020).add(auditBound(h.ttl) + 50*time.Millisecond)
+	h.find("0.0", 5).Start, h.find("0.0", 5).End, h.find("0.0", 30).End = late, late, late
+	h.firings = append(h.firings, firing{fault: fault{Kind: "cut"}, span: span{ms(1020), ms(1021)}})
+	if found := checkHeads(h); len(found) > 0 {
+		t.Errorf("it was cut off: %v", found)
+	}
+	h.firings[1].Target = 1
+	if found := checkHeads(h); len(found) == 0 {
+		t.Error("another was cut off: that was not noticed")
+	}
+}
+
 func TestAnOperatorIsAnExcuseForTheCallsOfASharedEntryAndForNoOthers(t *testing.T) {
 	t.Parallel()
 	h := passedOn()
@@ -387,5 +458,68 @@ func TestTheSlackIsThatOfLeasesThatRanOut(t *testing.T) {
 	h.firings[1].To = ms(1030)
 	if s := h.summary(); len(s.slacks) != 0 {
 		t.Error("a lease that its client may have revoked was counted")
+	}
+}
+
+func TestAWriteThatIsNotAcknowledgedMayBeMadeTwice(t *testing.T) {
+	t.Parallel()
+	h := sound()
+	broken["a guarded write that is acknowledged was made once"](h)
+	h.find("0.0", 3).Outcome = unsure
+	if found := checkOnce(h); len(found) > 0 {
+		t.Errorf("it was said to be in doubt: %v", found)
+	}
+}
+
+// long is a history in which the locks of 3.0 have a long TTL, and are lost.
+func long() *history {
+	h := sound()
+	h.processes = processes
+	h.seed = 3
+	for i, c := range h.calls {
+		if c.Process == "0.0" {
+			h.calls[i].Process = "3.0"
+		}
+	}
+	h.lives["3.0"] = &life{name: "3.0", slot: longSlot, span: span{From: ms(900)}}
+	h.also(call{Process: "3.0", ID: 20, Op: opEnded, Name: "n/0", Hold: 1, Start: ms(1020), End: ms(1020), Reason: "expired"})
+	h.firings = []firing{{fault: fault{Kind: "stop", Target: longSlot}, span: span{ms(910), ms(1019)}}}
+	h.lives["3.0"].gaps = spans{{ms(910), ms(1019)}}
+	return h
+}
+
+func TestAShortStopCostsNoHoldWithALongTTL(t *testing.T) {
+	t.Parallel()
+	h := long()
+	if found := checkHarmless(h); len(found) == 0 {
+		t.Error("it was not noticed")
+	}
+	h = long()
+	h.seed = 1
+	if found := checkHarmless(h); len(found) > 0 {
+		t.Errorf("with a TTL of %v a stop costs a hold: %v", h.ttl, found)
+	}
+	h = long()
+	h.firings = append(h.firings, firing{fault: fault{Kind: "revoke-lease"}, span: span{ms(1015), ms(1016)}, Lease: 1})
+	if found := checkHarmless(h); len(found) > 0 {
+		t.Errorf("an operator took it away: %v", found)
+	}
+}
+
+func TestAMemberThatDoesNotAnswerIsNoExcuseForLong(t *testing.T) {
+	t.Parallel()
+	for kind, excused := range map[kind]bool{"freeze": true, "freeze-member": false, "cut-member": false} {
+		h := sound()
+		broken["whose turn it is gets the lock"](h)
+		h.firings = []firing{{fault: fault{Kind: kind, Target: 1}, span: span{ms(1000), ms(5000)}}}
+		if found := checkTurns(h); len(found) > 0 == excused {
+			t.Errorf("%s: %v, excused should be %v", kind, found, excused)
+		}
+		h = sound()
+		h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.Op == opSaw && c.ID == 12 })
+		h.firings = []firing{{fault: fault{Kind: kind}, span: span{ms(1000), ms(5000)}}}
+		if found := checkObservers(h); len(found) > 0 == excused {
+			t.Errorf("%s, observers: %v, excused should be %v", kind, found, excused)
+		}
 	}
 }

@@ -20,17 +20,17 @@ func checkTold(h *history) (found []violation) {
 }
 
 // checkHarmless: a connection that is reset, a short stop, one member of three that does not answer, a
-// compaction are nothing to lose a lock for.
+// compaction are nothing to lose a lock for. With a long TTL nothing is that ends before the lease could.
 func checkHarmless(h *history) (found []violation) {
-	harmless := func(f firing) bool { return characterOf(f.Kind).harmless }
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
 			l := h.lives[t.Process]
 			if t.ended == nil || t.ended.Reason == "closed" || t.entry != nil && h.excused(t.entry) {
 				continue
 			}
-			from, to := t.ended.Start.add(-2*h.ttl), t.ended.Start
-			if h.calmFor(l.slot, from, to, h.aftermath(), harmless) && l.gaps.within(from, to) < h.ttl/10 {
+			from, to, long := t.ended.Start.add(-2*h.ttl), t.ended.Start, h.lease(t.Process) > h.ttl
+			harmless := func(f firing) bool { return long || characterOf(f.Kind).harmless }
+			if h.calmFor(l.slot, from, to, h.aftermath(), harmless) && (long || l.gaps.within(from, to) < h.ttl/10) {
 				found = append(found, violation{At: to, Text: fmt.Sprintf("%s; it was lost (%s) while nothing happened that costs a hold", h.describe(t), t.ended.Reason)})
 			}
 		}
@@ -97,7 +97,10 @@ func checkTakeOvers(h *history) (found []violation) {
 
 // turnBound is how long it may take to notice that the turn has come, if the watch that should tell it
 // has broken silently.
-func turnBound(ttl time.Duration) time.Duration { return ttl/2 + time.Second }
+func turnBound(ttl time.Duration) time.Duration { return silenceBound(ttl) + time.Second }
+
+// detour is what those need not be excused for that have a time for it already.
+func detour(c character) bool { return c.detour }
 
 func checkTurns(h *history) (found []violation) {
 	h.tenures()
@@ -114,7 +117,7 @@ func checkTurns(h *history) (found []violation) {
 			if e.Deleted != 0 {
 				until = min(until, h.truth.notBefore(e.Deleted))
 			}
-			if until.since(turn)-h.troubled(c.Process, turn, until, h.ttl) > turnBound(h.ttl) {
+			if until.since(turn)-h.troubledBut(c.Process, turn, until, h.ttl, detour) > turnBound(h.lease(c.Process)) {
 				found = append(found, violation{At: until, Text: fmt.Sprintf("%s was the head of the queue of %s from %s on (revision %d) and was not told until %s", e.Who, name, h.at(turn), e.Head, h.at(until))})
 			}
 		}
@@ -202,7 +205,7 @@ func (h *history) contradictions(states []call) (found []violation) {
 // missed finds the states that lasted and were not told.
 func (h *history) missed(process, name string, began instant, told []call) (found []violation) {
 	l := h.lives[process]
-	behind := observersBehind(h.ttl)
+	behind := observersBehind(h.lease(process))
 	next, last := 0, int64(0)
 	for _, state := range h.truth.states(name) {
 		from := h.truth.by(state.from)
@@ -213,7 +216,7 @@ func (h *history) missed(process, name string, began instant, told []call) (foun
 		for ; next < len(told) && told[next].End <= by; next++ {
 			last = told[next].Token
 		}
-		if from > began && last != state.token && h.awake(process, from, by) && h.calmFor(l.slot, from, by, h.aftermath(), nil) {
+		if from > began && last != state.token && h.awake(process, from, by) && h.calmFor(l.slot, from, by, h.aftermath(), func(f firing) bool { return detour(characterOf(f.Kind)) }) {
 			found = append(found, violation{At: by, Text: fmt.Sprintf("client %s had not seen by %s that token %d had %s from %s on; the last it saw was %d", process, h.at(by), state.token, name, h.at(from), last)})
 		}
 	}

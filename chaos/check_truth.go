@@ -31,9 +31,21 @@ func checkSet(h *history) (found []violation) {
 }
 
 func checkGuards(h *history) (found []violation) {
-	for who, put := range h.truth.set {
-		if e := h.truth.entry(put.Name, put.Token); e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
-			found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", who, put.Revision, put.Token, put.Name, reign(e))})
+	for who, all := range h.truth.set {
+		for _, put := range all {
+			if e := h.truth.entry(put.Name, put.Token); e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
+				found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", who, put.Revision, put.Token, put.Name, reign(e))})
+			}
+		}
+	}
+	return found
+}
+
+// checkOnce: etcd's client may repeat a write by itself, and Commit has to say so.
+func checkOnce(h *history) (found []violation) {
+	for _, c := range h.calls {
+		if all := h.truth.set[c.who()]; c.Op == opCommit && c.Outcome == ok && len(all) > 1 {
+			found = append(found, violation{At: h.truth.by(all[1].Revision), Text: fmt.Sprintf("%s was told that it wrote at revision %d; it wrote %d times, from revision %d to %d", c.who(), c.Value, len(all), all[0].Revision, all[len(all)-1].Revision)})
 		}
 	}
 	return found
@@ -54,6 +66,8 @@ func reign(e *entry) string {
 	return fmt.Sprintf("was the head from revision %d to %d", e.Head, e.Deleted)
 }
 
+// checkHeads: a hold that was passed on within a process was the head before the call, which is as much as
+// WithLocalHandover promises.
 func checkHeads(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
@@ -64,7 +78,7 @@ func checkHeads(h *history) (found []violation) {
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; the entry with that token is of %s", h.describe(t), t.entry.Who)})
 			case h.truth.notBefore(t.entry.Head) > t.End:
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; it became the head later, not before %s (revision %d)", h.describe(t), h.at(h.truth.notBefore(t.entry.Head)), t.entry.Head)})
-			case t.entry.Deleted != 0 && h.truth.by(t.entry.Deleted) < t.Start:
+			case t.entry.Deleted != 0 && h.truth.by(t.entry.Deleted) < t.Start && !h.passedOnUnaware(t):
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry had gone before the call", h.describe(t))})
 			}
 		}
@@ -169,7 +183,7 @@ func checkLeavings(h *history) (found []violation) {
 			if gone <= c.End {
 				continue
 			}
-			bound := 2*h.ttl + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath())
+			bound := 2*h.lease(c.Process) + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath())
 			// A call whose session was lost while it waited has begun again with another. What it had put
 			// before goes with the lost one's lease.
 			if c.Op == opUnlock && c.Outcome == ok && e.Created == c.Token {
@@ -185,13 +199,18 @@ func checkLeavings(h *history) (found []violation) {
 
 // troubled returns for how much of that time faults were felt by a process, or it did not run.
 func (h *history) troubled(process string, from, to instant, aftermath time.Duration) time.Duration {
+	return h.troubledBut(process, from, to, aftermath, func(character) bool { return false })
+}
+
+// troubledBut is troubled without the faults of some kinds.
+func (h *history) troubledBut(process string, from, to instant, aftermath time.Duration, but func(character) bool) time.Duration {
 	if to <= from {
 		return 0
 	}
 	var felt spans
 	slot := h.lives[process].slot
 	for _, f := range h.firings {
-		if characterOf(f.Kind).lane == toCluster || f.Target == slot {
+		if c := characterOf(f.Kind); !but(c) && (c.lane == toCluster || f.Target == slot) {
 			felt = append(felt, span{f.From, f.To.add(aftermath)})
 		}
 	}

@@ -18,7 +18,9 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/jagregory/locker/v2"
 )
 
 // clientProcess is the program as a client: the harness starts it as "chaos client", with its target as
@@ -36,36 +38,39 @@ func clientProcess(in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	repeated := &repeats{latest: t.TTL / 2}
 	go func() { // ends with the process: a read of the standard input cannot be interrupted
-		_, _ = io.Copy(io.Discard, input)
+		obey(input, repeated)
 		cancel()
 		// If what follows hangs, the harness says so; this is for one that has died.
 		time.AfterFunc(2*time.Minute, func() { os.Exit(3) })
 	}()
 	r := &recorder{process: t.Process, out: out}
-	err = run(ctx, t, r)
+	err = run(ctx, t, r, repeated)
 	r.note(call{Op: opBye})
 	return errors.Join(err, r.err)
 }
 
-// connect opens a connection to etcd as a program would that is meant to live through faults.
-func connect(endpoints []string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{
-		Endpoints:            endpoints,
-		DialTimeout:          time.Second,
-		DialKeepAliveTime:    2 * time.Second,
-		DialKeepAliveTimeout: time.Second,
-		Logger:               zap.NewNop(),
-	})
+// connect opens a connection to etcd as Locker recommends.
+func connect(endpoints []string, options ...grpc.DialOption) (*clientv3.Client, error) {
+	config := locker.ClientConfig(endpoints...)
+	config.DialOptions = append(config.DialOptions, options...)
+	return clientv3.New(config)
 }
 
 // run lets workers work until ctx ends, leaves the observers a moment more, and closes everything.
-func run(ctx context.Context, t target, r *recorder) error {
-	etcd, err := connect(t.Endpoints)
+func run(ctx context.Context, t target, r *recorder, repeated *repeats) error {
+	etcd, err := connect(t.Endpoints, repeated.dialOption())
 	if err != nil {
 		return err
 	}
 	defer etcd.Close()
+	defer repeated.join()
+	plain, err := connect(t.Endpoints)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
 	fence, err := rpc.Dial("tcp", t.Resource)
 	if err != nil {
 		return err
@@ -87,10 +92,10 @@ func run(ctx context.Context, t target, r *recorder) error {
 	if t.Load == loadNames {
 		(&hoarder{target: t, recorder: r, locks: all[0]}).run(ctx)
 	} else {
-		work(ctx, t, r, all, etcd, fence)
+		work(ctx, t, r, all, plain, fence)
 	}
-	_ = pause(observed, observersBehind(t.TTL)+500*time.Millisecond)
-	c := r.begin(call{Op: opClose, By: now().add(t.TTL)})
+	_ = pause(observed, observersBehind(t.Lease)+500*time.Millisecond)
+	c := r.begin(call{Op: opClose, By: now().add(min(t.Lease, closeBound))})
 	var closing sync.WaitGroup
 	errs := make([]error, len(all))
 	for i, l := range all {
@@ -121,7 +126,8 @@ func open(etcd *clientv3.Client, t target) (all []locks, err error) {
 	return all, nil
 }
 
-// work runs the workers until ctx ends.
+// work runs the workers until ctx ends. What they do without a lock goes over a connection of its own, which
+// repeats nothing.
 func work(ctx context.Context, t target, r *recorder, all []locks, etcd *clientv3.Client, fence *rpc.Client) {
 	var workers sync.WaitGroup
 	for i := range t.Workers {
@@ -184,7 +190,14 @@ const sizeEvery = time.Second
 const gapNoticed = 50 * time.Millisecond
 
 // observersBehind is how far a watch may be behind while there is no fault.
-func observersBehind(ttl time.Duration) time.Duration { return ttl/2 + time.Second }
+func observersBehind(ttl time.Duration) time.Duration { return silenceBound(ttl) + time.Second }
+
+// silenceBound is how long it takes to leave a member that does not answer: with a long TTL no longer than
+// with one of 6 s.
+func silenceBound(ttl time.Duration) time.Duration { return min(ttl/2, 3*time.Second) }
+
+// closeBound is how long Close may take, if the TTL is not shorter.
+const closeBound = 10 * time.Second
 
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)

@@ -88,6 +88,9 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 		return half(ctx, f.For, s.slots[f.Target].suspend, s.slots[f.Target].resume)
 	},
 	"lose-events":           (*scene).loseEvents,
+	"throttle":              (*scene).throttle,
+	"dead-connections":      viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.FreezeConnections() }),
+	"repeat-writes":         (*scene).repeatWrites,
 	"cut":                   viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Cut() }),
 	"reset":                 viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Reset() }),
 	"freeze":                viaProxy(func(p *embedtest.Proxy, _ *rand.Rand) { p.Freeze() }),
@@ -135,12 +138,15 @@ func (s *scene) wanted(ctx context.Context, otherwise int) int {
 		holder, held := holders[name]
 		if !held {
 			holders[name] = slot
-		} else if n, err := strconv.Atoi(holder); err == nil && holder != slot && n < len(s.slots) {
+		} else if n, err := strconv.Atoi(holder); err == nil && holder != slot && n < len(s.slots) && !s.isLong(n) {
 			return n
 		}
 	}
 	return otherwise
 }
+
+// isLong reports whether the process in a slot has a long TTL.
+func (s *scene) isLong(slot int) bool { return s.slots[slot].target.Lease == longTTL }
 
 func (s *scene) killClient(ctx context.Context, f *firing) error {
 	s.slots[f.Target].kill()
@@ -181,6 +187,16 @@ func (s *scene) delay(ctx context.Context, f *firing) error {
 	for rnd, end := f.rnd(), time.Now().Add(f.For); time.Now().Before(end) && ctx.Err() == nil; {
 		s.proxies[f.Target].Delay(time.Duration(1 + rnd.Int64N(int64(200*time.Millisecond))))
 		_ = pause(ctx, 100*time.Millisecond)
+	}
+	return nil
+}
+
+// throttle is a narrow link whose width changes.
+func (s *scene) throttle(ctx context.Context, f *firing) error {
+	defer s.proxies[f.Target].Heal()
+	for rnd, end := f.rnd(), time.Now().Add(f.For); time.Now().Before(end) && ctx.Err() == nil; {
+		s.proxies[f.Target].Throttle(64<<10 + rnd.IntN(256<<10))
+		_ = pause(ctx, 200*time.Millisecond)
 	}
 	return nil
 }

@@ -181,6 +181,9 @@ func (h *history) since(t *tenure) instant {
 	return t.End
 }
 
+// lease returns the TTL of the locks of a process.
+func (h *history) lease(process string) time.Duration { return h.leaseOf(h.lives[process].slot) }
+
 // aftermath is how long a fault is felt after it is over: connections have to be made again, and
 // leases that a new leader has prolonged to run out.
 func (h *history) aftermath() time.Duration { return h.ttl + 3*time.Second }
@@ -232,6 +235,29 @@ func (h *history) interfered(e *entry) bool {
 		return false
 	})
 }
+
+// passedOnUnaware reports whether t was passed on within its process although its entry had gone already,
+// in a way that nobody could foresee, and before the process had to know. To pass a hold on takes no
+// request, so that who does it knows what the last audit of the lease has told.
+func (h *history) passedOnUnaware(t *tenure) bool {
+	e := t.entry
+	if e == nil || e.Head == 0 || e.Deleted == 0 || !h.excused(e) {
+		return false
+	}
+	gone := h.truth.by(e.Deleted)
+	return slices.ContainsFunc(h.tenures()[t.Name], func(from *tenure) bool {
+		if from == t || from.End > t.End || !from.sharedWith(t) {
+			return false
+		}
+		passed := from.unlock.Start
+		late := h.troubledBut(t.Process, gone, passed, h.aftermath(), func(c character) bool { return c.operator })
+		return passed.since(gone)-late <= auditBound(h.lease(t.Process))
+	})
+}
+
+// auditBound is how long after its entry was deleted a holder learns it: there is an audit each third of
+// the TTL, which takes two or three requests.
+func auditBound(ttl time.Duration) time.Duration { return ttl/3 + 500*time.Millisecond }
 
 // formerLeader reports whether the lease of an entry may have been revoked by a leader that was stopped
 // and has woken up: it knows nothing of the renewals that its successor has answered, and may act

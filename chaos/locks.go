@@ -38,7 +38,7 @@ func newLockerLocks(etcd *clientv3.Client, t target) (lockerLocks, error) {
 	if t.shares() {
 		turns = turnsShared
 	}
-	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(t.TTL), locker.WithLocalHandover(turns))
+	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(t.Lease), locker.WithLocalHandover(turns))
 	return lockerLocks{c}, err
 }
 

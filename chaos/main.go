@@ -8,9 +8,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,6 +40,8 @@ type settings struct {
 	over     string
 	unfenced bool
 	load     string
+	script   string
+	long     bool
 	dir      string
 	names    int
 	rest     time.Duration
@@ -80,10 +84,12 @@ func parse(args []string) (s settings, err error) {
 	flags.StringVar(&s.over, "over", overLocker, "what is tested: locker, or mutex for etcd's concurrency.Mutex")
 	flags.BoolVar(&s.unfenced, "unfenced", false, "let the resource accept any token")
 	flags.StringVar(&s.load, "load", "", "with a load, and with the faults that must not cost a hold: crowd (1,000 clients on 100 names) or names (100,000 names held)")
+	flags.StringVar(&s.script, "script", "", "instead of rounds, one of those that are always the same: "+strings.Join(slices.Sorted(maps.Keys(scripts)), ", "))
 	flags.StringVar(&s.dir, "dir", "", "where to leave the history; a temporary directory, removed if nothing was found, if empty")
 	flags.IntVar(&s.names, "names", 6, "how many names all processes want")
 	flags.DurationVar(&s.rest, "rest", 0, "how much calmer: a time without, after each fault")
 	flags.DurationVar(&s.hold, "hold", 0, "how long a post is held, about at most; 4 TTLs if 0")
+	flags.BoolVar(&s.long, "long", false, "let one process have a TTL of a minute, which else is so in every third round")
 	flags.BoolVar(&s.schedule, "schedule", false, "print the faults that would come, and do nothing")
 	if err := flags.Parse(args); err != nil {
 		return s, err
@@ -110,7 +116,7 @@ func parse(args []string) (s settings, err error) {
 	for s.seed == 0 {
 		s.seed = rand.Uint64() >> 16 // short enough to type
 	}
-	return s, errors.Join(checkKinds(s.only), checkLoad(s.load))
+	return s, errors.Join(checkKinds(s.only), checkLoad(s.load), checkScript(s.script))
 }
 
 // run makes rounds until the duration is used up, also after one that has found something.
@@ -124,6 +130,9 @@ func (s settings) run(ctx context.Context, w io.Writer) error {
 	program, err := etcdproc.Build(ctx, etcdVersion, w)
 	if err != nil {
 		return err
+	}
+	if s.script != "" {
+		return s.perform(ctx, w, program)
 	}
 	var errs []error
 	rounds, all, unfired := 0, newSummary(), make(map[string]bool)
@@ -158,14 +167,28 @@ func (s settings) run(ctx context.Context, w io.Writer) error {
 	return errors.Join(errs...)
 }
 
+// perform plays a script.
+func (s settings) perform(ctx context.Context, w io.Writer, program string) error {
+	dir, err := os.MkdirTemp("", "locker-chaos-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	found, err := scripts[s.script].perform(ctx, w, program, dir)
+	if err == nil && len(found) > 0 {
+		err = fmt.Errorf("%d violations; to repeat it: go run ./chaos -script %s", len(found), s.script)
+	}
+	return err
+}
+
 // plan is that of a round.
 func (s settings) plan(i int, d time.Duration) plan {
 	p := plan{
 		seed: s.seed + uint64(i), duration: d, ttl: s.ttl, lone: true,
-		members: s.members[i%len(s.members)], processes: processes, only: s.only, rest: s.rest,
+		members: s.members[i%len(s.members)], processes: processes, only: s.only, rest: s.rest, long: s.long,
 	}
 	if s.load != "" {
-		p.ttl, p.only, p.lone = loadTTL, gentle, false
+		p.ttl, p.only, p.lone, p.long = loadTTL, gentle, false, false
 	}
 	return p
 }
@@ -223,6 +246,9 @@ func (s settings) command(p plan) string {
 	}
 	if s.load != "" {
 		c += " -load " + s.load
+	}
+	if p.hasLong() {
+		c += " -long"
 	}
 	if s.unfenced {
 		c += " -unfenced"

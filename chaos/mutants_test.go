@@ -90,6 +90,45 @@ var mutants = []mutant{
 		storm:    []string{"-faults", "lose-events"},
 		caughtBy: []string{"observers see what was so, in order, and the newest"},
 	},
+	{
+		name: "observers go by revisions alone",
+		edits: []edit{
+			{"watch.go", "	\"bytes\"\n", ""},
+			{"watch.go", "a.Lease == b.Lease && bytes.Equal(a.Value, b.Value)", "a.ModRevision == b.ModRevision"},
+		},
+		storm:    []string{"-script", "empty"},
+		caughtBy: []string{showsWhatIsSo},
+	},
+	{
+		name:     "the audit asks for existence instead of the create revision",
+		edits:    []edit{{"audit.go", "(len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load())", "len(kvs) == 0"}},
+		storm:    []string{"-script", "restore"},
+		caughtBy: []string{forgottenIsLost},
+	},
+	{
+		name:     "the audit leaves entries that belong to no lock",
+		edits:    []edit{{"audit.go", "	s.auditEntries(ctx)\n", ""}},
+		storm:    []string{"-script", "restore"},
+		caughtBy: []string{nothingBlocks},
+	},
+	{
+		name:     "a session does not mind that etcd has gone back",
+		edits:    []edit{{"audit.go", "	if !s.timeline.follows(header, before) {\n", "	if false {\n"}},
+		storm:    []string{"-script", "restore"},
+		caughtBy: []string{endsWithThePast},
+	},
+	{
+		name:     "a write that etcd's client has repeated is not in doubt",
+		edits:    []edit{{"hedge.go", "return s.asked.Load() || s.finished.Load() > 1", "return false"}},
+		storm:    []string{"-faults", "repeat-writes"},
+		caughtBy: []string{"a guarded write that is acknowledged was made once"},
+	},
+	{
+		name:     "connections are not kept alive",
+		edits:    []edit{{"config.go", "		DialKeepAliveTime:    keepAliveTime,\n", ""}},
+		storm:    []string{"-script", "dead-connections"},
+		caughtBy: []string{backFromTheDead},
+	},
 }
 
 // duration is how long a storm lasts.

@@ -23,7 +23,8 @@ type target struct {
 	Resource  string        `json:"resource"`
 	Over      string        `json:"over"`
 	Load      string        `json:"load,omitempty"`
-	TTL       time.Duration `json:"ttl"`
+	TTL       time.Duration `json:"ttl"`   // of the round, to which all that is done is paced
+	Lease     time.Duration `json:"lease"` // the TTL of its own locks
 	Seed      uint64        `json:"seed"`
 	Names     int           `json:"names"`
 	Workers   int           `json:"workers"`
@@ -59,7 +60,7 @@ type process struct {
 	name    string
 	history string // a file
 	log     string // a file: the standard error
-	stdin   io.Closer
+	stdin   io.WriteCloser
 	cmd     *exec.Cmd
 	ended   chan struct{} // closed when it has ended
 	err     error         // set before that
@@ -179,6 +180,20 @@ func (s *slot) resume() error {
 	}
 	err := p.cmd.Process.Signal(syscall.SIGCONT)
 	p.stopped[len(p.stopped)-1].To = now()
+	return err
+}
+
+// tell gives the process an order, unless it has ended.
+func (s *slot) tell(order string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.current()
+	select {
+	case <-p.ended:
+		return nil
+	default:
+	}
+	_, err := io.WriteString(p.stdin, order+"\n")
 	return err
 }
 

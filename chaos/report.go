@@ -16,6 +16,9 @@ func report(w io.Writer, h *history) {
 	if h.compacted {
 		fmt.Fprintln(w, "  etcd was compacted every 200ms from the first fault to the last")
 	}
+	if h.hasLong() {
+		fmt.Fprintf(w, "  the locks of client %d had a TTL of %v\n", longSlot, longTTL)
+	}
 	for _, problem := range s.problems {
 		fmt.Fprintf(w, "  a fault did not go as planned: %s\n", problem)
 	}

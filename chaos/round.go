@@ -118,7 +118,7 @@ func (r round) calm(ctx context.Context, s *scene, h *history) (err error) {
 	h.stopping = now()
 	s.finish(ctx, r.ttl, h)
 	h.ended = now()
-	for by := h.ended.add(2*r.ttl + time.Second); ; {
+	for by := h.ended.add(2*r.longest() + time.Second); ; {
 		if err := pause(ctx, min(by.since(now()), 5*time.Second)); err != nil {
 			return err
 		}
@@ -174,7 +174,7 @@ func (s *scene) populate(r round, resource string) error {
 		s.proxies = append(s.proxies, proxy)
 		c := &slot{number: i, dir: r.dir, target: target{
 			Slot: i, Endpoints: proxy.Endpoints(), Resource: resource, Over: r.over, Load: r.load,
-			TTL: r.ttl, Seed: r.seed, Names: r.names, Workers: r.workers, Hold: r.hold,
+			TTL: r.ttl, Lease: r.leaseOf(i), Seed: r.seed, Names: r.names, Workers: r.workers, Hold: r.hold,
 		}}
 		if err := c.start(); err != nil {
 			return err

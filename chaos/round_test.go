@@ -103,6 +103,20 @@ func TestAScheduleIsDrawnFromItsSeed(t *testing.T) {
 	}
 }
 
+func TestAProcessWithALongTTLIsNotKilled(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(30) {
+		p := plan{seed: seed, duration: everyKind, ttl: 2 * time.Second, members: 3, processes: processes, lone: true}
+		killed := slices.ContainsFunc(p.draw(), func(f fault) bool { return f.Kind == "kill" && f.Target == longSlot })
+		if killed && p.leaseOf(longSlot) == longTTL {
+			t.Errorf("seed %d: it is killed", seed)
+		}
+		if p.only = []string{"kill"}; p.leaseOf(longSlot) != p.ttl {
+			t.Errorf("seed %d: its TTL is long though few faults are wanted", seed)
+		}
+	}
+}
+
 func TestAFaultThatDoesNotExistIsRefused(t *testing.T) {
 	t.Parallel()
 	if _, err := parse([]string{"-faults", "cut,flood"}); err == nil || !strings.Contains(err.Error(), `"flood"`) {

@@ -28,6 +28,7 @@ type character struct {
 	members  int     // the least it needs
 	harmless bool    // it must not cost a hold
 	operator bool    // it breaks into queues by hand, which holders learn of only later
+	detour   bool    // one member of three does not answer, which has to be left for another soon
 }
 
 var characters = []character{
@@ -40,11 +41,14 @@ var characters = []character{
 	{kind: "freeze", lane: toClients, from: 0.1, to: 1.8},
 	{kind: "drop-replies", lane: toClients, from: 0.1, to: 1.5},
 	{kind: "delay", lane: toClients, from: 0.5, to: 1},
+	{kind: "throttle", lane: toClients, from: 0.5, to: 1.5, harmless: true},
+	{kind: "dead-connections", lane: toClients, from: 0.5, to: 2.2},
+	{kind: "repeat-writes", lane: toClients, from: 0.5, to: 1.5, harmless: true},
 	{kind: "lose-events", lane: toClients, from: 0.2, to: 0.3},
 	{kind: "late-answer", lane: toClients, from: 1.6, to: 1.7},
-	{kind: "cut-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true},
-	{kind: "freeze-member-briefly", lane: toClients, from: 0.1, to: 0.4, members: 3, harmless: true},
-	{kind: "freeze-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true},
+	{kind: "cut-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true, detour: true},
+	{kind: "freeze-member-briefly", lane: toClients, from: 0.1, to: 0.4, members: 3, harmless: true, detour: true},
+	{kind: "freeze-member", lane: toClients, from: 0.5, to: 4, members: 3, harmless: true, detour: true},
 	{kind: "delete-entry", lane: toClients, operator: true},
 	{kind: "revoke-lease", lane: toClients, operator: true},
 	{kind: "foreign-entry", lane: toClients, from: 0.1, to: 0.4, harmless: true},
@@ -89,6 +93,7 @@ type plan struct {
 	only      []string      // kinds; empty for all
 	rest      time.Duration // at least, after each fault of a lane
 	lone      bool          // now and then there is a kill with nothing else around it
+	long      bool          // one process has a long TTL, whatever the seed is
 }
 
 // kinds returns those that the plan allows in a lane.
@@ -99,6 +104,36 @@ func (p plan) kinds(l lane) (kinds []kind) {
 		}
 	}
 	return kinds
+}
+
+// longTTL is that of one process in some rounds: what others do in a third of a TTL must not last longer there.
+const (
+	longTTL  = time.Minute
+	longSlot = 3
+)
+
+// hasLong reports whether there is such a process. It is not killed: its names would be blocked for longTTL.
+func (p plan) hasLong() bool {
+	return (p.long || p.seed%3 == 0 && len(p.only) == 0) && p.processes > longSlot
+}
+
+// leaseOf returns the TTL of the locks of the process in a slot.
+func (p plan) leaseOf(slot int) time.Duration {
+	if slot == longSlot && p.hasLong() {
+		return longTTL
+	}
+	return p.ttl
+}
+
+// longest returns the longest TTL that a process has.
+func (p plan) longest() time.Duration { return max(p.ttl, p.leaseOf(longSlot)) }
+
+// spare replaces a process that is not to be killed by another of the same.
+func (p plan) spare(k kind, target, first, targets int) int {
+	if k == "kill" && target == longSlot && p.hasLong() {
+		return first + (target-first+1)%targets
+	}
+	return target
 }
 
 // checkKinds returns an error for a kind that there is not.
@@ -132,7 +167,7 @@ func (p plan) draw() (faults []fault) {
 	for at := 500 * time.Millisecond; at < p.duration; {
 		if p.lone && slices.Contains(p.kinds(toClients), "kill") {
 			at += p.ttl + lull
-			faults = append(faults, fault{At: at, Kind: "kill", Target: d.rnd.IntN(p.processes), Seed: d.rnd.Uint64(), Alone: true})
+			faults = append(faults, fault{At: at, Kind: "kill", Target: p.spare("kill", d.rnd.IntN(p.processes), 0, p.processes), Seed: d.rnd.Uint64(), Alone: true})
 			at += quiet
 		}
 		end := p.duration
@@ -170,7 +205,8 @@ func (d *dealer) deal(l lane, from, to time.Duration, first, targets int) (fault
 		c := characterOf(d.decks[l][0])
 		d.decks[l] = d.decks[l][1:]
 		length := time.Duration((c.from + d.rnd.Float64()*(c.to-c.from)) * float64(d.ttl))
-		faults = append(faults, fault{At: at, Kind: c.kind, Target: first + d.rnd.IntN(targets), For: min(length, to-at), Seed: d.rnd.Uint64()})
+		target := d.spare(c.kind, first+d.rnd.IntN(targets), first, targets)
+		faults = append(faults, fault{At: at, Kind: c.kind, Target: target, For: min(length, to-at), Seed: d.rnd.Uint64()})
 		at += length + d.rest + 100*time.Millisecond + d.upTo(500*time.Millisecond)
 	}
 	return faults

@@ -44,9 +44,9 @@ type truth struct {
 	changes []change // by revision
 	ticks   []tick   // by time
 
-	entries map[string][]*entry // by name, in the order of their creation
-	heads   map[string][]*entry // by name, those that became the head, in that order
-	set     map[string]element  // the guarded set, by who put it
+	entries map[string][]*entry  // by name, in the order of their creation
+	heads   map[string][]*entry  // by name, those that became the head, in that order
+	set     map[string][]element // what was put into the guarded set, by who put it
 }
 
 // entry is the life of one entry in a queue. Revisions are 0 for what has not happened.
@@ -72,7 +72,7 @@ func (e *entry) over() int64 {
 	return e.Deleted
 }
 
-// element is an element of the guarded set: under which token it was put, and when.
+// element is that an element of the guarded set was put: under which token, and when.
 type element struct {
 	Name            string
 	Token, Revision int64
@@ -80,7 +80,7 @@ type element struct {
 
 // newTruth works out the lives of the entries. Within one revision entries may go and others come.
 func newTruth(changes []change, ticks []tick) *truth {
-	t := &truth{changes: changes, ticks: ticks, entries: make(map[string][]*entry), heads: make(map[string][]*entry), set: make(map[string]element)}
+	t := &truth{changes: changes, ticks: ticks, entries: make(map[string][]*entry), heads: make(map[string][]*entry), set: make(map[string][]element)}
 	queues := make(map[string][]*entry) // by name, those that are there
 	records := make(map[string]int64)   // leases of sessions, by the key of the record
 	for _, c := range changes {
@@ -99,7 +99,7 @@ func newTruth(changes []change, ticks []tick) *truth {
 		for _, ev := range c.Events {
 			if name, who, isElement := elementOf(ev.Key); isElement && !ev.Deleted {
 				token, _ := strconv.ParseInt(ev.Value, 10, 64) // 0 is nobody's token
-				t.set[who] = element{name, token, c.Revision}
+				t.set[who] = append(t.set[who], element{name, token, c.Revision})
 			} else if name, isEntry := nameOf(ev.Key); isEntry {
 				touched[name] = true
 				queues[name] = t.take(queues[name], name, c.Revision, ev, over)
