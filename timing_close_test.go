@@ -165,9 +165,9 @@ func TestSession_ThatWasNotConfirmedGoneIsRevokedWhenEtcdAnswersAgain(t *testing
 		if err := s.Close(); err == nil {
 			t.Error("Close returned nil")
 		}
-		sim.at(time.Hour)
+		sim.at(5 * time.Minute)
 		sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
-		sim.at(time.Hour + time.Minute)
+		sim.at(6 * time.Minute)
 		if leases := sim.server.Leases(); len(leases) > 0 {
 			t.Errorf("left: %v", leases)
 		}

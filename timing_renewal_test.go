@@ -393,7 +393,7 @@ func TestRenewal_IsAskedForAgainSoonHoweverLongTheTTL(t *testing.T) {
 
 func TestRenewal_IsAskedForSeldomWhileEtcdIsAway(t *testing.T) {
 	t.Parallel()
-	const outage = 24 * time.Hour
+	const outage = 2 * time.Hour
 	for name, fate := range map[string]fakeetcd.Fate{"lost": {Lost: true}, "refused": {Err: rpctypes.ErrGRPCNoLeader}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
