@@ -34,9 +34,9 @@ func WithPrefix(prefix string) Option {
 // WithTTL sets the time to live of leases, which is how long a holder that has
 // died keeps a name; the default is 10 s. etcd counts in whole seconds, so that a
 // fraction is rounded up, and may grant more: its least is 1.5 times its election
-// time-out. At least a second and at most a year. It is also the measure of patience:
-// the shorter, the sooner a member that does not answer is left for another, and the
-// younger a Cache knows itself to be.
+// timeout. At least a second and at most a year. An eighth of it, within 200 and 800 ms,
+// is also how long a request waits for its answer before it is made once more, beside
+// the first, to another member.
 func WithTTL(ttl time.Duration) Option {
 	return func(c *Client) error {
 		c.ttl = ttl

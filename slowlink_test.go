@@ -253,3 +253,42 @@ func TestList_StartsOverWhenItsRevisionIsCompacted(t *testing.T) {
 		})
 	}
 }
+
+func TestCache_IsFilledWithManyNamesThoughTheTTLIsShort(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const names = 20_000
+	b.putNames(t, names, "v")
+	// Each read of a range takes as long for its size as it would on a machine that is busy.
+	slow := func(ctx context.Context, _ string, req any, call func() error) error {
+		read, ok := req.(*pb.RangeRequest)
+		if !ok || len(read.RangeEnd) == 0 {
+			return call()
+		}
+		keys := read.Limit
+		if keys == 0 {
+			keys = names
+		}
+		select {
+		case <-time.After(time.Duration(keys) * time.Millisecond / 5):
+			return call()
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
+	var seen traffic
+	config := b.server.ClientConfig()
+	for _, f := range []embedtest.Intercept{slow, seen.intercept} {
+		config.DialOptions = append(config.DialOptions, f.DialOption())
+	}
+	c := newClient(t, connect(t, config), locker.WithTTL(time.Second))
+	cache, err := c.NewCache(within(t), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cache.Close()
+	if n := len(cache.List()); n != names {
+		t.Errorf("the cache has %d names", n)
+	}
+	seen.atMostTwo(t)
+}
