@@ -141,7 +141,8 @@ func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
 // hour can write with it. It blocks until etcd has answered; ctx bounds that, and
 // the life of the lease.
 //
-// Errors: ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
+// Errors: ErrInvalid for an op that would write the lock's own entry or the record of
+// its session; ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
 // was applied. Any other, such as the cause of ctx, or ErrClosed if the Client was
 // closed meanwhile: etcd did not answer, and they may have been. That goes for
 // rpctypes.ErrNoSpace too: etcd applies what fills its space, and answers with that.
