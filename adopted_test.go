@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/fakeetcd"
 )
 
 // adopt returns a session over one of the program's own, which lives for a minute.
@@ -27,27 +28,45 @@ func (b bundle) adopt(t *testing.T, c *locker.Client) (*locker.Session, *concurr
 	return s, theirs
 }
 
-func TestAdoptedSession_WithManyHoldsIsClosedOverASlowLink(t *testing.T) {
+func TestAdoptedSession_WithManyHoldsIsClosedSoonOverASlowLink(t *testing.T) {
 	t.Parallel()
-	const holds, latency = 900, 20 * time.Millisecond
-	b := setup(t)
-	proxy := b.server.Proxy(t)
-	c := newClient(t, proxy.Client(t))
-	s, _ := b.adopt(t, c)
-	fill(t, c, "", holds, locker.WithSession(s))
-	proxy.Delay(latency)
-	began := time.Now()
-	if err := s.Close(); err != nil {
-		t.Errorf("Close returned %v", err)
+	const holds, latency, longest = 900, 20 * time.Millisecond, 2 * time.Second
+	simulate(t, func(sim simulation) {
+		etcd, err := sim.server.Connect()
+		if err != nil {
+			sim.Fatal(err)
+		}
+		sim.Cleanup(func() { _ = etcd.Close() })
+		c := newClient(sim, etcd)
+		s, err := c.AdoptSession(foreignSession(sim, etcd))
+		if err != nil {
+			sim.Fatal(err)
+		}
+		for _, result := range fillAsync(sim, c, holds, locker.WithSession(s)) {
+			if got := receive(sim, result); got.err != nil {
+				sim.Fatal(got.err)
+			}
+		}
+		sim.server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Before: latency, After: latency} })
+		began := time.Now()
+		if err := s.Close(); err != nil {
+			t.Errorf("Close returned %v", err)
+		}
+		if took := time.Since(began); took > longest {
+			t.Errorf("Close took %v", took)
+		}
+		if left := sim.server.Keys(); len(left) > 0 {
+			t.Errorf("%d keys are left, the first is %s", len(left), left[0])
+		}
+	})
+}
+
+// fillAsync locks n names at once.
+func fillAsync(sim simulation, c *locker.Client, n int, opts ...locker.LockOption) (results []<-chan outcome) {
+	for i := range n {
+		results = append(results, lockAsync(sim.Context(), c, fmt.Sprint(i), "", opts...))
 	}
-	took := time.Since(began)
-	t.Logf("closed in %v", took)
-	if took > holds*latency/4 { // one after the other they take eight times as long
-		t.Errorf("Close took %v", took)
-	}
-	if left := b.keys(t, locker.DefaultPrefix); len(left) > 0 {
-		t.Errorf("%d keys are left, the first is %s", len(left), left[0])
-	}
+	return results
 }
 
 func TestAdoptedSession_LeavesNothingOfItsOwnAndAllThatIsNot(t *testing.T) {

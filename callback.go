@@ -96,14 +96,14 @@ func (l *Lock) endsWith(ctx context.Context) bool {
 
 // awaitCallbacks waits, after a Close, for the callbacks under the holds that it has
 // ended: until they return, nobody else should have their names. It renews the lease
-// meanwhile. It leaves some of ctx's time to what follows.
+// meanwhile. It leaves a quarter of its bound to what follows.
 func (s *Session) awaitCallbacks(ctx context.Context) {
 	if len(s.callbacks) == 0 {
 		return
 	}
 	c := s.client
 	deadline, _ := ctx.Deadline()
-	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), cleanupWait)-2*c.hedgeDelay)
+	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), cleanupWait)*3/4)
 	defer cancel()
 	interval := s.renewed.life() / 3
 	again := time.NewTimer(time.Until(s.renewed.sent.Add(interval)))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -176,16 +175,17 @@ func TestDoDoesNotCallFnWithoutTheLock(t *testing.T) {
 
 func TestCloseWithinDoEndsIt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.client(t, locker.WithTTL(2*time.Second)) // as it waits for fn within its bound
-	err := c.Do(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-		want(t, context.Cause(ctx), locker.ErrClosed)
-		return nil
+	simulate(t, func(sim simulation) {
+		c := sim.client()
+		err := c.Do(sim.Context(), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+			if err := c.Close(); err != nil { // after it has waited for fn within its bound
+				sim.Error(err)
+			}
+			want(sim, context.Cause(ctx), locker.ErrClosed)
+			return nil
+		})
+		want(sim, err, locker.ErrClosed)
 	})
-	want(t, err, locker.ErrClosed)
 }
 
 func TestCampaignHoldsAgainAfterALoss(t *testing.T) {

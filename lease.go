@@ -143,7 +143,8 @@ func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
 // hour can write with it. It blocks until etcd has answered; ctx bounds that, and
 // the life of the lease.
 //
-// Errors: ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
+// Errors: ErrInvalid for an op that would write the lock's own entry or the record of
+// its session; ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
 // was applied. ErrInDoubt, with the cause of ctx, ErrClosed if the Client was closed
 // meanwhile, or what else kept etcd's answer away: they may have been applied, now or
 // later. That goes for rpctypes.ErrNoSpace too: etcd applies what fills its space, and

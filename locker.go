@@ -158,18 +158,20 @@ func (c *Client) Close() error {
 // context that does not come from it.)
 //
 // Errors: ErrInvalid for a bad name or session, a nil context, or a name that is locked
-// where the context comes from; the cause of ctx, with the last
-// that was heard from etcd; ErrLost if the session was lost, or the entry deleted
-// by somebody else, while it waited; ErrClosed; ErrSessionFull; and etcd's own
-// where it refuses (no permission, no space, value too large).
+// where the context comes from; the cause of ctx, with the last that was heard from
+// etcd; ErrLost if the session was lost, or the entry deleted by somebody else, while it
+// waited; ErrClosed; ErrSessionFull; and etcd's own where it refuses (no permission, no
+// space, value too large).
 func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
 	l, err := c.acquire(ctx, name, value, false, opts)
 	return l, wrap("lock", name, err)
 }
 
 // TryLock locks name with value if nobody holds it or waits for it. It never
-// waits for another holder; ctx bounds how long it waits for etcd. On error
-// nothing is held and nothing is left in the queue, as with Lock.
+// waits for another holder; ctx bounds how long it waits for etcd, and for the
+// removal of what an ended call or hold of this Client has yet in the queue. On error
+// nothing is held and nothing is left in the queue, as with Lock. It is no more
+// reentrant than Lock.
 //
 // Errors: ErrLocked as *LockedError, with the present holder; else as Lock.
 func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
@@ -205,9 +207,9 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 // it waits for fn to return, discards its error and queues again, after a pause
 // that grows from 10 ms to 500 ms while losses follow each other closely. It ends
 // when fn returns while the lock is still held, with fn's error; when ctx ends; or
-// when Lock fails for another reason than a loss. What Do says of fn and its context
-// goes for Campaign too. If ctx ends while fn runs, what fn
-// returns counts.
+// when Lock fails for another reason than a loss. If ctx ends while fn runs, what fn
+// returns counts. As with Do, the context of fn cannot be used to lock the name again,
+// and Close waits for fn.
 //
 // Errors: as Do; ErrLost only if the session of WithSession was lost.
 func (c *Client) Campaign(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
