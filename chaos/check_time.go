@@ -117,7 +117,7 @@ func checkTurns(h *history) (found []violation) {
 			if e.Deleted != 0 {
 				until = min(until, h.truth.notBefore(e.Deleted))
 			}
-			if until.since(turn)-h.troubledBut(c.Process, turn, until, h.ttl, detour) > turnBound(h.lease(c.Process)) {
+			if until.since(turn)-h.troubled(c.Process, turn, until, h.ttl, detour) > turnBound(h.lease(c.Process)) {
 				found = append(found, violation{At: until, Text: fmt.Sprintf("%s was the head of the queue of %s from %s on (revision %d) and was not told until %s", e.Who, name, h.at(turn), e.Head, h.at(until))})
 			}
 		}

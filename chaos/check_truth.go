@@ -159,7 +159,8 @@ func (h *history) excusedFor(c call) bool {
 }
 
 // checkLeavings: an Unlock that was confirmed has removed the entry of the hold; and what a call has left that
-// failed, or was not confirmed, goes within the TTL, or with the lease a TTL later.
+// failed, or was not confirmed, goes within the TTL, or with the lease a TTL later; if its client can reach etcd,
+// a longer TTL is no reason to take longer.
 func checkLeavings(h *history) (found []violation) {
 	released := make(map[string]call) // who began it -> what ended it
 	for _, c := range h.calls {
@@ -183,7 +184,7 @@ func checkLeavings(h *history) (found []violation) {
 			if gone <= c.End {
 				continue
 			}
-			bound := 2*h.lease(c.Process) + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath())
+			bound := 2*h.ttl + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath(), byHand)
 			// A call whose session was lost while it waited has begun again with another. What it had put
 			// before goes with the lost one's lease.
 			if c.Op == opUnlock && c.Outcome == ok && e.Created == c.Token {
@@ -197,13 +198,12 @@ func checkLeavings(h *history) (found []violation) {
 	return found
 }
 
-// troubled returns for how much of that time faults were felt by a process, or it did not run.
-func (h *history) troubled(process string, from, to instant, aftermath time.Duration) time.Duration {
-	return h.troubledBut(process, from, to, aftermath, func(character) bool { return false })
-}
+// byHand is what is done to a queue and to no process.
+func byHand(c character) bool { return c.operator || c.kind == "foreign-entry" }
 
-// troubledBut is troubled without the faults of some kinds.
-func (h *history) troubledBut(process string, from, to instant, aftermath time.Duration, but func(character) bool) time.Duration {
+// troubled returns for how much of that time faults were felt by a process, but for those of some kinds, or it
+// did not run.
+func (h *history) troubled(process string, from, to instant, aftermath time.Duration, but func(character) bool) time.Duration {
 	if to <= from {
 		return 0
 	}

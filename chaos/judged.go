@@ -250,7 +250,7 @@ func (h *history) passedOnUnaware(t *tenure) bool {
 			return false
 		}
 		passed := from.unlock.Start
-		late := h.troubledBut(t.Process, gone, passed, h.aftermath(), func(c character) bool { return c.operator })
+		late := h.troubled(t.Process, gone, passed, h.aftermath(), byHand)
 		return passed.since(gone)-late <= auditBound(h.lease(t.Process))
 	})
 }

@@ -45,10 +45,11 @@ var mutants = []mutant{
 	{
 		name: "the clean-up runs on a context that has ended",
 		edits: []edit{{
-			"queue.go", "		_ = l.withdraw(l.client.lines.call(l.name), false) // it has done what can be done\n",
+			"queue.go", "		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done\n",
 			"		ctx, cancel := context.WithCancel(l.session.life)\n		cancel()\n		_, _ = l.remove(ctx, nil)\n		l.depart(nil)\n",
 		}},
-		storm: []string{"-faults", "reset,compact"},
+		// With a short TTL the next audit is soon enough to hide it, and with few names the next Lock.
+		storm: []string{"-faults", "foreign-entry", "-long", "-names", "16"},
 		soon:  true,
 		caughtBy: []string{
 			"a hold that is reported was the head of its queue during the call", "what is given up goes",
