@@ -19,7 +19,7 @@ const (
 	firstPage    = 256        // keys
 	mostInPage   = 50_000     // keys; etcd counts all that follow a page, each time
 	leastPage    = 1 << 20    // bytes, as far as can be foreseen
-	mostPage     = 16 << 20   // bytes, likewise; four times as many are not accepted
+	mostPage     = 32 << 20   // bytes, likewise; four times as many are not accepted
 	mostStarts   = 3          // of a list in pages
 
 	pageTime = 250 * time.Millisecond // that a page should take on a fast link

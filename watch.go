@@ -221,14 +221,20 @@ type picture struct {
 // by name, and that of always, if set, in any case.
 func (p *picture) load(resp *pb.RangeResponse, always string) (changed []State) {
 	before := p.queues
-	p.queues = make(map[string][]*mvccpb.KeyValue)
-	for _, kv := range resp.Kvs {
-		if name, ok := p.keys.Name(string(kv.Key)); ok {
-			p.queues[name] = append(p.queues[name], kv)
+	p.queues = make(map[string][]*mvccpb.KeyValue, len(before))
+	// Keys come in order, so the entries of a queue follow each other.
+	for kvs := resp.Kvs; len(kvs) > 0; {
+		name, ok := p.keys.Name(string(kvs[0].Key))
+		n := 1
+		for ; n < len(kvs) && p.keys.SameQueue(kvs[0].Key, kvs[n].Key); n++ {
 		}
-	}
-	for name, queue := range p.queues {
+		queue := kvs[:n:n]
+		kvs = kvs[n:]
+		if !ok {
+			continue
+		}
 		slices.SortFunc(queue, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
+		p.queues[name] = queue
 		if !same(head(before[name]), head(queue)) || name == always {
 			changed = append(changed, p.state(name, resp.Header.Revision))
 		}

@@ -5,7 +5,10 @@
 // and "etcdctl elect", so that all of them exclude each other.
 package key
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // Space is the part of etcd's key space below one prefix.
 type Space struct {
@@ -49,6 +52,22 @@ func (s Space) Name(key string) (string, bool) {
 		return "", false
 	}
 	return Unescape(escaped)
+}
+
+// SameQueue reports whether two keys below the prefix are in one queue.
+func (s Space) SameQueue(a, b []byte) bool {
+	return bytes.Equal(s.queue(a), s.queue(b))
+}
+
+// queue returns the part of a key up to the slash that ends the name.
+func (s Space) queue(key []byte) []byte {
+	if len(key) < len(s.prefix) {
+		return key
+	}
+	if i := bytes.IndexByte(key[len(s.prefix):], '/'); i >= 0 {
+		return key[:len(s.prefix)+i]
+	}
+	return key
 }
 
 // Escape percent-encodes the slash, the percent sign and control bytes. It works
