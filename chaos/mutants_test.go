@@ -48,8 +48,7 @@ var mutants = []mutant{
 			"queue.go", "		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done\n",
 			"		ctx, cancel := context.WithCancel(l.session.life)\n		cancel()\n		_, _ = l.remove(ctx, nil)\n		l.depart(nil)\n",
 		}},
-		// With a short TTL the next audit is soon enough to hide it, and with few names the next Lock.
-		storm: []string{"-faults", "foreign-entry", "-long", "-names", "16"},
+		storm: []string{"-faults", "foreign-entry", "-long"}, // with a short TTL the next audit is soon enough to hide it
 		soon:  true,
 		caughtBy: []string{
 			"a hold that is reported was the head of its queue during the call", "what is given up goes",
