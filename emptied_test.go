@@ -1,8 +1,11 @@
 package locker_test
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
+	"sync/atomic"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -104,4 +107,34 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 			sees(after)
 		})
 	}
+}
+
+func TestCache_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var back atomic.Bool // reads show an earlier revision, though no connection has broken
+	config := b.server.ClientConfig()
+	config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			err := invoke(ctx, method, req, reply, conn, opts...)
+			if resp, ok := reply.(*pb.RangeResponse); ok && err == nil && back.Load() {
+				resp.Header.Revision = 1
+			}
+			return err
+		}))
+	first := lock(t, b.client(t), "a", "1")
+	k := newCache(t, newClient(t, connect(t, config)), "")
+	refreshed(t, "the copy is known to be current", k)
+	back.Store(true)
+	eventually(t, "the revision is the earlier one", func() bool { return k.Revision() == 1 })
+	if got, want := k.List(), []locker.Holder{holderBy(first)}; !slices.Equal(got, want) {
+		t.Errorf("List = %+v, want %+v", got, want)
+	}
+	back.Store(false)
+	second := lock(t, b.client(t), "b", "2")
+	eventually(t, "the cache follows", func() bool {
+		got, _ := k.Get("b")
+		return got == holderBy(second) && k.Revision() >= second.Token()
+	})
+	refreshed(t, "the copy is known to be current", k)
 }

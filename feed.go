@@ -16,6 +16,7 @@ import (
 // takes that.
 type feed struct {
 	client *Client
+	idle   time.Duration // for how long a watch is kept
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	stream   *stream    // the present one, nil at first
@@ -30,7 +31,9 @@ type checkpoint struct {
 	revision int64
 }
 
-func newFeed(c *Client) *feed { return &feed{client: c, kept: make(map[string]keptWatch)} }
+func newFeed(c *Client) *feed {
+	return &feed{client: c, idle: watchIdle, kept: make(map[string]keptWatch)}
+}
 
 // open starts a watch and returns once etcd has confirmed it: then it has
 // every change from now on. It is opened without a revision, because etcd serves
@@ -62,8 +65,7 @@ type keptWatch struct {
 	expiry *time.Timer
 }
 
-// linger is how long a watch is kept.
-const linger = time.Second
+const watchIdle = time.Second
 
 // keep lets a watch live on for a while: whoever waited for a name and takes it
 // often is spared opening another.
@@ -71,7 +73,7 @@ func (f *feed) keep(w *watch) {
 	f.again(w.key).close()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.kept[w.key] = keptWatch{w, time.AfterFunc(linger, func() {
+	f.kept[w.key] = keptWatch{w, time.AfterFunc(f.idle, func() {
 		f.mu.Lock()
 		expired := f.kept[w.key].watch == w
 		if expired {

@@ -2,7 +2,9 @@ package locker_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -128,6 +130,31 @@ func TestWatch_StaysOnAStreamThatIsSlowAsEverythingIs(t *testing.T) {
 	if moves := moved.all(); len(moves) > 0 {
 		t.Errorf("the stream was taken for one to a frozen member: %+v", moves)
 	}
+}
+
+func TestWatch_StaysOnAStreamBehindALargeAnswer(t *testing.T) {
+	t.Parallel()
+	b := setup(t, embedtest.WithMembers(3))
+	proxy := b.server.Proxy(t)
+	for i := range 1000 {
+		putKey(t, b.etcd, fmt.Sprint("large/", i), strings.Repeat("x", 1000))
+	}
+	moved := new(replacements)
+	etcd := proxy.Client(t)
+	k := newCache(t, newClient(t, etcd, locker.WithLogger(slog.New(moved))), "")
+	proxy.Throttle(300 << 10)
+	const times = 3
+	for range times { // on one member after the other
+		if _, err := etcd.Get(within(t), "large/", clientv3.WithPrefix()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refreshed(t, "the copy is known to be current", k)
+	if moves := moved.all(); len(moves) > times {
+		t.Errorf("during %d large answers the stream moved %+v", times, moves)
+	}
+	l := lock(t, b.client(t), "a", "")
+	eventually(t, "the cache has it", func() bool { got, _ := k.Get("a"); return got == holderBy(l) })
 }
 
 func TestCache_OfAReaderOfSomeNamesIsCurrentAndKnowsIt(t *testing.T) {

@@ -22,7 +22,8 @@ const (
 	shortestHedgeDelay = 200 * time.Millisecond
 	longestHedgeDelay  = 800 * time.Millisecond
 
-	longestHedgeInterval = 10 * time.Second // to which the intervals grow
+	quickHedges          = 3                // before the intervals grow: each may have met the same member
+	longestHedgeInterval = 10 * time.Second // to which they grow
 )
 
 // slowestLink is the bandwidth, in bytes a second, down to which nothing that is large
@@ -59,11 +60,15 @@ func hedge[T any](ctx context.Context, c *Client, allowance, grace time.Duration
 	)
 	// again is one attempt beside the first, and reports whether another is of use.
 	again := func() bool {
-		ctx, stop := context.WithTimeout(ctx, 2*interval)
+		ctx, stop := context.WithTimeout(ctx, interval)
 		defer stop()
+		long := c.tasks.after(c.hedgeDelay, c.hedging.leave)
 		answer, err := attempt(ctx)
+		if long.stop() {
+			c.hedging.leave()
+		}
 		certain := err == nil || !transient(err)
-		c.hedging.end(certain, answered.Load())
+		c.hedging.judge(certain, answered.Load())
 		if certain {
 			second <- outcome{answer, err}
 			return false
@@ -77,8 +82,10 @@ func hedge[T any](ctx context.Context, c *Client, allowance, grace time.Duration
 	}
 	timer := c.tasks.after(interval, func() {
 		defer close(second)
-		for c.hedging.wait(ctx, c.hedgeDelay/2) && again() {
-			interval = min(2*interval, longestHedgeInterval+allowance)
+		for n := 1; c.hedging.wait(ctx, c.hedgeDelay/2) && again(); n++ {
+			if n >= quickHedges {
+				interval = min(2*interval, longestHedgeInterval+allowance)
+			}
 		}
 		if len(second) > 0 {
 			_ = sleep(ctx, grace)
@@ -106,21 +113,22 @@ func hedge[T any](ctx context.Context, c *Client, allowance, grace time.Duration
 	return answer, err
 }
 
-// hedging bounds how many requests of a client are hedged at a time. A hedge that is
-// answered first has helped, and more may follow; one that is not has found nothing but
-// a slow link, and burdened it. (gRPC's own hedging has retry throttling for that.)
+// hedging bounds how many requests of a client are hedged within a hedge delay. A hedge
+// that is answered first has helped, and more may follow; one that is not has found nothing
+// but a slow link, and burdened it. (gRPC's own hedging has retry throttling for that.)
 type hedging struct {
-	mu       sync.Mutex // guards what follows
-	window   int        // how many may be under way
-	underWay int
+	mu     sync.Mutex // guards what follows
+	window int        // how many may be new: under way, and not for longer than the hedge delay
+	fresh  int
 }
 
 const (
-	firstHedges = 8
-	mostHedges  = 1 << 12
+	fewestHedges = 4
+	firstHedges  = 8
+	mostHedges   = 1 << 12
 )
 
-// wait counts in a hedge, when there is room, and reports false if ctx has ended before.
+// wait counts a hedge in when there is room, and reports false if ctx has ended before.
 func (h *hedging) wait(ctx context.Context, interval time.Duration) bool {
 	for ctx.Err() == nil {
 		if h.begin() {
@@ -134,22 +142,28 @@ func (h *hedging) wait(ctx context.Context, interval time.Duration) bool {
 func (h *hedging) begin() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.underWay >= h.window {
+	if h.fresh >= h.window {
 		return false
 	}
-	h.underWay++
+	h.fresh++
 	return true
 }
 
-// end counts out a hedge; helped tells that it was answered, and late that the request
-// was answered without it.
-func (h *hedging) end(helped, late bool) {
+// leave counts out a hedge that has ended, or is not new any more.
+func (h *hedging) leave() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.underWay--
+	h.fresh--
+}
+
+// judge takes in what became of a hedge: helped tells that it was answered, and late that
+// the request was answered without it.
+func (h *hedging) judge(helped, late bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	switch {
 	case late:
-		h.window = max(1, h.window/2)
+		h.window = max(fewestHedges, h.window/2)
 	case helped:
 		h.window = min(2*h.window, mostHedges)
 	}

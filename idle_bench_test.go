@@ -22,8 +22,8 @@ func BenchmarkIdle(b *testing.B) {
 		clients, waiters, caches int // waiters and caches of each client
 		ttl                      time.Duration
 	}{
-		{1, 20_000, 0, time.Second},
-		{1, 20_000, 1, time.Second},
+		{1, 5_000, 0, time.Second},
+		{1, 5_000, 1, time.Second},
 		{100, 1, 0, locker.DefaultTTL},
 		{100, 1, 1, locker.DefaultTTL},
 	} {
@@ -42,12 +42,12 @@ func BenchmarkIdle(b *testing.B) {
 					newCache(b, c, "")
 				}
 				// The renewal of their leases is not what is measured.
-				var session *locker.Session
+				sessions := make([]*locker.Session, (load.waiters+999)/1000)
+				for i := range sessions {
+					sessions[i] = newSession(b, c, locker.WithSessionTTL(time.Minute))
+				}
 				for i := range load.waiters {
-					if i%1000 == 0 {
-						session = newSession(b, c, locker.WithSessionTTL(time.Minute))
-					}
-					own := locker.WithSession(session)
+					own := locker.WithSession(sessions[i/1000])
 					go func() { _, _ = c.Lock(waiting, strconv.Itoa(i), "", own) }() // ended with the client
 				}
 			}

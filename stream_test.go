@@ -155,7 +155,7 @@ func TestStream_ClosesManyWatchesInNoTime(t *testing.T) {
 			watches[(i+many/2)%many].close() // from the middle on
 		}
 		// A scan of all that are there takes ten times as long, and more.
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 8*time.Second {
 			t.Errorf("to close %d watches %s took %v", many, name, took)
 		}
 		if _, any := m.sample(); any {

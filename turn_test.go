@@ -66,7 +66,10 @@ func watched(t testing.TB, config clientv3.Config, opts ...locker.Option) (*lock
 			}
 			return &watchStream{stream, ws}, nil
 		}))
-	return newClient(t, connect(t, config), opts...), w, ws
+	c := newClient(t, connect(t, config), opts...)
+	locker.HedgeAfter(c, unhedged)
+	locker.KeepWatchesFor(c, 5*time.Second)
+	return c, w, ws
 }
 
 // relay passes a name to and fro between two clients.

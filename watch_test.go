@@ -223,7 +223,7 @@ func TestASlowLoopGetsTheNewestState(t *testing.T) {
 	}
 	// The loops are in their bodies now: nobody asks for the next state.
 
-	const changes, writers, size = 10_000, 50, 2 << 10
+	const changes, writers, size = 4_000, 50, 2 << 10
 	value := strings.Repeat("x", size)
 	var wg sync.WaitGroup
 	for range writers {

@@ -188,7 +188,7 @@ func (b bundle) wired(t testing.TB, opts ...locker.Option) (*locker.Client, *wir
 	t.Helper()
 	w := new(wire)
 	c := newClient(t, b.server.ClientWith(t, w.intercept), opts...)
-	c.HedgeAfter(unhedged)
+	locker.HedgeAfter(c, unhedged)
 	unlock(t, lock(t, c, "warm", ""))
 	return c, w
 }

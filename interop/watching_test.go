@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/jagregory/locker/v2"
 )
@@ -114,7 +115,9 @@ func TestACacheKeepsUpAndKnowsItsAge(t *testing.T) {
 		unlock(t, first)
 		eventually(t, "the cache sees the release", func() bool { _, ok := cache.Get("a"); return !ok })
 		// The feed proves it current again and again, though nothing changes.
-		eventually(t, "the cache is stale", func() bool { return cache.Age() > locker.DefaultTTL/10 })
-		eventually(t, "the cache is current", func() bool { return cache.Age() < locker.DefaultTTL/10 })
+		for range 3 {
+			now := time.Now()
+			eventually(t, "the cache is known to be current", func() bool { return cache.Age() < time.Since(now) })
+		}
 	})
 }
