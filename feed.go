@@ -1,8 +1,9 @@
 package locker
 
 import (
+	"container/list"
 	"context"
-	"slices"
+	"errors"
 	"sync"
 	"time"
 
@@ -117,187 +118,84 @@ func (f *feed) end() {
 	clear(f.kept)
 }
 
-// check looks after the stream, until the client ends.
-func (f *feed) check() {
-	c := f.client
-	patience := c.hedgeDelay
-	for sleep(c.ctx, c.hedgeDelay) == nil {
-		f.mu.Lock()
-		stream := f.stream
-		f.mu.Unlock()
-		what, ok := stream.sample()
-		switch {
-		case !ok: // nobody watches
-		case f.probe(stream, what, patience):
-			patience = c.hedgeDelay
-		default:
-			// Were it a large answer that holds the streams up, each would be replaced in turn.
-			patience = min(2*patience, 8*c.hedgeDelay)
-		}
-	}
+// errWatchEnded is what a watch ends with that is worth opening again.
+var errWatchEnded = errors.New("watch ended")
+
+// watched is what a watch is for.
+type watched struct {
+	key       string
+	below     bool // all keys that begin with key
+	deletions bool // and nothing else
+	progress  bool // and how far the watch has come
 }
 
-// goal is a revision that streams are to show, as soon as it is known.
-type goal struct {
-	known    chan struct{} // closed then
-	revision int64         // set before that
+// watch is one watch on a stream. It must be closed or kept.
+type watch struct {
+	watched
+	stream *stream
+	news   chan struct{} // has an item when there is something to read
+	opened int64         // the revision at which etcd had it open; set by the feed
+
+	id     int64         // this and what follows is guarded by the stream's mutex
+	posted *list.Element // until the request for it is sent
+	closed bool
+
+	mu      sync.Mutex          // guards what follows
+	answers []*pb.WatchResponse // yet to be read, the oldest first
+	err     error               // after which no answer comes
 }
 
-// probe has the stream show that its member is at the revision of the cluster, and the
-// watches that need it told which one they have reached. If it is silent for so long and
-// another, on another member, is not, that takes its place, and probe returns false. It
-// reads a key that somebody watches: the client may not be allowed to read any other.
-func (f *feed) probe(s *stream, what watched, patience time.Duration) (kept bool) {
-	c := f.client
-	ctx, stop := either(c.ctx, s.ctx)
-	defer stop()
-	before, at := s.hears(), time.Now()
-	goal := &goal{known: make(chan struct{})}
-	shown := f.shows(ctx, s, what, goal)
-	resp, err := c.read(ctx, revisionsOf(what.key))
-	if ctx.Err() != nil {
-		return true // it has ended
-	}
-	if err == nil {
-		if before.contradicts(resp.Header) {
-			c.log.Warn("etcd is at an earlier revision than before, watching it anew", "revision", resp.Header.Revision)
-			f.forget()
-			s.end()
-			return true
-		}
-		goal.revision = resp.Header.Revision
-		f.reach(checkpoint{at, resp.Header.Revision})
-	}
-	close(goal.known)
-	took := time.Since(at)
-	if took > grace {
-		s.progress() // the request before may have been answered too early
-	}
-	timeout := time.NewTimer(min(took, grace) + patience - took) // since it was asked
-	defer timeout.Stop()
+func (w *watch) add(answer *pb.WatchResponse) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answers = append(w.answers, answer)
+	w.notify()
+}
+
+func (w *watch) end(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err = err
+	w.notify()
+}
+
+func (w *watch) notify() {
 	select {
-	case <-shown: // or it has ended
-		return true
-	case <-timeout.C:
-		return s.hears().events > before.events || f.hedge(ctx, s, what, goal, shown)
+	case w.news <- struct{}{}:
+	default:
 	}
 }
 
-// contradicts reports whether a read that was sent afterwards shows that etcd has come
-// back empty, or from a backup, or is another.
-func (h heard) contradicts(read *pb.ResponseHeader) bool {
-	return read.Revision < h.revision || h.cluster != 0 && read.ClusterId != 0 && read.ClusterId != h.cluster
-}
-
-// shows returns a channel that has an item when s has shown that it is at goal, or that
-// it cannot.
-func (f *feed) shows(ctx context.Context, s *stream, what watched, goal *goal) <-chan error {
-	shown := make(chan error, 1)
-	f.client.tasks.run(func() { shown <- s.show(ctx, what, goal) })
-	return shown
-}
-
-// show has the member show that it is at goal, which it does in turn with whatever else
-// comes on the stream. It does not wait for the goal to be known for long.
-func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
-	early := time.NewTimer(grace)
-	defer early.Stop()
-	select {
-	case <-goal.known:
-	case <-early.C:
-	case <-ctx.Done():
-	}
-	for pause := (backoff{}); ; {
-		w := s.probe(what)
-		answer, err := w.next(ctx)
-		w.close()
+// next returns the next answer. It returns an error at the end of the watch, or of ctx.
+func (w *watch) next(ctx context.Context) (*pb.WatchResponse, error) {
+	for {
+		w.mu.Lock()
+		var answer *pb.WatchResponse
+		if len(w.answers) > 0 {
+			answer = w.answers[0]
+			if w.answers = w.answers[1:]; len(w.answers) == 0 {
+				w.answers = nil
+			}
+		}
+		err := w.err
+		w.mu.Unlock()
+		if answer != nil {
+			return answer, nil
+		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		select {
-		case <-goal.known:
+		case <-w.news:
 		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if answer.Header.Revision >= goal.revision {
-			return nil
-		}
-		// The member at the other end is behind the others, or cut off from them.
-		if err := pause.wait(ctx); err != nil {
-			return err
+			return nil, ctx.Err()
 		}
 	}
 }
 
-// hedge keeps a stream that is silent until one on another member has shown to be better.
-// So whatever holds all of them up, such as a large answer on a slow link, does no harm.
-// It reports whether the stream was kept.
-func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, shown <-chan error) bool {
-	c := f.client
-	before := s.hears().events
-	avoid := []string{s.member()}
-	for range c.etcd.Endpoints() {
-		next := newStream(c, avoid...)
-		better := f.shows(ctx, next, what, goal)
-		timeout := time.NewTimer(c.hedgeDelay)
-		var err error
-		select {
-		case <-shown:
-			next.end()
-			return true
-		case err = <-better:
-		case <-timeout.C:
-			err = context.DeadlineExceeded
-		}
-		timeout.Stop()
-		switch {
-		case s.hears().events > before || ctx.Err() != nil:
-			next.end()
-			return true
-		case err == nil:
-			f.replace(s, next)
-			return false
-		}
-		next.end()
-		avoid = append(avoid, next.member())
+// close ends the watch, if it is one.
+func (w *watch) close() {
+	if w != nil {
+		w.stream.close(w)
 	}
-	return true
-}
-
-// replace ends a stream that does not answer, for one that does.
-func (f *feed) replace(s, next *stream) {
-	f.client.log.Debug("watch stream does not answer, using another", "member", s.member(), "other", next.member())
-	f.mu.Lock()
-	f.stream = next
-	f.mu.Unlock()
-	s.end()
-}
-
-// reach notes that the cluster has reached a revision.
-func (f *feed) reach(now checkpoint) {
-	const most = 4
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.seen = append(f.seen, now); len(f.seen) > most {
-		f.seen = slices.Delete(f.seen, 0, 1)
-	}
-}
-
-// forget forgets what the cluster had reached.
-func (f *feed) forget() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.seen = nil
-}
-
-// current returns when the cluster was last known to be at revision, or before it.
-func (f *feed) current(revision int64) (at time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, seen := range f.seen {
-		if seen.revision <= revision {
-			at = seen.at
-		}
-	}
-	return at
 }

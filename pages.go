@@ -17,10 +17,12 @@ const (
 	smallAnswer  = 64 << 10   // bytes, which few answers are larger than
 	largestValue = 1536 << 10 // etcd's limit for a request
 	firstPage    = 256        // keys
-	mostInPage   = 20_000     // keys; etcd counts all that follow a page, each time
-	pageSize     = 1 << 20    // bytes, as far as can be foreseen
-	largestPage  = 4 << 20    // bytes, of a page with more than one key
+	mostInPage   = 50_000     // keys; etcd counts all that follow a page, each time
+	leastPage    = 1 << 20    // bytes, as far as can be foreseen
+	mostPage     = 16 << 20   // bytes, likewise; four times as many are not accepted
 	mostStarts   = 3          // of a list in pages
+
+	pageTime = 250 * time.Millisecond // that a page should take on a fast link
 )
 
 // read is one linearizable read of what is small, or of one key. A large answer is not
@@ -89,8 +91,10 @@ func (c *Client) readPages(ctx context.Context, request *pb.RangeRequest, limit 
 		}
 		request.Revision = all.Header.Revision
 		request.Key = append(slices.Clone(page.Kvs[keys-1].Key), 0)
-		limit = min(max(1, keys*pageSize/sizeOf(page)), 4*keys, mostInPage)
-		size, allowed = largestPage, 4*time.Since(sent)*time.Duration(limit)/time.Duration(keys)
+		took, bytes := time.Since(sent), sizeOf(page)
+		aim := min(max(leastPage, bytes*int64(pageTime)/int64(max(1, took))), mostPage)
+		limit = min(max(1, keys*aim/bytes), 4*keys, mostInPage)
+		size, allowed = 4*mostPage, 4*took*time.Duration(limit)/time.Duration(keys)
 	}
 }
 

@@ -3,7 +3,6 @@ package locker
 import (
 	"container/list"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -398,86 +397,4 @@ func (s *stream) drop(w *watch, answer *pb.WatchResponse) {
 	delete(s.following, w)
 	w.closed = true
 	w.end(fmt.Errorf("%w: %s", errWatchEnded, answer.CancelReason))
-}
-
-// errWatchEnded is what a watch ends with that is worth opening again.
-var errWatchEnded = errors.New("watch ended")
-
-// watched is what a watch is for.
-type watched struct {
-	key       string
-	below     bool // all keys that begin with key
-	deletions bool // and nothing else
-	progress  bool // and how far the watch has come
-}
-
-// watch is one watch on a stream. It must be closed or kept.
-type watch struct {
-	watched
-	stream *stream
-	news   chan struct{} // has an item when there is something to read
-	opened int64         // the revision at which etcd had it open; set by the feed
-
-	id     int64         // this and what follows is guarded by the stream's mutex
-	posted *list.Element // until the request for it is sent
-	closed bool
-
-	mu      sync.Mutex          // guards what follows
-	answers []*pb.WatchResponse // yet to be read, the oldest first
-	err     error               // after which no answer comes
-}
-
-func (w *watch) add(answer *pb.WatchResponse) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.answers = append(w.answers, answer)
-	w.notify()
-}
-
-func (w *watch) end(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.err = err
-	w.notify()
-}
-
-func (w *watch) notify() {
-	select {
-	case w.news <- struct{}{}:
-	default:
-	}
-}
-
-// next returns the next answer. It returns an error at the end of the watch, or of ctx.
-func (w *watch) next(ctx context.Context) (*pb.WatchResponse, error) {
-	for {
-		w.mu.Lock()
-		var answer *pb.WatchResponse
-		if len(w.answers) > 0 {
-			answer = w.answers[0]
-			if w.answers = w.answers[1:]; len(w.answers) == 0 {
-				w.answers = nil
-			}
-		}
-		err := w.err
-		w.mu.Unlock()
-		if answer != nil {
-			return answer, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case <-w.news:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// close ends the watch, if it is one.
-func (w *watch) close() {
-	if w != nil {
-		w.stream.close(w)
-	}
 }
