@@ -48,13 +48,9 @@ var mutants = []mutant{
 			"queue.go", "		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done\n",
 			"		ctx, cancel := context.WithCancel(l.session.life)\n		cancel()\n		_, _ = l.remove(ctx, nil)\n		l.depart(nil)\n",
 		}},
-		// With a short TTL the next audit is soon enough to hide it, and with few names the next Lock.
-		storm: []string{"-faults", "foreign-entry", "-long", "-names", "16"},
-		soon:  true,
-		caughtBy: []string{
-			"a hold that is reported was the head of its queue during the call", "what is given up goes",
-			"everybody gets locks once faults are over",
-		},
+		storm:    []string{"-script", "given-up"},
+		soon:     true,
+		caughtBy: []string{goesWhenGivenUp},
 	},
 	{
 		name:     "unlock goes by the key alone",

@@ -22,6 +22,7 @@ type script struct {
 }
 
 var scripts = map[string]script{
+	"given-up":         {longTTL, (*stage).givenUp},
 	"empty":            {5 * time.Second, (*stage).empty},
 	"restore":          {12 * time.Second, (*stage).restore},
 	"dead-connections": {2 * time.Second, (*stage).deadConnections},
@@ -34,6 +35,8 @@ const (
 	forgottenIsLost  = "a hold that etcd has forgotten is lost"
 	endsWithThePast  = "a session that has seen a later revision than etcd has ends"
 	backFromTheDead  = "what a dead connection took is back in time"
+	goesWhenGivenUp  = "what is given up goes"
+	noTwoHold        = "no two holds are certain at once"
 	reconnectionTime = 15 * time.Second
 )
 
@@ -58,6 +61,58 @@ func (p script) perform(ctx context.Context, w io.Writer, program, dir string) (
 	}
 	explain(w, &history{began: s.began}, s.found)
 	return s.found, nil
+}
+
+// givenUp: calls are given up at various moments while they wait. The TTL is long: else the next audit of the lease
+// would remove what they have left before anybody notices.
+func (s *stage) givenUp(ctx context.Context) error {
+	const names, bound = 20, 5 * time.Second
+	var held []*locker.Lock
+	holder, err := s.enter(s.cluster.Endpoints())
+	if err != nil {
+		return err
+	}
+	defer s.exit(holder, false)
+	for i := range names {
+		h, err := holder.Lock(ctx, (target{}).name(i), "")
+		if err != nil {
+			return err
+		}
+		held = append(held, h)
+	}
+	impatient, err := s.enter(s.cluster.Endpoints())
+	if err != nil {
+		return err
+	}
+	defer s.exit(impatient, false)
+	if _, err := impatient.Lock(ctx, "own", ""); err != nil { // so that it has a session
+		return err
+	}
+	var calls sync.WaitGroup
+	for i, h := range held {
+		calls.Go(func() {
+			waiting, cancel := context.WithTimeout(ctx, time.Duration(i)*10*time.Millisecond)
+			defer cancel()
+			if _, err := impatient.Lock(waiting, h.Name(), ""); err == nil {
+				s.violated(noTwoHold, "%s was locked twice", h.Name())
+			}
+		})
+	}
+	calls.Wait()
+	for _, h := range held {
+		calls.Go(func() {
+			waiting, cancel := context.WithTimeout(ctx, bound)
+			defer cancel()
+			if err := h.Unlock(waiting); err != nil {
+				s.violated(goesWhenGivenUp, "unlock %s: %v", h.Name(), err)
+			}
+			if _, err := holder.Lock(waiting, h.Name(), ""); err != nil {
+				s.violated(goesWhenGivenUp, "nobody wants %s any more, and nobody gets it: %v", h.Name(), err)
+			}
+		})
+	}
+	calls.Wait()
+	return nil
 }
 
 // empty: etcd comes back empty while observers are cut off. When they see it again, another client holds
