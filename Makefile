@@ -13,9 +13,12 @@ VULNDB   ?= https://vuln.go.dev
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-test: ## all tests of all modules, with the race detector
-	go test -race -timeout 15m ./...
-	go test -race -timeout 15m -p 1 $(MODULES)
+test: ## all tests of all modules, with the race detector if there is a C compiler
+	@race=-race; why=$$(go build -race runtime/cgo 2>&1) || { race=; export CGO_ENABLED=0; echo "make test: WITHOUT the race detector: $$why"; }; \
+	set -x; go test $$race -timeout 15m $(PACKAGES)
+
+hammer: ## the tests that draw what they do at random, for ten minutes
+	go test -race -timeout 1h -run 'TestManyGoroutinesNeverHoldANameAtOnce|TestSequencesOfCallsAgree' . -hammer 5m -rapid.checks 500
 
 lint: ## gofmt, go.mod and its like complete, go vet, staticcheck, govulncheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
@@ -53,4 +56,4 @@ bench: ## the speed table, beside bare etcd and etcd's Mutex; a quarter of an ho
 quickstart: ## the first example
 	go run ./examples/quickstart
 
-.PHONY: help test lint cover fuzz faults mutants load bench quickstart
+.PHONY: help test hammer lint cover fuzz faults mutants load bench quickstart

@@ -16,20 +16,25 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// TestMain has more tests run at once than there are processors, unless -parallel says otherwise: they wait
-// far more than they compute.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	const parallel = "test.parallel"
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == parallel })
-	if !given {
-		if err := flag.Set(parallel, fmt.Sprint(4*runtime.GOMAXPROCS(0))); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-	}
+	// More tests at once than there are processors: they wait far more than they compute.
+	preset("test.parallel", fmt.Sprint(4*runtime.GOMAXPROCS(0)))
+	preset("rapid.checks", "30") // make hammer has more
 	goleak.VerifyTestMain(m)
+}
+
+// preset sets a flag that was not given on the command line.
+func preset(name, value string) {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	if given {
+		return
+	}
+	if err := flag.Set(name, value); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // patience is how long a test waits for anything before it fails: long, because the machine may be busy
