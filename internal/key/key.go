@@ -59,13 +59,13 @@ func (s Space) SameQueue(a, b []byte) bool {
 	return bytes.Equal(s.queue(a), s.queue(b))
 }
 
-// queue returns the part of a key up to the slash that ends the name.
+// queue returns the part of a key up to the slash that ends the name, and with it.
 func (s Space) queue(key []byte) []byte {
 	if len(key) < len(s.prefix) {
 		return key
 	}
 	if i := bytes.IndexByte(key[len(s.prefix):], '/'); i >= 0 {
-		return key[:len(s.prefix)+i]
+		return key[:len(s.prefix)+i+1]
 	}
 	return key
 }
