@@ -15,42 +15,44 @@ import (
 type batch struct {
 	group  *group
 	writes []*write
-	life   context.Context // of its attempts
+	ctx    context.Context // of its attempts
 	cancel context.CancelFunc
 
 	// Guarded by the group's mutex.
-	tried     bool        // once at least
-	answered  bool        // for certain
-	separated bool        // refused as a whole, so that each of its writes leaves alone
-	cleanUp   *time.Timer // ends what nobody waits for
+	tried     bool   // once at least
+	answered  bool   // for certain
+	separated bool   // refused as a whole, so that each of its writes leaves alone
+	cleanUp   *alarm // ends what nobody waits for
+	ended     bool
 }
 
 func (g *group) newBatch(writes []*write) *batch {
 	b := &batch{group: g, writes: writes}
-	b.life, b.cancel = context.WithCancel(g.client.base)
+	b.ctx, b.cancel = context.WithCancel(g.client.base)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, w := range writes {
 		w.batch = b
 	}
-	b.forgotten() // by all, while it was about to leave
+	b.forgotByAll() // by all, while it was about to leave
 	return b
 }
 
-// forgotten lets the attempts come to an end if nobody waits for them any more: they are
-// given the time to be answered. The caller has the group's mutex.
-func (b *batch) forgotten() {
-	if b.cleanUp == nil && !slices.ContainsFunc(b.writes, func(w *write) bool { return !w.gone }) {
-		b.cleanUp = time.AfterFunc(b.group.client.cleanUpTime()+b.allowance(), b.cancel)
+// forgotByAll lets the attempts come to an end if nobody waits for them any more: they are
+// given the time to be answered. The caller is a task and has the group's mutex.
+func (b *batch) forgotByAll() {
+	waitedFor := func(w *write) bool { return !w.forgotten && !w.resolved }
+	if b.cleanUp == nil && !b.ended && !slices.ContainsFunc(b.writes, waitedFor) {
+		c := b.group.client
+		b.cleanUp = c.tasks.after(c.lateAnswerWait()+allowance(b.size()), b.cancel)
 	}
 }
 
-func (b *batch) allowance() time.Duration {
-	size := 0
+func (b *batch) size() (n int64) {
 	for _, w := range b.writes {
-		size += w.size()
+		n += w.size()
 	}
-	return allowance(size)
+	return n
 }
 
 // run sends the batch. moved is called when it has been answered or has failed; what has
@@ -58,7 +60,9 @@ func (b *batch) allowance() time.Duration {
 func (b *batch) run(moved func()) {
 	c := b.group.client
 	defer b.end()
-	_, err := hedge(b.life, c, b.allowance(), c.cleanUpTime(), b.attempt)
+	size := b.size()
+	defer c.carry(size)()
+	_, err := hedge(b.ctx, c, allowance(size), c.lateAnswerWait(), b.attempt)
 	moved()
 	if err == nil || !transient(err) {
 		return
@@ -67,7 +71,7 @@ func (b *batch) run(moved func()) {
 	for _, w := range b.writes {
 		pause = max(pause, w.pause.next())
 	}
-	if sleep(b.life, pause) == nil {
+	if sleep(b.ctx, pause) == nil {
 		b.group.again(b.writes)
 	}
 }
@@ -76,12 +80,13 @@ func (b *batch) end() {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
 	b.cancel()
+	b.ended = true
 	if b.cleanUp != nil {
-		b.cleanUp.Stop()
+		b.cleanUp.stop()
 	}
 }
 
-// attempt sends what is still waited for.
+// attempt sends the batch or, once more, what is still waited for of it.
 func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 	writes := b.begin()
 	if len(writes) == 0 {
@@ -89,7 +94,8 @@ func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 	}
 	once := &sendings{Context: ctx}
 	resp, err := b.group.client.send(once, together(writes))
-	b.answer(writes, outcome{resp: resp, err: clientv3.ContextError(ctx, err), repeated: once.repeated()})
+	err = clientv3.ContextError(ctx, err)
+	b.answer(writes, outcome{resp: resp, err: err, repeated: once.repeated()})
 	return struct{}{}, err
 }
 
@@ -102,7 +108,7 @@ func (b *batch) begin() []*write {
 	}
 	var writes []*write
 	for _, w := range b.writes {
-		if b.tried && w.gone {
+		if b.tried && (w.forgotten || w.resolved) {
 			continue
 		}
 		if b.tried {
@@ -115,7 +121,7 @@ func (b *batch) begin() []*write {
 	return writes
 }
 
-// send makes one attempt at a transaction.
+// send makes one attempt at a transaction. The error is gRPC's.
 func (c *Client) send(once *sendings, t txn) (*pb.TxnResponse, error) {
 	request := t.request()
 	if t.session != nil {
@@ -150,7 +156,7 @@ func together(writes []*write) txn {
 func (b *batch) answer(writes []*write, o outcome) {
 	switch {
 	case len(writes) == 1:
-		b.settle(writes[0], o)
+		b.resolve(writes[0], o)
 	case o.err == nil && !o.resp.Succeeded || o.err != nil && !transient(o.err):
 		b.separate(writes, o)
 	default:
@@ -160,14 +166,14 @@ func (b *batch) answer(writes []*write, o outcome) {
 				own.resp = o.resp.Responses[i].GetResponseTxn()
 				own.resp.Header = o.resp.Header
 			}
-			b.settle(w, own)
+			b.resolve(w, own)
 		}
 	}
 }
 
-// settle takes in the outcome of an attempt at one write; the first that is certain is
+// resolve takes in the outcome of an attempt at one write; the first that is certain is
 // the result.
-func (b *batch) settle(w *write, o outcome) {
+func (b *batch) resolve(w *write, o outcome) {
 	g := b.group
 	certain := o.err == nil || !transient(o.err)
 	if !certain && g.client.etcdIsClosed() {
@@ -175,8 +181,8 @@ func (b *batch) settle(w *write, o outcome) {
 	}
 	g.mu.Lock()
 	o.only = w.attempts == 1 && !o.repeated
-	result := certain && !w.settled
-	w.settled = w.settled || certain
+	result := certain && !w.resolved
+	w.resolved = w.resolved || certain
 	b.answered = b.answered || certain
 	if !certain && !isContextError(o.err) {
 		w.last = o.err
@@ -203,7 +209,7 @@ func (b *batch) separate(writes []*write, o outcome) {
 		if o.err == nil || !unsure(o.err) {
 			w.attempts--
 		}
-		if again || w.gone || w.settled {
+		if again || w.forgotten || w.resolved {
 			over = append(over, w)
 		} else {
 			alone = append(alone, w)

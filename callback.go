@@ -30,18 +30,19 @@ func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (r
 	}()
 	returned := make(chan struct{})
 	defer close(returned)
-	if !l.run(returned) {
+	if !l.run(ctx, returned) {
 		return nil, nil // it is over already; Unlock says why
 	}
 	return fn(context.WithValue(fctx, holdKey{}, l), l), nil
 }
 
-// run notes that a callback begins, which will close returned, if the lock is held.
-func (l *Lock) run(returned chan struct{}) bool {
+// run notes that a callback begins, which will close returned, if the lock is held; ctx
+// is that of Do.
+func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.phase == held {
-		l.callback = returned
+		l.callback, l.caller = returned, ctx
 	}
 	return l.phase == held
 }
@@ -73,16 +74,29 @@ func (c *Client) checkNesting(ctx context.Context, name string) error {
 }
 
 // outlasting returns the context that bounds Unlock: if ctx ends with the hold, and so by
-// Unlock itself, only its deadline counts, unless it has ended before.
+// Unlock itself, its deadline counts, and the context that Do was called with, unless it
+// has ended before.
 func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelFunc) {
 	if ctx.Err() != nil || !l.endsWith(ctx) {
 		return ctx, func() {}
 	}
 	deadline, bounded := ctx.Deadline()
-	if ctx = context.WithoutCancel(ctx); bounded {
-		return context.WithDeadline(ctx, deadline)
+	ctx, stop := either(context.WithoutCancel(ctx), l.callerOfDo())
+	if !bounded {
+		return ctx, stop
 	}
-	return ctx, func() {}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	return ctx, func() { cancel(); stop() }
+}
+
+// callerOfDo returns the context that Do was called with, or one without an end.
+func (l *Lock) callerOfDo() context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.caller == nil {
+		return context.Background()
+	}
+	return l.caller
 }
 
 // endsWith reports whether ctx ends with the hold of l, as far as its values tell.
@@ -114,7 +128,7 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 		case <-waiting[0]:
 			waiting = waiting[1:]
 		case <-again.C:
-			attempt, cancel := context.WithTimeout(ctx, c.hedgeDelay)
+			attempt, cancel := context.WithTimeout(ctx, c.lateAnswerWait())
 			_, err := c.etcd.KeepAliveOnce(attempt, s.lease)
 			cancel()
 			if err == nil {

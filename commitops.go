@@ -2,9 +2,21 @@ package locker
 
 import (
 	"bytes"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
+
+// writesAnything reports whether an operation is not a mere read.
+func writesAnything(ops []clientv3.Op) bool {
+	return slices.ContainsFunc(ops, func(op clientv3.Op) bool {
+		if op.IsTxn() {
+			_, success, failure := op.Txn()
+			return writesAnything(success) || writesAnything(failure)
+		}
+		return !op.IsGet()
+	})
+}
 
 // allows refuses what Commit cannot do: an operation that is none, and one that writes
 // what the hold itself consists of. A put would detach the entry, or the record of its

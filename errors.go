@@ -225,7 +225,7 @@ var errNoAnswer = errors.New("no answer from etcd")
 
 // transient reports whether a request that failed with err is worth repeating.
 // The outcome of a transient failure is unknown: the request may yet take effect.
-// Any other error is etcd's refusal, which left no effect.
+// Any other error is etcd's refusal, which left no effect (but see unsure).
 func transient(err error) bool {
 	if isContextError(err) || errors.Is(err, rpctypes.ErrTooManyRequests) {
 		return true

@@ -21,7 +21,7 @@ func (s *Session) grant(ctx context.Context) error {
 	done := make(chan error, 1)
 	// What is granted after the lease was revoked would stay: so an attempt is not cut off
 	// by the end of the call.
-	life, cancel := context.WithCancel(s.life)
+	attempts, cancel := context.WithCancel(s.life)
 	attempt := func(ctx context.Context) (renewal, error) {
 		r := renewal{sent: time.Now()}
 		resp, err := c.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
@@ -35,18 +35,25 @@ func (s *Session) grant(ctx context.Context) error {
 		}
 		return r, err
 	}
+	c.tasks.run(func() { // nobody waits any more: it has that much longer
+		defer cancel()
+		select {
+		case <-ctx.Done():
+			_ = sleep(attempts, c.lateAnswerWait())
+		case <-attempts.Done():
+		}
+	})
 	s.grants.Add(1)
 	c.tasks.run(func() {
 		defer s.grants.Done()
 		defer cancel()
-		_, err := askFor(ctx, life, c, 0, attempt)
+		_, err := askFor(ctx, attempts, c, 0, attempt)
 		once.Do(func() { done <- err })
 	})
 	var err error
 	select {
 	case err = <-done:
 	case <-ctx.Done():
-		time.AfterFunc(c.cleanUpTime(), cancel)
 		return ended(ctx, c.explain(ctx.Err()))
 	}
 	switch {

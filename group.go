@@ -47,14 +47,15 @@ type write struct {
 	done   chan struct{} // closed when result is set
 	result outcome       // the first that is certain
 
+	pause backoff // before it is tried again; of its batch
+
 	// Guarded by the group's mutex.
-	left     bool    // it is not waiting any more
-	batch    *batch  // with which it has left
-	gone     bool    // its caller has gone: it is not to be tried again
-	attempts int     // that were not refused for certain
-	last     error   // of an attempt that was not answered for certain; nil: there was no answer
-	settled  bool    // result is set
-	pause    backoff // before it is tried again
+	left      bool   // it is not waiting any more
+	batch     *batch // with which it has left
+	forgotten bool   // nobody waits for it: it is not to be tried again
+	resolved  bool   // result is set
+	attempts  int    // that were not refused for certain
+	last      error  // of an attempt that was not answered for certain; nil: there was no answer
 }
 
 // outcome is what became of an attempt at a write. It is certain if etcd has answered,
@@ -87,10 +88,10 @@ func (w *write) land(o outcome) {
 }
 
 // size is what it adds to a request, roughly.
-func (t txn) size() (n int) {
+func (t txn) size() (n int64) {
 	for _, op := range t.then {
 		if put := op.GetRequestPut(); put != nil {
-			n += len(put.Key) + len(put.Value)
+			n += int64(len(put.Key) + len(put.Value))
 		}
 	}
 	return n
@@ -124,7 +125,7 @@ func (g *group) again(writes []*write) {
 	var alone []*write
 	for _, w := range writes {
 		switch {
-		case w.gone || w.settled:
+		case w.forgotten || w.resolved:
 			continue
 		case w.name == "":
 			alone = append(alone, w)
@@ -158,10 +159,10 @@ func (g *group) pending(name string) *pending {
 func (g *group) forget(w *write) (last error) {
 	g.mu.Lock()
 	unsent := !w.left
-	w.left, w.gone = true, true
+	w.left, w.forgotten = true, true
 	last = w.last
 	if w.batch != nil {
-		w.batch.forgotten()
+		w.batch.forgotByAll()
 	}
 	g.mu.Unlock()
 	switch {
@@ -181,7 +182,7 @@ func (g *group) take() (batch []*write) {
 	if g.inFlight {
 		return nil
 	}
-	size := 0
+	size := int64(0)
 	for n := g.order.Len(); n > 0 && len(batch) < g.limit; n-- {
 		place := g.order.Front()
 		p := place.Value.(*pending)

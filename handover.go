@@ -13,13 +13,16 @@ const alternate = ".2"
 
 // handOver releases the entry of l and puts that of heir, the next in the client's
 // line, at the end of the queue in one transaction: if nobody else is waiting, heir
-// holds after one commit. It makes one attempt. If that fails, the two go separate
-// ways, and heir finds out by itself whether its entry is in the queue nevertheless.
-// unknown tells that the entry of l may have been released as well.
+// holds after one commit. It waits for the hedge delay. If there is no answer by then, the
+// two go separate ways, and heir finds out by itself whether its entry is in the queue
+// nevertheless. unknown tells that the entry of l may have been released as well.
 func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool) {
 	c := l.client
 	if heir.session == nil && c.attachNow(heir) != nil {
 		return false, false // it takes a request, which is for heir to make
+	}
+	if allowance(int64(len(heir.value))) > c.hedgeDelay {
+		return false, false // it would take too long to wait for
 	}
 	if heir.key == l.key {
 		heir.key += alternate

@@ -3,7 +3,6 @@ package locker
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +35,7 @@ type Lock struct {
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
 	callback <-chan struct{} // closed when the function of Do has returned; nil if there is none
+	caller   context.Context // that Do was called with; nil if it was not
 	value    string
 	modified int64   // mod revision at which the entry had value
 	revalued bool    // by SetValue, or perhaps
@@ -167,22 +167,23 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	// asked happens to know.
 	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
 	resp, err := kv.Txn(once).If(l.Guard()...).Then(ops...).Else(check).Commit()
-	repeated := once.repeated() && slices.ContainsFunc(ops, func(op clientv3.Op) bool { return !op.IsGet() })
+	doubtful := writesAnything(ops) && (once.repeated() || err != nil && unsure(err))
 	switch {
 	case err != nil && l.client.etcdIsClosed():
-		return nil, wrap(op, l.name, inDoubt(ErrEtcdClosed))
+		err = ErrEtcdClosed
 	case err != nil && ctx.Err() != nil:
-		return nil, wrap(op, l.name, inDoubt(ended(ctx, err)))
-	case err != nil && (repeated || unsure(err)):
-		return nil, wrap(op, l.name, inDoubt(err))
-	case err != nil:
-		return nil, wrap(op, l.name, err)
-	case repeated:
-		return nil, wrap(op, l.name, inDoubt(errRepeated))
-	case !resp.Succeeded:
-		return nil, wrap(op, l.name, l.gone(ctx))
+		err = ended(ctx, err)
+	case err == nil && doubtful:
+		err = errRepeated
+	case err == nil && !resp.Succeeded:
+		err = l.gone(ctx)
+	case err == nil:
+		return resp, nil
 	}
-	return resp, nil
+	if doubtful {
+		err = inDoubt(err)
+	}
+	return nil, wrap(op, l.name, err)
 }
 
 // SetValue changes the value of the lock if it is still held. It blocks until etcd
@@ -355,7 +356,7 @@ func (l *Lock) giveUp(cause error) {
 // other locks of the session.
 func (l *Lock) gone(ctx context.Context) error {
 	s := l.session
-	ctx, cancel := context.WithTimeout(ctx, l.client.hedgeDelay)
+	ctx, cancel := context.WithTimeout(ctx, l.client.lateAnswerWait())
 	defer cancel()
 	if resp, err := l.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
 		s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})

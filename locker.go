@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -41,6 +42,7 @@ type Client struct {
 	removals backlog // of what calls that failed have left in queues
 	failures shared  // to find out what is wrong with the connection
 	hedging  hedging
+	carried  atomic.Int64 // bytes of large requests and answers under way
 	group    group
 	feed     *feed
 
@@ -59,7 +61,8 @@ type Client struct {
 // Requests go through the client's connections and retries, with its user. The limits
 // MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept: what
 // a request may have is for etcd to say (its --max-request-bytes), and an answer may be
-// of any size.
+// of any size. An interceptor that asks the context of a transaction for its error before
+// it passes it on makes it look as if it had been repeated: writes are in doubt then.
 //
 // Errors: ErrInvalid as *InvalidError for a nil client, one whose KV or Watcher was
 // replaced (as etcd's namespace package does), or a bad option.

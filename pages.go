@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -30,7 +32,8 @@ const (
 func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
 	resp, err := c.readUpTo(ctx, request, smallAnswer, 0)
 	if tooLarge(err) {
-		return c.readUpTo(ctx, request, math.MaxInt32, allowance(largestValue))
+		defer c.carry(largestValue)()
+		return c.readUpTo(ctx, request, math.MaxInt32, 0)
 	}
 	return resp, err
 }
@@ -55,7 +58,7 @@ func (c *Client) readAll(ctx context.Context, prefix string) (*pb.RangeResponse,
 		if starts > mostStarts {
 			limit = 0
 		}
-		all, err := c.readPages(ctx, allBelow(prefix), limit)
+		all, err := c.readPages(ctx, prefix, limit)
 		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
 			return all, err
 		}
@@ -64,15 +67,17 @@ func (c *Client) readAll(ctx context.Context, prefix string) (*pb.RangeResponse,
 
 // readPages reads a range from page to page, the first of limit keys. How large the next
 // is to be, and how long it may take, follows from the last.
-func (c *Client) readPages(ctx context.Context, request *pb.RangeRequest, limit int64) (all *pb.RangeResponse, err error) {
-	size, allowed := smallAnswer, time.Duration(0)
+func (c *Client) readPages(ctx context.Context, prefix string, limit int64) (all *pb.RangeResponse, err error) {
+	key, revision := []byte(prefix), int64(0)
+	size, allowed := int64(smallAnswer), time.Duration(0)
 	for {
 		if limit <= 1 {
 			size, allowed = math.MaxInt32, max(allowed, allowance(largestValue))
 		}
-		request.Limit = limit
+		// A new one each time: an attempt that was cut off may still have the last.
+		request := &pb.RangeRequest{Key: key, RangeEnd: rangeEnd(prefix), Limit: limit, Revision: revision}
 		sent := time.Now()
-		page, err := c.readUpTo(ctx, request, size, allowed)
+		page, err := c.readUpTo(ctx, request, int(size), allowed)
 		if tooLarge(err) && limit > 1 {
 			limit = max(1, limit/8)
 			continue
@@ -89,12 +94,11 @@ func (c *Client) readPages(ctx context.Context, request *pb.RangeRequest, limit 
 		if !page.More || keys == 0 {
 			return all, nil
 		}
-		request.Revision = all.Header.Revision
-		request.Key = append(slices.Clone(page.Kvs[keys-1].Key), 0)
+		revision, key = all.Header.Revision, append(slices.Clone(page.Kvs[keys-1].Key), 0)
 		took, bytes := time.Since(sent), sizeOf(page)
 		aim := min(max(leastPage, bytes*int64(pageTime)/int64(max(1, took))), mostPage)
 		limit = min(max(1, keys*aim/bytes), 4*keys, mostInPage)
-		size, allowed = 4*mostPage, 4*took*time.Duration(limit)/time.Duration(keys)
+		size, allowed = 4*aim, 4*took*time.Duration(limit)/time.Duration(keys)
 	}
 }
 
@@ -104,4 +108,11 @@ func sizeOf(page *pb.RangeResponse) (n int64) {
 		n += int64(len(kv.Key) + len(kv.Value))
 	}
 	return max(1, n)
+}
+
+// tooLarge reports whether an answer was larger than its call allows. gRPC says so when
+// it has begun to arrive.
+func tooLarge(err error) bool {
+	var etcd rpctypes.EtcdError
+	return status.Code(err) == codes.ResourceExhausted && !errors.As(err, &etcd)
 }

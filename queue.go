@@ -215,7 +215,7 @@ func (l *Lock) settle(ctx context.Context) error {
 	if !l.puts.any() {
 		return nil
 	}
-	landed, cancel := context.WithTimeout(ctx, l.client.hedgeDelay)
+	landed, cancel := context.WithTimeout(ctx, l.client.hedgeDelay+allowance(int64(len(l.Value()))))
 	l.puts.wait(landed)
 	cancel()
 	if !l.puts.any() {

@@ -274,7 +274,7 @@ func TestCache_IsFilledWithManyNamesThoughTheTTLIsShort(t *testing.T) {
 	}
 	var seen traffic
 	config := b.server.ClientConfig()
-	for _, f := range []embedtest.Intercept{slow, seen.intercept} {
+	for _, f := range []embedtest.Intercept{seen.intercept, slow} {
 		config.DialOptions = append(config.DialOptions, f.DialOption())
 	}
 	c := newClient(t, connect(t, config), locker.WithTTL(time.Second))

@@ -58,17 +58,16 @@ func ask[T any](ctx context.Context, c *Client, request func(context.Context) (T
 	return askFor(ctx, ctx, c, 0, request)
 }
 
-// askFor is ask for what may take an allowance longer than a small answer does. Its
-// attempts end with life; if that is longer than ctx, they are all given the time to be
-// answered.
-func askFor[T any](ctx, life context.Context, c *Client, allowance time.Duration, request func(context.Context) (T, error)) (answer T, err error) {
+// askFor is ask for what may take longer than a small answer does. Its attempts end with
+// attempts; if that is longer than ctx, they are all given the time to be answered.
+func askFor[T any](ctx, attempts context.Context, c *Client, allowed time.Duration, request func(context.Context) (T, error)) (answer T, err error) {
 	last := error(context.DeadlineExceeded) // there was no answer
-	grace := time.Duration(0)
-	if life != ctx {
-		grace = c.cleanUpTime()
+	late := time.Duration(0)
+	if attempts != ctx {
+		late = c.lateAnswerWait()
 	}
 	for pause := (backoff{}); ctx.Err() == nil; _ = pause.wait(ctx) {
-		answer, err = hedge(life, c, allowance, grace, request)
+		answer, err = hedge(attempts, c, allowed, late, request)
 		if err == nil || !transient(err) {
 			return answer, err
 		}
