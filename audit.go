@@ -79,7 +79,7 @@ func (s *Session) auditHolds(ctx context.Context) {
 		}
 		for i, l := range batch {
 			kvs := found(resp, i)
-			if l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
+			if ctx.Err() == nil && l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
 				_ = l.gone(ctx) // the lock has it
 			}
 		}
@@ -144,10 +144,11 @@ func (e entry) removal() txn {
 	return txn{name: e.name, when: []*pb.Compare{created(e.key, e.created)}, then: []*pb.RequestOp{remove(e.key)}}
 }
 
-// attached returns the lease with its keys.
+// attached returns the lease with its keys. That answer may be large, so it is given its
+// time before it is asked for once more.
 func (s *Session) attached(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 	request := &pb.LeaseTimeToLiveRequest{ID: int64(s.lease), Keys: true}
-	return ask(ctx, s.client, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
+	return askFor(ctx, ctx, s.client, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 		resp, err := s.client.leases.LeaseTimeToLive(ctx, request, callOptions...)
 		if err == nil && resp.Header == nil {
 			return nil, errMalformed

@@ -63,7 +63,7 @@ func (f *feed) open(ctx context.Context, what watched) (*watch, error) {
 // keptWatch is a watch that nobody uses at the moment.
 type keptWatch struct {
 	*watch
-	expiry *time.Timer
+	expiry *alarm
 }
 
 const watchIdle = time.Second
@@ -74,7 +74,7 @@ func (f *feed) keep(w *watch) {
 	f.again(w.key).close()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.kept[w.key] = keptWatch{w, time.AfterFunc(f.idle, func() {
+	f.kept[w.key] = keptWatch{w, f.client.tasks.after(f.idle, func() {
 		f.mu.Lock()
 		expired := f.kept[w.key].watch == w
 		if expired {
@@ -103,7 +103,7 @@ func (f *feed) again(key string) *watch {
 	w, ok := f.kept[key]
 	if ok {
 		delete(f.kept, key)
-		w.expiry.Stop()
+		w.expiry.stop()
 	}
 	return w.watch
 }
@@ -113,7 +113,7 @@ func (f *feed) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.kept {
-		w.expiry.Stop()
+		w.expiry.stop()
 	}
 	clear(f.kept)
 }

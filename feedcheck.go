@@ -146,8 +146,7 @@ func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, s
 			next.end()
 			return true
 		case err == nil:
-			f.replace(s, next)
-			return false
+			return !f.replace(s, next)
 		}
 		next.end()
 		avoid = append(avoid, next.member())
@@ -155,18 +154,27 @@ func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, s
 	return true
 }
 
-// replace ends a stream that does not answer, for one that does.
-func (f *feed) replace(s, next *stream) {
+// replace ends a stream that does not answer, for one that does, and reports false if it
+// has ended by itself and another has taken its place already.
+func (f *feed) replace(s, next *stream) bool {
 	f.client.log.Debug("watch stream does not answer, using another", "member", s.member(), "other", next.member())
 	f.mu.Lock()
-	f.stream = next
+	replaced := f.stream == s
+	if replaced {
+		f.stream = next
+	}
 	f.mu.Unlock()
+	if !replaced {
+		next.end()
+		return false
+	}
 	s.end()
+	return true
 }
 
 // reach notes that the cluster has reached a revision.
 func (f *feed) reach(now checkpoint) {
-	const most = 4
+	const most = 16
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.seen = append(f.seen, now); len(f.seen) > most {

@@ -253,11 +253,13 @@ func (l *Lock) learn(value string, modified int64) {
 //
 // If ctx has ended before Unlock is called, Unlock does not wait. If ctx ends with the
 // hold (it is its Context, or that of a function of Do, or derived from one), that is by
-// Unlock itself and does not count, but the deadline of ctx does.
+// Unlock itself and does not count, but the deadline of ctx does, and so does the end of
+// the context that Do was called with.
 //
-// Errors: ErrInvalid for a nil context, which leaves the hold as it is; ErrLost as *LostError if the lock was lost before, also if only etcd
-// knew that its entry had been deleted; ErrReleased if it was unlocked before;
-// ErrClosed if its Client or Session was closed.
+// Errors: ErrInvalid for a nil context, which leaves the hold as it is; ErrLost as
+// *LostError if the lock was lost before, also if only etcd knew that its entry had been
+// deleted; ErrReleased if it was unlocked before; ErrClosed if its Client or Session was
+// closed.
 func (l *Lock) Unlock(ctx context.Context) error {
 	const op = "unlock"
 	if err := l.usable(); err != nil {

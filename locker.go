@@ -143,9 +143,9 @@ func (c *Client) Close() error {
 	defer cancel()
 	err := c.await(ctx, sessions...)
 	c.stop()
+	c.feed.end()
 	c.tasks.join()
 	c.leaveEtcd()
-	c.feed.end()
 	return wrap("close", "", err)
 }
 

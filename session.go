@@ -91,10 +91,10 @@ func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Sessio
 
 // AdoptSession attaches locks to the lease of a session that the program already
 // has. It blocks for a renewal of the lease, which tells how long it lives, at
-// most for 10 s, or the Client's TTL if that is shorter. The adopted session is renewed by both; when it ends
-// (its Done is closed) the locks attached to it are lost. Entries attached to it
-// have keys of their own, so that a concurrency.Mutex of the same session and
-// name is excluded like any other.
+// most for 10 s, or the Client's TTL if that is shorter. The adopted session is
+// renewed by both; when it ends (its Done is closed) the locks attached to it are
+// lost. Entries attached to it have keys of their own, so that a concurrency.Mutex
+// of the same session and name is excluded like any other.
 //
 // Errors: ErrInvalid for nil, ErrClosed, ErrEtcdClosed, ErrLost if the lease is gone,
 // etcd's own.
@@ -133,7 +133,9 @@ func (s *Session) Context() context.Context {
 	return s.ctx
 }
 
-// Lease returns the ID of the lease.
+// Lease returns the ID of the lease. Leave it to the Client: a concurrency.Session over it
+// (concurrency.WithLease) has the same keys as locks of this Session, which removes what
+// does not belong to them. To share a lease, adopt the session of the other instead.
 func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 
 // Close ends all holds of the session, whose contexts end with ErrClosed, lets

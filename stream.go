@@ -110,7 +110,7 @@ func (s *stream) connect(avoid []string) (pb.Watch_WatchClient, context.CancelFu
 			return nil, nil, err
 		}
 		member := ""
-		if p, ok := peer.FromContext(wire.Context()); ok {
+		if p, ok := peer.FromContext(wire.Context()); ok && p.Addr != nil {
 			member = p.Addr.String()
 		}
 		if turns > 0 && slices.Contains(avoid, member) {

@@ -33,8 +33,9 @@ type State struct {
 // or from a backup, what differs then is a state like any other, at a smaller revision.
 //
 // A non-nil error is the last thing it yields: the cause of ctx, with why etcd could not
-// be reached if so, ErrInvalid, ErrClosed, or etcd's refusal. The sequence can be iterated more than once, also
-// concurrently; each time is a watch of its own, which starts with the loop.
+// be reached if so, ErrInvalid, ErrClosed, or etcd's refusal. The sequence can be
+// iterated more than once, also concurrently; each time is a watch of its own, which
+// starts with the loop.
 func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error] {
 	const op = "watch"
 	if err := checkName(name); err != nil {
@@ -183,8 +184,8 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 			// Were the read behind the watch, etcd had come back empty or from a backup in
 			// between, and what the watch tells would be of what was before.
 			if err == nil && w.opened <= resp.Header.Revision {
-				pause = backoff{}
 				for answer, ended := w.next(ctx); ended == nil; answer, ended = w.next(ctx) {
+					pause = backoff{} // not before: reading all again is a burden
 					changed := p.apply(answer.Events, resp.Header.Revision)
 					update(time.Time{}, reached(answer), changed)
 				}

@@ -108,7 +108,8 @@ func (p *Proxy) Freeze(members ...int) {
 
 // FreezeConnections is [Proxy.Freeze] for the connections there are: new ones pass.
 // To its two ends such a connection looks as if all of its packets were dropped in
-// silence: nothing arrives, not even that the other end has hung up.
+// silence: nothing arrives, not even that the other end has hung up. (The kernel of this
+// machine goes on acknowledging what is sent, so timeouts of TCP itself do not come.)
 func (p *Proxy) FreezeConnections(members ...int) {
 	p.each(members, func(l *link) { l.change(func() { l.freezeConns(true) }) })
 }
