@@ -482,7 +482,7 @@ func TestAWatchGoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	c := b.client(t, locker.WithTTL(unhurried))
-	l := lock(t, b.client(t), "a", "start")
+	l := lock(t, b.client(t, locker.WithTTL(unhurried)), "a", "start")
 	r := read(t, c.Watch(within(t), "a"))
 	r.held(l)
 	for i := range 3 {
