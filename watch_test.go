@@ -144,11 +144,16 @@ func setValue(t testing.TB, l *locker.Lock, value string) {
 	}
 }
 
+// putKey puts until etcd, which may be busy, has confirmed it.
 func putKey(t testing.TB, etcd *clientv3.Client, key, value string) {
 	t.Helper()
-	if _, err := etcd.Put(within(t), key, value); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "the key is put", func() bool {
+		_, err := etcd.Put(within(t), key, value)
+		if err != nil && !errors.Is(err, rpctypes.ErrTimeout) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 func TestWatchYieldsTheStateNowAndThenEachChange(t *testing.T) {
