@@ -158,7 +158,7 @@ func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			for range 500 {
+			for range 200 {
 				if _, err := b.etcd.Put(within(t), "locker/b/1", "passing"); err != nil {
 					t.Error(err)
 					return

@@ -180,7 +180,7 @@ func TestNobodyNoticesThatEtcdCompactsAllTheTime(t *testing.T) {
 // compact has etcd forget all but the present every few milliseconds, until ctx
 // ends, and returns how often there was something to forget.
 func compact(ctx context.Context, etcd *clientv3.Client) (times int) {
-	tick := time.NewTicker(3 * time.Millisecond)
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		if now, err := etcd.Get(ctx, "x", clientv3.WithCountOnly()); err == nil {

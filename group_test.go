@@ -194,7 +194,7 @@ func TestAServerThatTakesFewOperationsServesManyAtOnce(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxTxnOps = limit }))
 			c, w := b.wired(t, locker.WithTTL(unhurried))
-			for range 10 {
+			for range 4 {
 				d := newDam(t, c, w)
 				results := gathered(within(t), t, c, 40)
 				d.burst(t)

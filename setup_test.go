@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
 
 	"github.com/jagregory/locker/v2"
@@ -62,8 +64,15 @@ type bundle struct {
 	etcd   *clientv3.Client
 }
 
+// setup starts an etcd. It costs 20 ms of a processor, so that to share one would gain nothing. Several members
+// wait longer for each other than those of embedtest do, so that a busy machine alone makes no election.
 func setup(t testing.TB, opts ...embedtest.Option) bundle {
-	server := embedtest.Start(t, opts...)
+	calm := embedtest.WithConfig(func(c *embed.Config) {
+		if strings.Contains(c.InitialCluster, ",") {
+			c.ElectionMs = 600
+		}
+	})
+	server := embedtest.Start(t, append([]embedtest.Option{calm}, opts...)...)
 	return bundle{server, server.Client(t)}
 }
 

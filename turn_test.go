@@ -169,7 +169,8 @@ func TestAKeptWatchLosesNoHandOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.server.Proxy(t)
-	c, _, _ := watched(t, proxy.ClientConfig(), locker.WithTTL(unhurried))
+	c := newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
+	locker.KeepWatchesFor(c, 5*time.Second)
 	unlock(t, lock(t, c, "warm", ""))
 	faults := map[string]struct{ before, during func() }{
 		"reset before":  {before: func() { proxy.Reset() }},

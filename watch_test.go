@@ -144,11 +144,16 @@ func setValue(t testing.TB, l *locker.Lock, value string) {
 	}
 }
 
+// putKey puts until etcd, which may be busy, has confirmed it.
 func putKey(t testing.TB, etcd *clientv3.Client, key, value string) {
 	t.Helper()
-	if _, err := etcd.Put(within(t), key, value); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "the key is put", func() bool {
+		_, err := etcd.Put(within(t), key, value)
+		if err != nil && !errors.Is(err, rpctypes.ErrTimeout) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 func TestWatchYieldsTheStateNowAndThenEachChange(t *testing.T) {
@@ -482,7 +487,7 @@ func TestAWatchGoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	c := b.client(t, locker.WithTTL(unhurried))
-	l := lock(t, b.client(t), "a", "start")
+	l := lock(t, b.client(t, locker.WithTTL(unhurried)), "a", "start")
 	r := read(t, c.Watch(within(t), "a"))
 	r.held(l)
 	for i := range 3 {

@@ -183,10 +183,11 @@ const unhedged = 5 * time.Second
 const unhurried = time.Minute
 
 // wired returns a client on a wire, with a session. Tests count what it sends, so it repeats nothing only
-// because the machine is busy.
+// because the machine is busy, and nothing is renewed meanwhile.
 func (b bundle) wired(t testing.TB, opts ...locker.Option) (*locker.Client, *wire) {
 	t.Helper()
 	w := new(wire)
+	opts = append([]locker.Option{locker.WithTTL(unhurried)}, opts...)
 	c := newClient(t, b.server.ClientWith(t, w.intercept), opts...)
 	locker.HedgeAfter(c, unhedged)
 	unlock(t, lock(t, c, "warm", ""))
