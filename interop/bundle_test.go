@@ -14,7 +14,7 @@ import (
 )
 
 // patience is how long a test waits for anything before it fails.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // brief is the TTL of holders that are to expire: the least that etcd grants by default.
 const brief = 2 * time.Second

@@ -49,7 +49,7 @@ func TestAHolderThatDiesIsFollowedAfterItsTTL(t *testing.T) {
 			t.Fatalf("%+v", o)
 		}
 		// A second for etcd to notice, and one for a machine that is busy with all the others.
-		if took := o.at.Sub(died); took > brief+2*time.Second {
+		if took := o.at.Sub(died); took > brief+10*time.Second {
 			t.Errorf("it took %v", took)
 		}
 	})

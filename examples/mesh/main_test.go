@@ -15,7 +15,7 @@ import (
 )
 
 // patience bounds every wait. It is only ever spent by what does not come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // asProgram in the environment lets the test's binary be the program, so that tests can
 // run it as processes.

@@ -103,7 +103,7 @@ func TestTheDemonstrationHandsTheNameOver(t *testing.T) {
 	enough := errors.New("enough")
 	var out, log output
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, strings.Fields("-ttl 1s -listen 127.0.0.1:0"), &out, &log) }()
+	go func() { done <- run(ctx, strings.Fields("-ttl 5s -listen 127.0.0.1:0"), &out, &log) }()
 	t.Cleanup(func() { cancel(enough) })
 
 	address := out.between(t, "is served on ", ";")

@@ -65,7 +65,10 @@ func (p *process) wait(t *testing.T) int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-const ttl = 2 * time.Second
+const ttl = 5 * time.Second
+
+// busy is what a machine that is busy with other things may add.
+const busy = 10 * time.Second
 
 // startServer runs a server and returns where it listens.
 func startServer(t *testing.T, args ...string) (p *process, address string) {
@@ -106,8 +109,8 @@ func TestWhenTheHolderIsKilledTheNextInLineIsServed(t *testing.T) {
 		var after string
 		eventually(t, "the record changes", func() bool { after = www(); return after != before })
 		took := time.Since(killed)
-		if after != step.then || took > ttl+time.Second {
-			t.Errorf("it was %q, and after %v %q, want %q within %v", before, took, after, step.then, ttl+time.Second)
+		if after != step.then || took > ttl+busy {
+			t.Errorf("it was %q, and after %v %q, want %q within %v", before, took, after, step.then, ttl+busy)
 		}
 		t.Logf("killed: %q after %v", after, took.Round(time.Millisecond))
 	}

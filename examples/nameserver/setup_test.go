@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a test waits for anything before it fails.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // within returns the context of a test: it ends when the test does, or has taken too long.
 func within(t testing.TB) context.Context {

@@ -16,9 +16,12 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	ttl = 5 * time.Second
+	goleak.VerifyTestMain(m)
+}
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // chapters are words of the lines, in the order in which they have to come.
 var chapters = []string{

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	version  = "v3.7.3"         // of etcd
-	patience = 30 * time.Second // with what has no bound of its own
-	building = 5 * time.Minute  // etcd, the first time
-	together = 3                // tests, each with a cluster of its own: they wait more than they work
+	version  = "v3.7.3"        // of etcd
+	patience = time.Minute     // with what has no bound of its own
+	building = 5 * time.Minute // etcd, the first time
+	together = 3               // tests, each with a cluster of its own: they wait more than they work
 )
 
 // asClient is set in the environment of the test's program when it is to be a client process.
