@@ -194,10 +194,18 @@ func (w *followed) is(t *testing.T, err error, only bool) {
 	w.landings(t)
 }
 
+// tried returns how many attempts have begun, and what has become of them.
+func (w *followed) tried() (begun int, fates []outcome) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.begun, slices.Clone(w.fates)
+}
+
+// landings checks that each of the attempts has landed.
 func (w *followed) landings(t *testing.T) {
 	t.Helper()
-	if w.begun != len(w.fates) {
-		t.Errorf("%d attempts at %s were begun, %d landed", w.begun, w.key(), len(w.fates))
+	if begun, fates := w.tried(); begun != len(fates) {
+		t.Errorf("%d attempts at %s were begun, %d landed", begun, w.key(), len(fates))
 	}
 }
 
@@ -207,7 +215,8 @@ func (w *followed) key() string { return string(w.then[0].GetRequestPut().Key) }
 func (w *followed) doubts(t *testing.T, want ...bool) {
 	t.Helper()
 	var got []bool
-	for _, o := range w.fates {
+	_, fates := w.tried()
+	for _, o := range fates {
 		got = append(got, o.inDoubt())
 	}
 	if !slices.Equal(got, want) {
@@ -355,8 +364,8 @@ func TestGroup_WhatIsForgottenBeforeItLeavesIsNeverSent(t *testing.T) {
 		for _, w := range []*followed{all[1], all[3]} {
 			w.landings(t)
 			w.doubts(t, false)
-			if len(w.fates) != 1 || w.fates[0].err != errUnsent {
-				t.Errorf("it landed as %v", w.fates)
+			if _, fates := w.tried(); len(fates) != 1 || fates[0].err != errUnsent {
+				t.Errorf("it landed as %v", fates)
 			}
 		}
 		all[2].is(t, nil, true)
@@ -385,8 +394,8 @@ func TestGroup_WhatAllHaveForgottenHasTheTimeToBeAnsweredOnly(t *testing.T) {
 		}
 		given := g.lateAnswerWait() + allowance(1)
 		g.at(moment + given - 1)
-		if len(w.fates) > 0 {
-			t.Errorf("it landed as %v", w.fates)
+		if _, fates := w.tried(); len(fates) > 0 {
+			t.Errorf("it landed as %v", fates)
 		}
 		g.at(moment + given)
 		w.landings(t)
