@@ -223,7 +223,8 @@ func (b *batch) separate(writes []*write, o outcome, epochs map[string]int64) {
 	b.separated, b.answered = true, true
 	var together, alone, over []*write
 	for _, w := range writes {
-		if o.err == nil || !unsure(o.err) {
+		doubtful := o.repeated || o.err != nil && unsure(o.err)
+		if !doubtful {
 			w.attempts--
 		}
 		switch {
@@ -233,6 +234,10 @@ func (b *batch) separate(writes []*write, o outcome, epochs map[string]int64) {
 			w.epoch = epochs[w.session.record()]
 			w.session.learnEpoch(w.epoch)
 			together = append(together, w)
+		case doubtful:
+			w.begin() // one attempt lands here, another follows
+			over = append(over, w)
+			fallthrough
 		default:
 			alone = append(alone, w)
 		}
