@@ -134,7 +134,8 @@ func (c *Client) send(once *sendings, t txn) (*pb.TxnResponse, error) {
 	return resp, err
 }
 
-// together makes one transaction of all.
+// together makes one transaction of all. If an epoch is not that of its session any more
+// it reads which one is.
 func together(writes []*write) txn {
 	if len(writes) == 1 {
 		return writes[0].txn
@@ -146,19 +147,23 @@ func together(writes []*write) txn {
 		if epoch, ok := epochs[w.session]; w.session != nil && (!ok || epoch != w.epoch) {
 			epochs[w.session] = w.epoch
 			all.when = append(all.when, w.session.inEpoch(w.epoch))
+			all.otherwise = append(all.otherwise, within(revisionsOf(w.session.record())))
 		}
 	}
 	return all
 }
 
-// answer gives each write its part of what became of an attempt. If etcd has refused
-// it, be it for one of them, each has to leave alone.
+// answer gives each write its part of what became of an attempt. What was refused
+// because of its epoch gathers again with the present one. If etcd has refused all, be it
+// for one of them, each has to leave alone.
 func (b *batch) answer(writes []*write, o outcome) {
 	switch {
 	case len(writes) == 1:
 		b.resolve(writes[0], o)
-	case o.err == nil && !o.resp.Succeeded || o.err != nil && !transient(o.err):
-		b.separate(writes, o)
+	case o.err == nil && !o.resp.Succeeded:
+		b.separate(writes, o, epochsOf(o.resp))
+	case o.err != nil && !transient(o.err):
+		b.separate(writes, o, nil)
 	default:
 		for i, w := range writes {
 			own := o
@@ -169,6 +174,17 @@ func (b *batch) answer(writes []*write, o outcome) {
 			b.resolve(w, own)
 		}
 	}
+}
+
+// epochsOf returns the mod revisions of the records that a refused transaction has read.
+func epochsOf(resp *pb.TxnResponse) map[string]int64 {
+	epochs := make(map[string]int64, len(resp.Responses))
+	for i := range resp.Responses {
+		for _, kv := range found(resp, i) {
+			epochs[string(kv.Key)] = kv.ModRevision
+		}
+	}
+	return epochs
 }
 
 // resolve takes in the outcome of an attempt at one write; the first that is certain is
@@ -195,8 +211,9 @@ func (b *batch) resolve(w *write, o outcome) {
 	}
 }
 
-// separate sends each write alone after they were refused together.
-func (b *batch) separate(writes []*write, o outcome) {
+// separate sends writes again after they were refused together: those that a newer epoch
+// is known for together, the others each alone.
+func (b *batch) separate(writes []*write, o outcome, epochs map[string]int64) {
 	g := b.group
 	g.mu.Lock()
 	if errors.Is(o.err, rpctypes.ErrTooManyOps) {
@@ -204,23 +221,34 @@ func (b *batch) separate(writes []*write, o outcome) {
 	}
 	again := b.separated
 	b.separated, b.answered = true, true
-	var alone, over []*write
+	var together, alone, over []*write
 	for _, w := range writes {
-		if o.err == nil || !unsure(o.err) {
+		doubtful := o.repeated || o.err != nil && unsure(o.err)
+		if !doubtful {
 			w.attempts--
 		}
-		if again || w.forgotten || w.resolved {
+		switch {
+		case again || w.forgotten || w.resolved:
 			over = append(over, w)
-		} else {
+		case w.session != nil && epochs[w.session.record()] > w.epoch:
+			w.epoch = epochs[w.session.record()]
+			w.session.learnEpoch(w.epoch)
+			together = append(together, w)
+		case doubtful:
+			w.begin() // one attempt lands here, another follows
+			over = append(over, w)
+			fallthrough
+		default:
 			alone = append(alone, w)
 		}
 	}
 	g.mu.Unlock()
-	for _, w := range over {
-		refused := o
-		if o.err == nil {
-			refused.err = errUnsent
-		}
+	refused := o
+	if o.err == nil {
+		refused.err = errUnsent
+	}
+	g.again(together)
+	for _, w := range append(over, together...) { // the attempt is over; again has counted another
 		w.land(refused)
 	}
 	for _, w := range alone {

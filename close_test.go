@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -370,11 +371,12 @@ func TestEveryCloseReturnsWhenNothingIsLeft(t *testing.T) {
 	b := setup(t)
 	revoking, proceed := make(chan struct{}), make(chan struct{})
 	var revoked atomic.Bool
+	var once sync.Once // on a busy machine it may be sent twice
 	c := newClient(t, b.server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		if method != "/etcdserverpb.Lease/LeaseRevoke" {
 			return call()
 		}
-		close(revoking)
+		once.Do(func() { close(revoking) })
 		<-proceed
 		err := call()
 		revoked.Store(true)

@@ -41,8 +41,8 @@ const (
 // write is a transaction on its way through the group.
 type write struct {
 	txn
-	begun  func()        // called for each attempt but the first, before it is made; may be nil
-	landed func(outcome) // called with what becomes of each attempt; may be nil
+	begun  func(epoch int64) // called for each attempt but the first, before it is made; may be nil
+	landed func(outcome)     // called with what becomes of each attempt; may be nil
 
 	done   chan struct{} // closed when result is set
 	result outcome       // the first that is certain
@@ -77,7 +77,7 @@ var errUnsent = errors.New("not sent")
 
 func (w *write) begin() {
 	if w.begun != nil {
-		w.begun()
+		w.begun(w.epoch)
 	}
 }
 

@@ -203,7 +203,7 @@ func (h *hammer) failed(t *testing.T, err error) {
 	switch {
 	case errors.Is(err, locker.ErrLocked):
 		h.denied.Add(1)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled): // the latter at the end
 		h.cancelled.Add(1)
 	case errors.Is(err, locker.ErrLost):
 		h.lost.Add(1)

@@ -40,7 +40,7 @@ func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool
 			c.lines.leave(l.name, heir) // at once: what is left for l to do it need not wait for
 		}
 	}
-	heir.puts.begin()
+	heir.puts.begin(w.epoch)
 	c.group.submit(w)
 	late := time.NewTimer(c.hedgeDelay)
 	defer late.Stop()

@@ -10,15 +10,24 @@ import (
 type puts struct {
 	mu       sync.Mutex // guards what follows
 	underWay int
+	epoch    int64         // the largest that one carries
 	lost     bool          // at least one was never answered
 	fenced   bool          // none can take effect any more
 	landed   chan struct{} // closed when none is under way; nil if nobody waits
 }
 
-func (p *puts) begin() {
+func (p *puts) begin(epoch int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.underWay++
+	p.epoch = max(p.epoch, epoch)
+}
+
+// newest returns the largest epoch that one carries.
+func (p *puts) newest() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.epoch
 }
 
 func (p *puts) end(answered bool) {

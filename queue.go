@@ -47,7 +47,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	}
 	for {
 		t.epoch = s.currentEpoch()
-		l.puts.begin()
+		l.puts.begin(t.epoch)
 		resp, _, err := c.write(ctx, &write{txn: t, begun: l.puts.begin, landed: l.landed})
 		switch {
 		case err != nil:

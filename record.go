@@ -93,7 +93,7 @@ func (l *Lock) fence(ctx context.Context) (created int64, err error) {
 	entry := within(revisionsOf(l.key))
 	resp, _, err := s.client.commit(ctx, txn{
 		session:   s,
-		epoch:     s.currentEpoch(), // at least that of any put
+		epoch:     l.puts.newest(), // if another lock has fenced since, the puts are refused already
 		then:      []*pb.RequestOp{entry, remove(s.record())},
 		otherwise: []*pb.RequestOp{entry},
 	})

@@ -17,28 +17,32 @@ import (
 // of the context, which etcd's client asks before it repeats a request.
 type sendings struct {
 	context.Context
-	finished atomic.Int32
-	asked    atomic.Bool
+	maybe atomic.Bool // one was finished that may have been applied
+	again atomic.Bool // another was made after it
 }
 
 func (s *sendings) Err() error {
-	if s.finished.Load() == 0 {
-		s.asked.Store(true)
+	if !s.maybe.Load() {
+		s.again.Store(true)
 	}
 	return s.Context.Err()
 }
 
-// count is the option of the call that counts what may have been applied.
+// count is the option of the call that takes in each sending. One that was refused for
+// certain may be followed by another without harm.
 func (s *sendings) count() grpc.CallOption {
 	return grpc.OnFinish(func(err error) {
+		if s.maybe.Load() {
+			s.again.Store(true)
+		}
 		if err == nil || unsure(err) {
-			s.finished.Add(1)
+			s.maybe.Store(true)
 		}
 	})
 }
 
-// repeated reports whether the request was sent, or may have been, more than once.
-func (s *sendings) repeated() bool { return s.asked.Load() || s.finished.Load() > 1 }
+// repeated reports whether the request was sent again though it may have been applied.
+func (s *sendings) repeated() bool { return s.again.Load() }
 
 // counted counts the transactions of one call, so that etcd's own builder of
 // transactions can be used for the operations of a caller.

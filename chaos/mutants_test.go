@@ -116,7 +116,7 @@ var mutants = []mutant{
 	},
 	{
 		name:     "a write that etcd's client has repeated is not in doubt",
-		edits:    []edit{{"hedge.go", "return s.asked.Load() || s.finished.Load() > 1", "return false"}},
+		edits:    []edit{{"sendings.go", "return s.again.Load()", "return false"}},
 		storm:    []string{"-faults", "repeat-writes"},
 		caughtBy: []string{"a guarded write that is acknowledged was made once"},
 	},

@@ -1,0 +1,488 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+)
+
+// scriptedKV answers transactions as a script says. Each takes a moment.
+type scriptedKV struct {
+	pb.KVClient
+	start  time.Time
+	script func(n int, keys string) []error // of the n-th, which writes these keys: one error for each time it is sent
+
+	mu   sync.Mutex // guards sent
+	sent []sent
+}
+
+// sent is a transaction that was sent: when, and the keys it writes, with spaces between them.
+type sent struct {
+	at   time.Duration
+	keys string
+}
+
+var (
+	errNeverComes = errors.New("never comes")            // no answer
+	errNotThen    = errors.New("a compare has not held") // no error
+)
+
+func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
+	keys := strings.Join(keysOf(request), " ")
+	k.mu.Lock()
+	n := len(k.sent)
+	k.sent = append(k.sent, sent{time.Since(k.start), keys})
+	k.mu.Unlock()
+	results := []error{nil}
+	if k.script != nil {
+		results = k.script(n, keys)
+	}
+	var err error
+	for _, err = range results {
+		if err == errNeverComes {
+			<-ctx.Done()
+		}
+		if ended := sleep(ctx, moment); ended != nil {
+			err = ended
+		}
+		for _, opt := range opts {
+			if on, ok := opt.(grpc.OnFinishCallOption); ok {
+				if err == errNotThen {
+					on.OnFinish(nil)
+				} else {
+					on.OnFinish(err)
+				}
+			}
+		}
+	}
+	switch err {
+	case nil:
+		return applied(request, int64(n+1)), nil
+	case errNotThen:
+		return &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: int64(n + 1)}}, nil
+	}
+	return nil, err
+}
+
+// times has the first errors happen one after the other, each to one transaction, and none to those that follow.
+func times(errs ...error) func(int, string) []error {
+	return func(n int, _ string) []error {
+		if n < len(errs) {
+			return []error{errs[n]}
+		}
+		return []error{nil}
+	}
+}
+
+func keysOf(request *pb.TxnRequest) (keys []string) {
+	for _, op := range request.Success {
+		if nested := op.GetRequestTxn(); nested != nil {
+			keys = append(keys, keysOf(nested)...)
+		} else {
+			keys = append(keys, string(op.GetRequestPut().Key))
+		}
+	}
+	return keys
+}
+
+func applied(request *pb.TxnRequest, revision int64) *pb.TxnResponse {
+	resp := &pb.TxnResponse{Succeeded: true, Header: &pb.ResponseHeader{Revision: revision}}
+	for _, op := range request.Success {
+		own := &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: new(pb.PutResponse)}}
+		if nested := op.GetRequestTxn(); nested != nil {
+			own = &pb.ResponseOp{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: applied(nested, revision)}}
+		}
+		resp.Responses = append(resp.Responses, own)
+	}
+	return resp
+}
+
+// grouped is a client whose transactions are scripted.
+type grouped struct {
+	*requests
+	kv *scriptedKV
+}
+
+func inGroup(t *testing.T, script func(n int, keys string) []error, f func(t *testing.T, g *grouped)) {
+	t.Helper()
+	inBubble(t, func(t *testing.T, r *requests) {
+		g := &grouped{r, &scriptedKV{start: r.start, script: script}}
+		r.kv = g.kv
+		f(t, g)
+	})
+}
+
+// followed is a write that notes what becomes of its attempts.
+type followed struct {
+	write
+	mu    sync.Mutex // guards what follows
+	begun int        // attempts
+	fates []outcome
+}
+
+// submit has a write of name leave that puts key, with a value of that size.
+func (g *grouped) submit(name, key string, size int) *followed {
+	w := &followed{begun: 1}
+	w.write = write{
+		txn: txn{name: name, then: []*pb.RequestOp{put(key, strings.Repeat("v", size), 0)}},
+		begun: func(int64) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.begun++
+		},
+		landed: func(o outcome) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.fates = append(w.fates, o)
+		},
+	}
+	g.group.submit(&w.write)
+	return w
+}
+
+// all has a write leave for each key, whose name is its first letter.
+func (g *grouped) all(keys string) (all []*followed) {
+	for _, key := range strings.Fields(keys) {
+		all = append(all, g.submit(key[:1], key, 0))
+	}
+	return all
+}
+
+// sent checks which transactions were sent, and that nothing goes on.
+func (g *grouped) sent(want ...sent) {
+	g.t.Helper()
+	g.idle()
+	if !slices.Equal(g.kv.sent, want) {
+		g.t.Errorf("sent were\n%v, not\n%v", g.kv.sent, want)
+	}
+}
+
+// keys are what each transaction wrote.
+func (g *grouped) keys() (keys []string) {
+	g.kv.mu.Lock()
+	defer g.kv.mu.Unlock()
+	for _, s := range g.kv.sent {
+		keys = append(keys, s.keys)
+	}
+	return keys
+}
+
+// is checks the result of a write, and that each of its attempts has landed.
+func (w *followed) is(t *testing.T, err error, only bool) {
+	t.Helper()
+	select {
+	case <-w.done:
+	default:
+		t.Errorf("%s has no result", w.key())
+		return
+	}
+	if !errors.Is(w.result.err, err) || w.result.only != only {
+		t.Errorf("the result of %s is %v, only: %v", w.key(), w.result.err, w.result.only)
+	}
+	if err == nil && (w.result.resp == nil || !w.result.resp.Succeeded || w.result.resp.Header == nil) {
+		t.Errorf("the answer for %s is %v", w.key(), w.result.resp)
+	}
+	w.landings(t)
+}
+
+// tried returns how many attempts have begun, and what has become of them.
+func (w *followed) tried() (begun int, fates []outcome) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.begun, slices.Clone(w.fates)
+}
+
+// landings checks that each of the attempts has landed.
+func (w *followed) landings(t *testing.T) {
+	t.Helper()
+	if begun, fates := w.tried(); begun != len(fates) {
+		t.Errorf("%d attempts at %s were begun, %d landed", begun, w.key(), len(fates))
+	}
+}
+
+func (w *followed) key() string { return string(w.then[0].GetRequestPut().Key) }
+
+// doubts are which of the attempts landed in doubt.
+func (w *followed) doubts(t *testing.T, want ...bool) {
+	t.Helper()
+	var got []bool
+	_, fates := w.tried()
+	for _, o := range fates {
+		got = append(got, o.inDoubt())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("of the attempts at %s were in doubt: %v, not %v", w.key(), got, want)
+	}
+}
+
+func TestGroup_KeepsTheOrderOfANameAndSendsOneAtATime(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		all := g.all("x1 a1 a2 a3 b1 b2 x2")
+		g.at(time.Second)
+		g.sent(sent{0, "x1"}, sent{moment, "a1 b1 x2"}, sent{2 * moment, "a2 b2"}, sent{3 * moment, "a3"})
+		for _, w := range all {
+			w.is(t, nil, true)
+			w.doubts(t, false)
+		}
+	})
+}
+
+func TestGroup_ARecordLeavesAtOnceAndAlone(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		g.all("a1 b1")
+		g.submit("", "record", 0)
+		g.at(moment / 2)
+		g.submit("", "other", 0)
+		g.at(time.Second)
+		if len(g.kv.sent) != 4 || g.kv.sent[2] != (sent{moment / 2, "other"}) || g.kv.sent[3] != (sent{moment, "b1"}) {
+			t.Errorf("sent were %v", g.kv.sent)
+		}
+	})
+}
+
+func TestGroup_SplitsWhatIsTooMuchByNumber(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		g.submit("first", "first", 0)
+		var keys []string
+		for i := range 2*maxTogether + 7 {
+			keys = append(keys, fmt.Sprint(i))
+			g.submit(fmt.Sprint(i), fmt.Sprint(i), 0)
+		}
+		g.at(time.Second)
+		g.sent(sent{0, "first"},
+			sent{moment, strings.Join(keys[:maxTogether], " ")},
+			sent{2 * moment, strings.Join(keys[maxTogether:2*maxTogether], " ")},
+			sent{3 * moment, strings.Join(keys[2*maxTogether:], " ")})
+	})
+}
+
+func TestGroup_SplitsWhatIsTooMuchBySize(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		g.submit("x", "x", 0)
+		const half = maxBytesTogether/2 - 1 // with its key
+		for _, name := range []string{"a", "b", "c", "d"} {
+			g.submit(name, name, half)
+		}
+		g.submit("e", "e", 2*maxBytesTogether)
+		g.submit("f", "f", 1)
+		g.at(time.Second)
+		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{2 * moment, "c d"}, sent{3 * moment, "e"}, sent{4 * moment, "f"})
+	})
+}
+
+func TestGroup_WhatIsRefusedTogetherLeavesAlone(t *testing.T) {
+	for name, refusal := range map[string]error{"for one": errRefused, "by a compare": errNotThen} {
+		t.Run(name, func(t *testing.T) {
+			script := func(_ int, keys string) []error {
+				if strings.Contains(keys, "bad") {
+					return []error{refusal}
+				}
+				return []error{nil}
+			}
+			inGroup(t, script, func(t *testing.T, g *grouped) {
+				all := g.all("x a bad c")
+				g.at(time.Second)
+				g.idle()
+				got := g.keys()
+				slices.Sort(got[2:]) // they leave at once
+				if want := []string{"x", "a bad c", "a", "bad", "c"}; !slices.Equal(got, want) {
+					t.Errorf("sent were %q, not %q", got, want)
+				}
+				for _, w := range all {
+					switch {
+					case w.key() != "bad":
+						w.is(t, nil, true)
+					case refusal == errRefused:
+						w.is(t, errRefused, true)
+					case w.result.err != nil || w.result.resp.Succeeded || !w.result.only:
+						t.Errorf("the result is %+v", w.result)
+					}
+					w.doubts(t, false)
+				}
+			})
+		})
+	}
+}
+
+func TestGroup_WhatIsRefusedTogetherAndForgottenDoesNotLeaveAgain(t *testing.T) {
+	inGroup(t, times(nil, errRefused), func(t *testing.T, g *grouped) {
+		all := g.all("x a b")
+		g.at(moment * 3 / 2)
+		if err := g.group.forget(&all[1].write); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it is known that %v", err)
+		}
+		g.at(time.Second)
+		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{2 * moment, "b"})
+		all[1].landings(t)
+		all[1].doubts(t, false)
+		all[2].is(t, nil, true)
+	})
+}
+
+func TestGroup_LearnsHowManyOperationsAServerTakes(t *testing.T) {
+	script := func(_ int, keys string) []error {
+		if len(strings.Fields(keys)) > 3 {
+			return []error{rpctypes.ErrGRPCTooManyOps}
+		}
+		return []error{nil}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		all := g.all("x a b c d e")
+		g.at(time.Second)
+		all = append(all, g.all("x a b c d e")...)
+		g.at(2 * time.Second)
+		g.idle()
+		got := g.keys()
+		if want := []string{"x", "a b", "c d", "e"}; !slices.Equal(got[len(got)-4:], want) {
+			t.Errorf("sent were %q, at last not %q", got, want)
+		}
+		for _, w := range all {
+			w.is(t, nil, true)
+		}
+	})
+}
+
+func TestGroup_WhatIsForgottenBeforeItLeavesIsNeverSent(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		all := g.all("x a1 a2 b")
+		for _, w := range []*followed{all[1], all[3]} {
+			if err := g.group.forget(&w.write); err != errUnsent {
+				t.Errorf("%s was forgotten with %v", w.key(), err)
+			}
+		}
+		g.at(time.Second)
+		g.sent(sent{0, "x"}, sent{moment, "a2"})
+		for _, w := range []*followed{all[1], all[3]} {
+			w.landings(t)
+			w.doubts(t, false)
+			if _, fates := w.tried(); len(fates) != 1 || fates[0].err != errUnsent {
+				t.Errorf("it landed as %v", fates)
+			}
+		}
+		all[2].is(t, nil, true)
+	})
+}
+
+func TestGroup_WhatIsForgottenUnderWayIsNotTriedAgain(t *testing.T) {
+	inGroup(t, times(nil, errNeverComes), func(t *testing.T, g *grouped) {
+		all := g.all("x a b")
+		g.at(2 * moment)
+		_ = g.group.forget(&all[1].write)
+		g.at(time.Minute)
+		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{moment + testDelay + allowance(2), "b"})
+		all[1].landings(t)
+		all[1].doubts(t, true)
+		all[2].is(t, nil, false)
+	})
+}
+
+func TestGroup_WhatAllHaveForgottenHasTheTimeToBeAnsweredOnly(t *testing.T) {
+	inGroup(t, func(int, string) []error { return []error{errNeverComes} }, func(t *testing.T, g *grouped) {
+		w := g.all("a")[0]
+		g.at(moment)
+		if err := g.group.forget(&w.write); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it is known that %v", err)
+		}
+		given := g.lateAnswerWait() + allowance(1)
+		g.at(moment + given - 1)
+		if _, fates := w.tried(); len(fates) > 0 {
+			t.Errorf("it landed as %v", fates)
+		}
+		g.at(moment + given)
+		w.landings(t)
+		w.doubts(t, true)
+		g.sent(sent{0, "a"})
+	})
+}
+
+func TestGroup_AnAnswerAfterAnAttemptInDoubtIsNotThatOfTheOnlyOne(t *testing.T) {
+	inGroup(t, times(errPassing), func(t *testing.T, g *grouped) {
+		w := g.all("a")[0]
+		g.at(time.Second)
+		g.idle()
+		w.is(t, nil, false)
+		w.doubts(t, true, false)
+	})
+}
+
+func TestGroup_ARequestThatWasRepeatedIsInDoubtThoughItIsAnswered(t *testing.T) {
+	script := func(n int, _ string) []error {
+		if n == 1 {
+			return []error{errPassing, nil}
+		}
+		return []error{nil}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		all := g.all("x a b")
+		g.at(time.Second)
+		g.sent(sent{0, "x"}, sent{moment, "a b"})
+		all[0].is(t, nil, true)
+		for _, w := range all[1:] {
+			w.is(t, nil, false)
+			w.doubts(t, true)
+		}
+	})
+}
+
+func TestGroup_WhatHasFailedTogetherGathersAgain(t *testing.T) {
+	inGroup(t, times(nil, errPassing), func(t *testing.T, g *grouped) {
+		all := g.all("x a b c1")
+		g.at(2*moment + shortestPause/4)
+		all = append(all, g.all("y c2 d")...) // while the others pause; the first leaves at once
+		g.at(time.Second)
+		g.idle()
+		if want := []string{"x", "a b c1", "y", "c1 d a b", "c2"}; !slices.Equal(g.keys(), want) {
+			t.Errorf("sent were %q, not %q", g.keys(), want)
+		}
+		for _, w := range all {
+			again := slices.Contains([]string{"a", "b", "c1"}, w.key())
+			w.is(t, nil, !again)
+		}
+	})
+}
+
+func TestGroup_TooManyRequestsAreTriedAgain(t *testing.T) {
+	inGroup(t, times(nil, rpctypes.ErrGRPCRequestTooManyRequests, rpctypes.ErrGRPCRequestTooManyRequests), func(t *testing.T, g *grouped) {
+		all := g.all("x a b")
+		g.at(time.Second)
+		g.idle()
+		if want := []string{"x", "a b", "a b", "a b"}; !slices.Equal(g.keys(), want) {
+			t.Errorf("sent were %q, not %q", g.keys(), want)
+		}
+		for _, w := range all[1:] {
+			w.is(t, nil, false)
+		}
+	})
+}
+
+func TestGroup_AStuckTransactionHoldsUpOthersForTheHedgeDelay(t *testing.T) {
+	inGroup(t, func(_ int, keys string) []error {
+		if keys == "a" {
+			return []error{errNeverComes}
+		}
+		return []error{nil}
+	}, func(t *testing.T, g *grouped) {
+		all := g.all("a b c")
+		g.at(testDelay + moment)
+		all[1].is(t, nil, true)
+		all[2].is(t, nil, true)
+		g.kv.mu.Lock()
+		if !slices.Contains(g.kv.sent, sent{testDelay, "b c"}) {
+			t.Errorf("sent were %v", g.kv.sent)
+		}
+		g.kv.mu.Unlock()
+		_ = g.group.forget(&all[0].write)
+		g.at(time.Minute)
+		g.idle()
+		all[0].landings(t)
+	})
+}

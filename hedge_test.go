@@ -1,0 +1,505 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	testDelay = 400 * time.Millisecond // the hedge delay of these tests
+	moment    = 50 * time.Millisecond  // what an attempt takes
+	never     = time.Duration(-1)
+)
+
+var (
+	errPassing = status.Error(codes.Unavailable, "passing")
+	errRefused = status.Error(codes.PermissionDenied, "refused")
+)
+
+// requests is a client that has nothing but what its requests need, in a bubble.
+type requests struct {
+	*Client
+	t     *testing.T
+	start time.Time
+
+	mu    sync.Mutex // guards what follows
+	tried []*try
+}
+
+// try is one attempt at a request: when it began and ended, counted from the start.
+type try struct{ began, ended time.Duration }
+
+// inBubble runs f in a bubble, as a task of the client. All that f starts has to end.
+func inBubble(t *testing.T, f func(t *testing.T, r *requests)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &requests{t: t, start: time.Now(), Client: &Client{etcd: clientv3.NewCtxClient(context.Background()), hedgeDelay: testDelay}}
+		r.base, r.stop = context.WithCancel(context.Background())
+		r.hedging.window = firstHedges
+		r.group.init(r.Client)
+		r.tasks.begin()
+		t.Cleanup(func() {
+			r.stop()
+			r.tasks.end()
+			r.tasks.join()
+		})
+		f(t, r)
+	})
+}
+
+func (r *requests) now() time.Duration { return time.Since(r.start) }
+
+// at lets time pass until so long after the start, and then everything happen that happens at that time.
+func (r *requests) at(d time.Duration) {
+	time.Sleep(time.Until(r.start.Add(d)))
+	synctest.Wait()
+}
+
+// idle checks that no task is left but the test itself.
+func (r *requests) idle() {
+	r.t.Helper()
+	before := r.now()
+	r.tasks.end()
+	r.tasks.join()
+	r.tasks.begin()
+	if took := r.now() - before; took != 0 {
+		r.t.Errorf("something went on for %v", took)
+	}
+	r.hedging.mu.Lock()
+	defer r.hedging.mu.Unlock()
+	if r.hedging.fresh != 0 {
+		r.t.Errorf("%d hedges were not counted out", r.hedging.fresh)
+	}
+}
+
+// step is what one attempt meets: after a while, counted from when it begins, its answer or error.
+type step struct {
+	after  time.Duration
+	answer string
+	err    error
+}
+
+var silence = step{after: never}
+
+// hedge makes a request whose n-th attempt meets the n-th step, and those that follow the last one.
+func (r *requests) hedge(ctx context.Context, allowed, late time.Duration, steps ...step) (string, error) {
+	return hedge(ctx, r.Client, allowed, late, func(ctx context.Context) (string, error) {
+		mine := &try{began: r.now(), ended: never}
+		r.mu.Lock()
+		s := steps[min(len(r.tried), len(steps)-1)]
+		r.tried = append(r.tried, mine)
+		r.mu.Unlock()
+		defer func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			mine.ended = r.now()
+		}()
+		if s.after == never {
+			<-ctx.Done()
+			return "", ctx.Err()
+		}
+		if err := sleep(ctx, s.after); err != nil {
+			return "", err
+		}
+		return s.answer, s.err
+	})
+}
+
+// tries checks when the attempts began and ended.
+func (r *requests) tries(want ...try) {
+	r.t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	got := make([]try, len(r.tried))
+	for i, a := range r.tried {
+		got[i] = *a
+	}
+	if !slices.Equal(got, want) {
+		r.t.Errorf("the attempts began and ended at %v, not %v", got, want)
+	}
+}
+
+// returned checks what a request returned, and that it is that time.
+func (r *requests) returned(answer string, err error, want string, wantErr error, when time.Duration) {
+	r.t.Helper()
+	if answer != want || !errors.Is(err, wantErr) {
+		r.t.Errorf("it returned %q, %v, not %q, %v", answer, err, want, wantErr)
+	}
+	if now := r.now(); now != when {
+		r.t.Errorf("it returned after %v, not %v", now, when)
+	}
+	synctest.Wait()
+}
+
+func TestHedge_AnAnswerInTimeIsThatOfTheOnlyAttempt(t *testing.T) {
+	const allowed = 3 * time.Second
+	for name, s := range map[string]step{
+		"answer":  {after: testDelay + allowed - 1, answer: "first"},
+		"refusal": {after: testDelay + allowed - 1, err: errRefused},
+		"failure": {after: testDelay + allowed - 1, err: errPassing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				answer, err := r.hedge(t.Context(), allowed, time.Hour, s)
+				r.returned(answer, err, s.answer, s.err, s.after)
+				r.at(time.Minute)
+				r.tries(try{0, s.after})
+				r.idle()
+			})
+		})
+	}
+}
+
+func TestHedge_ASecondAttemptAnswersForASilentOne(t *testing.T) {
+	const allowed = 300 * time.Millisecond
+	const second = testDelay + allowed
+	for _, late := range []time.Duration{0, time.Second} {
+		for _, s := range []step{{after: moment, answer: "second"}, {after: moment, err: errRefused}} {
+			t.Run(fmt.Sprint(late, s.err), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, r *requests) {
+					answer, err := r.hedge(t.Context(), allowed, late, silence, s)
+					r.returned(answer, err, s.answer, s.err, second+moment+late)
+					r.tries(try{0, second + moment + late}, try{second, second + moment})
+					r.idle()
+				})
+			})
+		}
+	}
+}
+
+func TestHedge_AFirstAttemptThatIsLateHasTheTimeToBeAnswered(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *requests) {
+		answer, err := r.hedge(t.Context(), 0, time.Second, step{after: testDelay + 3*moment, answer: "same"}, step{after: moment, answer: "same"})
+		r.returned(answer, err, "same", nil, testDelay+3*moment)
+		r.tries(try{0, testDelay + 3*moment}, try{testDelay, testDelay + moment})
+		r.at(time.Minute)
+		r.idle()
+	})
+}
+
+func TestHedge_HasTwoAttemptsAtMostAtGrowingIntervals(t *testing.T) {
+	const allowed = 600 * time.Millisecond
+	const length = 10 * time.Minute
+	for name, replacement := range map[string]step{"silent": silence, "failing": {err: errPassing}} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				ctx, cancel := context.WithTimeout(t.Context(), length)
+				defer cancel()
+				_, err := r.hedge(ctx, allowed, 0, silence, replacement)
+				r.returned("", err, "", context.DeadlineExceeded, length)
+				r.idle()
+				var intervals []time.Duration
+				for i, a := range r.tried[1:] {
+					if i > 0 && a.began < r.tried[i].ended {
+						t.Errorf("a replacement began after %v, but that before it ended after %v", a.began, r.tried[i].ended)
+					}
+					intervals = append(intervals, a.began-r.tried[i].began)
+				}
+				const s = time.Second
+				want := []time.Duration{s, s, s, s, 2 * s, 4 * s, 8 * s, 16 * s}
+				for len(want) < len(intervals) {
+					want = append(want, longestHedgeInterval+allowed)
+				}
+				if !slices.Equal(intervals, want) {
+					t.Errorf("the attempts began in intervals of %v", intervals)
+				}
+				if len(intervals) < 20 {
+					t.Errorf("it was hedged no more than %d times in %v", len(intervals), length)
+				}
+			})
+		})
+	}
+}
+
+func TestHedge_AFailureOfTheFirstWaitsForTheSecond(t *testing.T) {
+	const allowed = 600 * time.Millisecond
+	const second = testDelay + allowed
+	const failed = second + moment
+	first := step{after: failed, err: errPassing}
+	for name, this := range map[string]struct {
+		steps  []step
+		answer string
+		err    error
+		when   time.Duration
+	}{
+		"which answers":                        {[]step{first, {after: 2 * moment, answer: "second"}}, "second", nil, second + 2*moment},
+		"which refuses":                        {[]step{first, {after: 2 * moment, err: errRefused}}, "", errRefused, second + 2*moment},
+		"which fails":                          {[]step{first, {after: 2 * moment, err: errors.Join(errPassing)}}, "", errPassing, second + 2*moment},
+		"which had failed, and is between two": {[]step{first, {err: errors.Join(errPassing)}}, "", errPassing, failed},
+		"which is silent":                      {[]step{first, silence}, "", errPassing, second + testDelay + allowed},
+		// It was replaced, and so it would run for longer.
+		"which is silent for long": {[]step{{after: time.Minute, err: errPassing}, silence}, "", errPassing, time.Minute + testDelay + allowed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				answer, err := r.hedge(t.Context(), allowed, time.Hour, this.steps...)
+				r.returned(answer, err, this.answer, this.err, this.when)
+				r.idle()
+			})
+		})
+	}
+}
+
+func TestHedge_AFirstAttemptDoesNotWaitForAHedgeThatHasNotBegun(t *testing.T) {
+	for name, s := range map[string]step{
+		"answer":  {after: testDelay + moment, answer: "first"},
+		"failure": {after: testDelay + moment, err: errPassing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				r.hedging.window = 0
+				answer, err := r.hedge(t.Context(), 0, time.Hour, s)
+				r.returned(answer, err, s.answer, s.err, s.after)
+				r.at(time.Hour)
+				r.tries(try{0, s.after})
+				r.idle()
+			})
+		})
+	}
+}
+
+func TestHedge_BeginsWhenThereIsRoom(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *requests) {
+		r.hedging.window, r.hedging.fresh = 1, 1
+		time.AfterFunc(testDelay*5/4, r.hedging.leave)
+		answer, err := r.hedge(t.Context(), 0, 0, silence, step{after: moment, answer: "second"})
+		r.returned(answer, err, "second", nil, testDelay*3/2+moment)
+		r.idle()
+	})
+}
+
+func TestHedge_AnAnswerOfTheFirstGivesTheSecondTheTimeToBeAnswered(t *testing.T) {
+	const answered = testDelay + moment
+	first := step{after: answered, answer: "first"}
+	for name, this := range map[string]struct {
+		late   time.Duration
+		second step
+		when   time.Duration
+	}{
+		"none":                  {0, silence, answered},
+		"in which it is":        {testDelay / 2, step{after: 2 * moment, answer: "second"}, testDelay + 2*moment},
+		"in which it is not":    {testDelay / 2, silence, answered + testDelay/2},
+		"in which it fails":     {testDelay / 2, step{after: 2 * moment, err: errPassing}, testDelay + 2*moment},
+		"that is more than its": {time.Hour, silence, 2 * testDelay},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				answer, err := r.hedge(t.Context(), 0, this.late, first, this.second)
+				r.returned(answer, err, "first", nil, this.when)
+				r.tries(try{0, answered}, try{testDelay, this.when})
+				r.idle()
+			})
+		})
+	}
+}
+
+func TestHedge_WaitsForWhatOthersSend(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *requests) {
+		done := r.carry(slowestLink) // which takes a second
+		time.AfterFunc(time.Second, func() { r.carry(2 * slowestLink) })
+		time.AfterFunc(2*time.Second, done)
+		// After a second there were three to go, and two when they had passed.
+		answer, err := r.hedge(t.Context(), 0, 0, silence, step{after: moment, answer: "second"})
+		r.returned(answer, err, "second", nil, 2*time.Second+testDelay+time.Second+moment)
+		r.idle()
+	})
+}
+
+func TestHedge_DoesNotWaitForWhatOthersHaveSent(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *requests) {
+		time.AfterFunc(testDelay/2, r.carry(slowestLink))
+		answer, err := r.hedge(t.Context(), 0, 0, silence, step{after: moment, answer: "second"})
+		r.returned(answer, err, "second", nil, testDelay+moment)
+		r.idle()
+	})
+}
+
+func TestHedge_ReturnsWhenItsContextEnds(t *testing.T) {
+	failing := step{err: errPassing}
+	for name, this := range map[string]struct {
+		when    time.Duration
+		carried int64
+		window  int
+		steps   []step
+	}{
+		"before it hedges":              {testDelay / 2, 0, 1, []step{silence}},
+		"with two under way":            {testDelay + moment, 0, 1, []step{silence}},
+		"with a replacement under way":  {20 * time.Second, 0, 1, []step{silence}},
+		"between two":                   {testDelay + moment, 0, 1, []step{silence, failing}},
+		"while others send":             {testDelay + moment, slowestLink, 1, []step{silence}},
+		"while there is no room":        {testDelay + moment, 0, 0, []step{silence}},
+		"after the second has answered": {testDelay + 2*moment, 0, 1, []step{silence, {after: moment, answer: "second"}}},
+		"after the first has failed":    {testDelay + 2*moment, 0, 1, []step{{after: testDelay + moment, err: errPassing}, silence}},
+		"after the first has answered":  {testDelay + 2*moment, 0, 1, []step{{after: testDelay + moment, answer: "first"}, silence}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				defer r.carry(this.carried)()
+				r.hedging.window = this.window
+				ctx, cancel := context.WithTimeout(t.Context(), this.when)
+				defer cancel()
+				answer, err := r.hedge(ctx, 0, time.Hour, this.steps...)
+				if answer == "" && err == nil {
+					t.Error("it returned neither an answer nor an error")
+				}
+				r.returned(answer, err, answer, err, this.when)
+				r.idle()
+			})
+		})
+	}
+}
+
+func TestHedging_TheWindowFollowsWhatHedgesAchieve(t *testing.T) {
+	t.Parallel()
+	const helped, useless, late = 1, 2, 3
+	h := &hedging{window: firstHedges}
+	judge := func(what, times, want int) {
+		t.Helper()
+		for range times {
+			h.judge(what != useless, what == late)
+		}
+		if h.window != want {
+			t.Errorf("the window is %d, not %d", h.window, want)
+		}
+	}
+	judge(helped, 1, 2*firstHedges)
+	judge(useless, 5, 2*firstHedges)
+	judge(late, 1, firstHedges)
+	judge(late, 1, fewestHedges)
+	judge(late, 5, fewestHedges)
+	judge(helped, 20, mostHedges)
+	judge(late, 1, mostHedges/2)
+}
+
+func TestHedging_TakesInWhatBecameOfEachHedge(t *testing.T) {
+	for name, this := range map[string]struct {
+		first, second step
+		window        int
+	}{
+		"it answered":                   {silence, step{after: moment, answer: "second"}, 2 * firstHedges},
+		"it was refused":                {silence, step{after: moment, err: errRefused}, 2 * firstHedges},
+		"the first answered":            {step{after: testDelay + moment, answer: "first"}, silence, firstHedges / 2},
+		"the first was refused":         {step{after: testDelay + moment, err: errRefused}, silence, firstHedges / 2},
+		"both answered":                 {step{after: testDelay + moment, answer: "first"}, step{after: 2 * moment}, firstHedges / 2},
+		"the first failed":              {step{after: testDelay + moment, err: errPassing}, step{after: 2 * moment}, 2 * firstHedges},
+		"both failed":                   {step{after: testDelay + moment, err: errPassing}, step{after: 2 * moment, err: errPassing}, firstHedges},
+		"it failed, the first answered": {step{after: testDelay + 2*moment, answer: "first"}, step{after: moment, err: errPassing}, firstHedges},
+		"there was none":                {step{after: moment, answer: "first"}, silence, firstHedges},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *requests) {
+				_, _ = r.hedge(t.Context(), 0, time.Second, this.first, this.second)
+				r.idle()
+				if r.hedging.window != this.window {
+					t.Errorf("the window is %d, not %d", r.hedging.window, this.window)
+				}
+			})
+		})
+	}
+}
+
+func TestHedging_AHedgeTakesNoRoomAfterTheHedgeDelay(t *testing.T) {
+	const allowed = time.Minute // so that the first hedge lives on
+	inBubble(t, func(t *testing.T, r *requests) {
+		r.hedging.window = 1
+		ctx, cancel := context.WithCancel(t.Context())
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() { _, _ = r.hedge(ctx, allowed, 0, silence) })
+			time.Sleep(moment)
+		}
+		begun := func(want int) {
+			t.Helper()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if n := len(r.tried); n != want {
+				t.Errorf("after %v there were %d attempts, not %d", r.now(), n, want)
+			}
+		}
+		r.at(allowed + testDelay)
+		begun(3)
+		r.at(allowed + 2*testDelay)
+		begun(3) // the other looks for room at intervals
+		r.at(allowed + 2*testDelay + moment)
+		begun(4)
+		cancel()
+		both.Wait()
+		r.idle()
+	})
+}
+
+func TestHedging_AHedgeThatHasEndedTakesNoRoom(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *requests) {
+		second := step{after: moment, answer: "second"}
+		for range 3 {
+			r.hedging.window = 1
+			began := r.now()
+			answer, err := r.hedge(t.Context(), 0, 0, silence, second, silence, second, silence, second)
+			r.returned(answer, err, "second", nil, began+testDelay+moment)
+		}
+		r.idle()
+	})
+}
+
+func TestSendings_CountsWhatMayHaveBeenApplied(t *testing.T) {
+	t.Parallel()
+	canceled := status.Error(codes.Canceled, "by something on the way")
+	noToken := rpctypes.ErrGRPCInvalidAuthToken
+	for name, this := range map[string]struct {
+		finished []error
+		repeated bool
+	}{
+		"none":                         {nil, false},
+		"answered":                     {[]error{nil}, false},
+		"refused":                      {[]error{errRefused}, false},
+		"failed":                       {[]error{errPassing}, false},
+		"canceled, answered":           {[]error{canceled, nil}, true},
+		"canceled, canceled":           {[]error{canceled, canceled}, true},
+		"failed, answered":             {[]error{errPassing, nil}, true},
+		"refused, answered":            {[]error{noToken, nil}, false},
+		"refused, refused":             {[]error{noToken, errRefused}, false},
+		"refused, canceled, answered":  {[]error{noToken, canceled, nil}, true},
+		"canceled, refused, answered":  {[]error{canceled, noToken, nil}, true},
+		"too many, answered":           {[]error{rpctypes.ErrGRPCRequestTooManyRequests, nil}, false},
+		"ended by its context, failed": {[]error{context.DeadlineExceeded, errPassing}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			once := &sendings{Context: t.Context()}
+			finish := once.count().(grpc.OnFinishCallOption).OnFinish
+			for _, err := range this.finished {
+				finish(err)
+			}
+			if once.repeated() != this.repeated {
+				t.Errorf("repeated: %v", once.repeated())
+			}
+		})
+	}
+}
+
+func TestSendings_NoticesAQuestionBeforeARequestHasFinished(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	before, after := &sendings{Context: ctx}, &sendings{Context: ctx}
+	if err := before.Err(); err != nil || !before.repeated() {
+		t.Errorf("%v; repeated: %v", err, before.repeated())
+	}
+	after.count().(grpc.OnFinishCallOption).OnFinish(nil)
+	cancel()
+	if err := after.Err(); !errors.Is(err, context.Canceled) || after.repeated() {
+		t.Errorf("%v; repeated: %v", err, after.repeated())
+	}
+}
