@@ -200,7 +200,7 @@ func TestCompatLockGoesOnContendingAfterFalse(t *testing.T) {
 func TestCompatTakesNilForEveryChannel(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t).Compat()
+	c := b.client(t, locker.WithTTL(brief)).Compat()
 	held := calling(func() error { return c.Lock("a", "v", nil, nil) })
 	eventually(t, "it is locked", func() bool { v, err := c.Get("a"); return v == "v" && err == nil })
 	waiting := calling(func() error { return c.Lock("a", "w", nil, nil) })

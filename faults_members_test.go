@@ -30,7 +30,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithMembers(3))
-			c := gather(t, b, b.server.Client, locker.WithTTL(brief))
+			c := gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL))
 			fault(t, b.server)
 			c.passOn(t, b)
 		})
@@ -40,7 +40,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 func TestNobodyNoticesARestartThatIsOverBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := gather(t, b, b.server.Client, locker.WithTTL(10*time.Second))
+	c := gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL))
 	token := c.holder.Token()
 	b.server.Stop(t, 0)
 	b.server.Restart(t, 0)
@@ -58,7 +58,7 @@ func TestAnIsolatedMemberStopsNobody(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithMembers(3))
 			// All their clients are connected to all members.
-			c := gather(t, b, b.server.Client, locker.WithTTL(brief))
+			c := gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL))
 			member := (b.server.Leader(t) + which) % 3
 			b.server.Isolate(t, member)
 			b.server.Leader(t)
@@ -148,7 +148,7 @@ func TestNobodyNoticesThatEtcdCompactsAllTheTime(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { compacted <- compact(ctx, b.etcd) }()
 	for range 3 {
-		gather(t, b, b.server.Client, locker.WithTTL(brief)).passOn(t, b)
+		gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL)).passOn(t, b)
 	}
 	clients := []*locker.Client{b.client(t), b.client(t)}
 	seen := observe(t, b.client(t), "turns")

@@ -254,8 +254,8 @@ func TestNobodyNoticesThatConnectionsAreReset(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
-	c := gather(t, b, proxy.Client, locker.WithTTL(brief))
-	for range 3 {
+	c := gather(t, b, proxy.Client, locker.WithTTL(locker.DefaultTTL))
+	for range 2 {
 		proxy.Reset()
 		renewed(t, c.holder)
 	}
@@ -399,5 +399,5 @@ func TestASlowNetworkOnlyMakesItSlower(t *testing.T) {
 			}
 		}
 	}()
-	gather(t, b, proxy.Client).passOn(t, b)
+	gather(t, b, proxy.Client, locker.WithTTL(locker.DefaultTTL)).passOn(t, b)
 }

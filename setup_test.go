@@ -92,9 +92,10 @@ func (b bundle) client(t testing.TB, opts ...locker.Option) *locker.Client {
 	return newClient(t, b.server.Client(t), opts...)
 }
 
-// newClient returns a Client over etcd, closed with the test.
+// newClient returns a Client over etcd, closed with the test. Unless its options say otherwise its leases are
+// long: what is not about them is not to fail for them.
 func newClient(t testing.TB, etcd *clientv3.Client, opts ...locker.Option) *locker.Client {
-	c, err := locker.New(etcd, opts...)
+	c, err := locker.New(etcd, append([]locker.Option{locker.WithTTL(unhurried)}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

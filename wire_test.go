@@ -187,7 +187,6 @@ const unhurried = time.Minute
 func (b bundle) wired(t testing.TB, opts ...locker.Option) (*locker.Client, *wire) {
 	t.Helper()
 	w := new(wire)
-	opts = append([]locker.Option{locker.WithTTL(unhurried)}, opts...)
 	c := newClient(t, b.server.ClientWith(t, w.intercept), opts...)
 	locker.HedgeAfter(c, unhedged)
 	unlock(t, lock(t, c, "warm", ""))
