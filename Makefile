@@ -1,8 +1,10 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
-MODULES     = ./bench/... ./chaos/... ./examples/... ./interop/... # besides the library's
-PACKAGES    = ./... $(MODULES)
+# Packages whose tests wait more than they compute, besides the library's own, and those that compute.
+WAITING     = ./... ./examples/... ./interop/faults
+COMPUTING   = ./bench/... ./chaos/... ./interop
+PACKAGES    = $(WAITING) $(COMPUTING)
 
 # For make faults: how long, and the seed of a run to be repeated (none: another each time).
 DURATION ?= 1h
@@ -15,7 +17,7 @@ help: ## this list
 
 test: ## all tests of all modules, with the race detector if there is a C compiler
 	@race=-race; why=$$(go build -race runtime/cgo 2>&1) || { race=; export CGO_ENABLED=0; echo "make test: WITHOUT the race detector: $$why"; }; \
-	set -x; go test $$race -timeout 15m $(PACKAGES)
+	set -x; go test $$race -timeout 15m -p 3 $(WAITING) && go test $$race -timeout 15m $(COMPUTING)
 
 hammer: ## the tests that draw what they do at random, for ten minutes
 	go test -race -timeout 1h -run 'TestManyGoroutinesNeverHoldANameAtOnce|TestSequencesOfCallsAgree' . -hammer 5m -rapid.checks 500

@@ -93,7 +93,6 @@ func TestACacheFollowsEachChange(t *testing.T) {
 }
 
 func TestACacheIsAtEachRevisionWhatWasHeld(t *testing.T) {
-	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
 	type sample struct {
@@ -149,7 +148,6 @@ func TestACacheIsAtEachRevisionWhatWasHeld(t *testing.T) {
 
 // etcd sends a watch that has fallen behind no more than 1,000 revisions at once.
 func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
-	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
 	l := lock(t, b.client(t), "a", "start")

@@ -332,7 +332,7 @@ func TestCompatLockAlternatesUnderRandomChurn(t *testing.T) {
 	for i := range 6 {
 		calls = append(calls, begin(i))
 	}
-	for range 30 {
+	for range 20 {
 		var h locker.Holder
 		eventually(t, "it is locked", func() (ok bool) {
 			var err error

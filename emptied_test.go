@@ -29,6 +29,10 @@ func emptied(t *testing.T) (b bundle, empty func()) {
 			t.Fatal(err)
 		}
 		b.server.Restart(t, 0)
+		eventually(t, "the connection is made anew", func() bool {
+			_, err := b.etcd.Get(within(t), "any")
+			return err == nil
+		})
 	}
 }
 

@@ -30,7 +30,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithMembers(3))
-			c := gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL))
+			c := gather(t, b, b.server.Client, locker.WithTTL(steady))
 			fault(t, b.server)
 			c.passOn(t, b)
 		})
@@ -40,7 +40,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 func TestNobodyNoticesARestartThatIsOverBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL))
+	c := gather(t, b, b.server.Client, locker.WithTTL(steady))
 	token := c.holder.Token()
 	b.server.Stop(t, 0)
 	b.server.Restart(t, 0)
@@ -58,7 +58,7 @@ func TestAnIsolatedMemberStopsNobody(t *testing.T) {
 			t.Parallel()
 			b := setup(t, embedtest.WithMembers(3))
 			// All their clients are connected to all members.
-			c := gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL))
+			c := gather(t, b, b.server.Client, locker.WithTTL(steady))
 			member := (b.server.Leader(t) + which) % 3
 			b.server.Isolate(t, member)
 			b.server.Leader(t)
@@ -105,8 +105,8 @@ func connectTo(t testing.TB, b bundle, members ...int) *clientv3.Client {
 func TestWithoutAQuorumHoldsAreLostAndCallsEndAndAllRecover(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
-	c := gather(t, b, b.server.Client, locker.WithTTL(brief))
-	caller := b.client(t, locker.WithTTL(brief))
+	c := gather(t, b, b.server.Client, locker.WithTTL(steady))
+	caller := b.client(t, locker.WithTTL(steady))
 	leader := b.server.Leader(t)
 	down := []int{leader, (leader + 1) % 3}
 	for _, member := range down {
@@ -147,9 +147,7 @@ func TestNobodyNoticesThatEtcdCompactsAllTheTime(t *testing.T) {
 	compacted := make(chan int)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { compacted <- compact(ctx, b.etcd) }()
-	for range 3 {
-		gather(t, b, b.server.Client, locker.WithTTL(locker.DefaultTTL)).passOn(t, b)
-	}
+	gather(t, b, b.server.Client, locker.WithTTL(steady)).passOn(t, b)
 	clients := []*locker.Client{b.client(t), b.client(t)}
 	seen := observe(t, b.client(t), "turns")
 	for i := range 50 {
@@ -180,7 +178,7 @@ func TestNobodyNoticesThatEtcdCompactsAllTheTime(t *testing.T) {
 // compact has etcd forget all but the present every few milliseconds, until ctx
 // ends, and returns how often there was something to forget.
 func compact(ctx context.Context, etcd *clientv3.Client) (times int) {
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		if now, err := etcd.Get(ctx, "x", clientv3.WithCountOnly()); err == nil {
@@ -196,7 +194,7 @@ func compact(ctx context.Context, etcd *clientv3.Client) (times int) {
 func TestWithoutSpaceAHolderKeepsAndUnlocksAndANewLockIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 }))
-	c := gather(t, b, b.server.Client, locker.WithTTL(brief))
+	c := gather(t, b, b.server.Client, locker.WithTTL(steady))
 	seasoned, fresh := b.client(t), b.client(t) // with a session, and without
 	other := lock(t, seasoned, "other", "")
 
@@ -219,7 +217,7 @@ func TestWithoutSpaceAHolderKeepsAndUnlocksAndANewLockIsRefused(t *testing.T) {
 	}
 	full := time.Now()
 	eventually(t, "renewed for longer than the TTL", func() bool {
-		return c.holder.Err() != nil || c.holder.Deadline().After(full.Add(2*brief))
+		return c.holder.Err() != nil || c.holder.Deadline().After(full.Add(2*steady))
 	})
 	c.passOn(t, b)
 	if err := other.Unlock(within(t)); err != nil {
@@ -254,7 +252,7 @@ func TestAPermissionThatIsWithdrawnEndsTheHoldAndIsTheCause(t *testing.T) {
 	config.Username, config.Password = user, "secret"
 	etcd := connect(t, config)
 
-	c := newClient(t, etcd, locker.WithTTL(brief))
+	c := newClient(t, etcd, locker.WithTTL(locker.DefaultTTL))
 	l := lock(t, c, "a", "")
 	renewed(t, l)
 	if _, err := b.etcd.RoleRevokePermission(ctx, role, locker.DefaultPrefix, all); err != nil {

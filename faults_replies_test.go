@@ -308,7 +308,7 @@ func TestAGrantWhoseReplyIsLostLeavesOneLease(t *testing.T) {
 		}
 		return err
 	})
-	c := newClient(t, etcd, locker.WithTTL(brief))
+	c := newClient(t, etcd, locker.WithTTL(steady))
 	l := lock(t, c, "a", "")
 	mu.Lock()
 	if len(ids) != 1 {

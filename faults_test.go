@@ -254,11 +254,9 @@ func TestNobodyNoticesThatConnectionsAreReset(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
-	c := gather(t, b, proxy.Client, locker.WithTTL(locker.DefaultTTL))
-	for range 2 {
-		proxy.Reset()
-		renewed(t, c.holder)
-	}
+	c := gather(t, b, proxy.Client, locker.WithTTL(steady))
+	proxy.Reset()
+	renewed(t, c.holder)
 	proxy.Reset()
 	c.passOn(t, b)
 }
@@ -399,5 +397,5 @@ func TestASlowNetworkOnlyMakesItSlower(t *testing.T) {
 			}
 		}
 	}()
-	gather(t, b, proxy.Client, locker.WithTTL(locker.DefaultTTL)).passOn(t, b)
+	gather(t, b, proxy.Client, locker.WithTTL(steady)).passOn(t, b)
 }

@@ -334,7 +334,6 @@ func TestCloseWhileManyAreUnderWayTogetherLeavesNothing(t *testing.T) {
 }
 
 func TestManyLocksAtOnceSurviveResetsAndAChangeOfLeader(t *testing.T) {
-	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.server.Proxy(t)
 	c := newClient(t, proxy.Client(t))

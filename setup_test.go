@@ -20,9 +20,11 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	// More tests at once than there are processors: they wait far more than they compute.
-	preset("test.parallel", fmt.Sprint(4*runtime.GOMAXPROCS(0)))
-	preset("rapid.checks", "30") // make hammer has more
+	// More tests at once than there are processors: they wait far more than they compute. Those
+	// that compute are not parallel. They run before the others, one after the other, so that
+	// nobody's lease runs out for them.
+	preset("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0)))
+	preset("rapid.checks", "15") // make hammer has more
 	goleak.VerifyTestMain(m)
 }
 
@@ -46,6 +48,9 @@ const patience = 2 * time.Minute
 // brief is the TTL of tests that wait for a lease to run out: as short as it can be if no lease is to be
 // lost for no reason other than that the machine is busy.
 const brief = 5 * time.Second
+
+// steady is the TTL of tests that wait for renewals, of a lease that must not be lost.
+const steady = 20 * time.Second
 
 // prompt bounds what takes milliseconds, or a repeated request or two, where the fault that a test looks for
 // takes half a minute or more.

@@ -210,7 +210,6 @@ func (o *witness) reached(so truth) bool {
 }
 
 func TestEveryStateThatIsYieldedWasSoAtItsRevision(t *testing.T) {
-	t.Parallel()
 	b := setup(t)
 	proxy := b.server.Proxy(t)
 	calm, shaken := b.client(t), newClient(t, proxy.Client(t))

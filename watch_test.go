@@ -216,7 +216,6 @@ func TestAStateOfOneNameIsNoneOfAnother(t *testing.T) {
 }
 
 func TestASlowLoopGetsTheNewestState(t *testing.T) {
-	t.Parallel()
 	b := setup(t)
 	c, holder := b.client(t), b.client(t)
 	l := lock(t, holder, "a", "first")

@@ -68,7 +68,6 @@ var mutants = []mutant{
 		name:     "the guard asks for existence instead of the create revision",
 		edits:    []edit{{"lease.go", `clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())`, `clientv3.Compare(clientv3.CreateRevision(l.key), ">", 0)`}},
 		storm:    []string{"-faults", "delete-entry"},
-		soon:     true,
 		caughtBy: []string{"a guarded write happens under its hold"},
 	},
 	{
@@ -94,6 +93,7 @@ var mutants = []mutant{
 			{"watch.go", "a.Lease == b.Lease && bytes.Equal(a.Value, b.Value)", "a.ModRevision == b.ModRevision"},
 		},
 		storm:    []string{"-script", "empty"},
+		soon:     true,
 		caughtBy: []string{showsWhatIsSo},
 	},
 	{

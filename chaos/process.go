@@ -156,7 +156,18 @@ func (p *process) failure() error {
 	if p.err == nil || p.died != 0 {
 		return nil
 	}
-	return fmt.Errorf("client %s: %w (see %s)", p.name, p.err, p.log)
+	return fmt.Errorf("client %s: %w, having said: %s", p.name, p.err, p.lastWords())
+}
+
+// lastWords returns the end of what the process has written to its log, which may hold a report of the
+// race detector.
+func (p *process) lastWords() string {
+	const most = 16 << 10
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-most):])
 }
 
 // suspend stops the process where it is; resume lets it go on. They may be nested.

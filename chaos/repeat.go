@@ -44,12 +44,14 @@ func (r *repeats) intercept(ctx context.Context, method string, req, reply any, 
 		}
 		return errMiddlebox
 	}
-	// It is on its way: for gRPC the call is over, which its options are told.
+	// It is on its way: for gRPC the call is over, and nothing is told to its caller any more.
 	var rest []grpc.CallOption
 	for _, o := range opts {
-		if finish, is := o.(grpc.OnFinishCallOption); is {
-			finish.OnFinish(errMiddlebox)
-		} else {
+		switch o := o.(type) {
+		case grpc.OnFinishCallOption:
+			o.OnFinish(errMiddlebox)
+		case grpc.PeerCallOption, grpc.HeaderCallOption, grpc.TrailerCallOption:
+		default:
 			rest = append(rest, o)
 		}
 	}
