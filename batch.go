@@ -9,6 +9,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // batch is what leaves in one transaction.
@@ -19,10 +22,10 @@ type batch struct {
 	cancel context.CancelFunc
 
 	// Guarded by the group's mutex.
-	tried     bool   // once at least
-	answered  bool   // for certain
-	separated bool   // refused as a whole, so that each of its writes leaves alone
-	cleanUp   *alarm // ends what nobody waits for
+	tried     bool         // once at least
+	answered  bool         // for certain
+	separated bool         // refused as a whole, so that each of its writes leaves alone
+	cleanUp   *tasks.Alarm // ends what nobody waits for
 	ended     bool
 }
 
@@ -44,7 +47,7 @@ func (b *batch) forgotByAll() {
 	waitedFor := func(w *write) bool { return !w.forgotten && !w.resolved }
 	if b.cleanUp == nil && !b.ended && !slices.ContainsFunc(b.writes, waitedFor) {
 		c := b.group.client
-		b.cleanUp = c.tasks.after(c.lateAnswerWait()+allowance(b.size()), b.cancel)
+		b.cleanUp = c.tasks.After(c.lateAnswerWait()+allowance(b.size()), b.cancel)
 	}
 }
 
@@ -69,9 +72,9 @@ func (b *batch) run(moved func()) {
 	}
 	pause := time.Duration(0)
 	for _, w := range b.writes {
-		pause = max(pause, w.pause.next())
+		pause = max(pause, w.pause.Next())
 	}
-	if sleep(b.ctx, pause) == nil {
+	if backoff.Sleep(b.ctx, pause) == nil {
 		b.group.again(b.writes)
 	}
 }
@@ -82,7 +85,7 @@ func (b *batch) end() {
 	b.cancel()
 	b.ended = true
 	if b.cleanUp != nil {
-		b.cleanUp.stop()
+		b.cleanUp.Stop()
 	}
 }
 

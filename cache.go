@@ -41,7 +41,7 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	filled := make(chan struct{})
 	fill := sync.OnceFunc(func() { close(filled) })
 	var refused error // set before done is closed
-	c.tasks.run(func() {
+	c.tasks.Run(func() {
 		defer close(k.done)
 		f := follower{client: c, below: c.keys.Below(prefix), stays: true, progress: true}
 		refused = f.run(life, func(sent time.Time, revision int64, changed []State) {

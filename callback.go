@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // holdKey is the key of the *Lock with whose hold a context ends: that of the hold
@@ -18,7 +21,7 @@ func holdOf(ctx context.Context) *Lock {
 
 // do calls fn under the lock and releases it; it returns the errors of both.
 func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (result, released error) {
-	fctx, stop := either(ctx, l.ctx)
+	fctx, stop := tasks.Either(ctx, l.ctx)
 	defer stop()
 	defer func() { // also when fn panics
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait))
@@ -81,7 +84,7 @@ func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelF
 		return ctx, func() {}
 	}
 	deadline, bounded := ctx.Deadline()
-	ctx, stop := either(context.WithoutCancel(ctx), l.callerOfDo())
+	ctx, stop := tasks.Either(context.WithoutCancel(ctx), l.callerOfDo())
 	if !bounded {
 		return ctx, stop
 	}
@@ -122,7 +125,7 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 	interval := s.renewed.life() / 3
 	again := time.NewTimer(time.Until(s.renewed.sent.Add(interval)))
 	defer again.Stop()
-	pause := backoff{}
+	pause := backoff.Pause{}
 	for waiting := s.callbacks; len(waiting) > 0; {
 		select {
 		case <-waiting[0]:
@@ -134,7 +137,7 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 			if err == nil {
 				again.Reset(interval)
 			} else {
-				again.Reset(pause.next())
+				again.Reset(pause.Next())
 			}
 		case <-ctx.Done():
 			c.log.Warn("closed while functions of Do were still at work", "lease", s.member, "functions", len(waiting))

@@ -10,6 +10,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // cleanupWait is how long a call that cannot be given up waits for etcd to confirm that
@@ -57,7 +59,7 @@ func (s *Session) unconfirmed(err error) error {
 func (s *Session) cleanUp() error {
 	ctx, cancel := context.WithTimeout(s.life, max(s.ttl, s.renewed.life()))
 	defer cancel()
-	ctx, stop := either(ctx, s.client.etcd.Ctx())
+	ctx, stop := tasks.Either(ctx, s.client.etcd.Ctx())
 	defer stop()
 	s.awaitCallbacks(ctx)
 	leave := s.revoke
@@ -141,7 +143,7 @@ func concurrently[T any](c *Client, items []T, f func(T) error) error {
 	)
 	for _, item := range items {
 		wg.Add(1)
-		c.tasks.run(func() {
+		c.tasks.Run(func() {
 			defer wg.Done()
 			if err := f(item); err != nil {
 				mu.Lock()

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // Compat has the calls of the original Locker, with their channels, over a Client.
@@ -17,7 +20,7 @@ type Compat struct {
 	client *Client // nil if there is none, because of broken
 	broken error
 	owner  bool // of the client: Close closes it
-	tasks  tasks
+	tasks  tasks.Group
 	ctx    context.Context // ends with Close
 	end    context.CancelCauseFunc
 }
@@ -60,9 +63,9 @@ func (c *Compat) Close() error {
 	if c == nil || c.end == nil {
 		return wrap("close", "", errZeroCompat)
 	}
-	c.tasks.close()
+	c.tasks.Close()
 	c.end(ErrClosed)
-	c.tasks.join()
+	c.tasks.Join()
 	if c.owner {
 		return c.client.Close()
 	}
@@ -85,14 +88,14 @@ func (c *Compat) Close() error {
 // Deprecated: use [Client.Campaign], or [Client.Lock] for a single hold.
 func (c *Compat) Lock(name, value string, owned chan<- bool, quit <-chan bool) error {
 	return relay(c, owned, quit, func(ctx context.Context, tell func(bool)) error {
-		for pause := (backoff{}); ; {
+		for pause := (backoff.Pause{}); ; {
 			began := time.Now()
 			err := c.own(ctx, name, value, tell)
 			if time.Since(began) > c.client.ttl {
-				pause = backoff{}
+				pause = backoff.Pause{}
 			}
 			var lost *LostError
-			if !errors.As(err, &lost) || lost.Reason == Expired && !c.reachable(ctx, name) || pause.wait(ctx) != nil {
+			if !errors.As(err, &lost) || lost.Reason == Expired && !c.reachable(ctx, name) || pause.Wait(ctx) != nil {
 				return err
 			}
 		}
@@ -145,9 +148,9 @@ func (c *Compat) try(ctx context.Context, name, value string) (*Lock, error) {
 func (c *Compat) answered(ctx context.Context, name string) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	asked := make(chan struct{})
-	c.tasks.run(func() {
+	c.tasks.Run(func() {
 		defer close(asked)
-		for sleep(ctx, c.client.ttl/3) == nil {
+		for backoff.Sleep(ctx, c.client.ttl/3) == nil {
 			if _, err := c.get(ctx, name); err != nil && !errors.Is(err, ErrNotFound) {
 				cancel(errors.Unwrap(err)) // the call that it ends wraps it
 			}
@@ -219,10 +222,10 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 	if err := c.usable(); err != nil {
 		return err
 	}
-	if !c.tasks.begin() {
+	if !c.tasks.Begin() {
 		return wrap("call", "", ErrClosed)
 	}
-	defer c.tasks.end()
+	defer c.tasks.End()
 	select {
 	case <-quit:
 		return nil
@@ -230,7 +233,7 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	news, done := make(chan T), make(chan error, 1)
-	c.tasks.run(func() {
+	c.tasks.Run(func() {
 		done <- work(ctx, func(v T) {
 			select {
 			case news <- v:

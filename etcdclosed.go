@@ -42,11 +42,11 @@ func (c *Client) orEtcdClosed(err error) error {
 
 // beginTask counts a call in, unless there can be none any more.
 func (c *Client) beginTask() error {
-	if !c.tasks.begin() {
+	if !c.tasks.Begin() {
 		return ErrClosed
 	}
 	if c.etcdIsClosed() {
-		c.tasks.end()
+		c.tasks.End()
 		return ErrEtcdClosed
 	}
 	return nil

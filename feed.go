@@ -8,6 +8,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // feed is where a client's watches come from: one stream for all of them, opened
@@ -47,7 +49,7 @@ func (f *feed) open(ctx context.Context, what watched) (*watch, error) {
 	stream := f.stream
 	if !f.checking {
 		f.checking = true
-		f.client.tasks.run(f.check)
+		f.client.tasks.Run(f.check)
 	}
 	f.mu.Unlock()
 	w := stream.watch(what)
@@ -63,7 +65,7 @@ func (f *feed) open(ctx context.Context, what watched) (*watch, error) {
 // keptWatch is a watch that nobody uses at the moment.
 type keptWatch struct {
 	*watch
-	expiry *alarm
+	expiry *tasks.Alarm
 }
 
 const watchIdle = time.Second
@@ -74,7 +76,7 @@ func (f *feed) keep(w *watch) {
 	f.again(w.key).close()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.kept[w.key] = keptWatch{w, f.client.tasks.after(f.idle, func() {
+	f.kept[w.key] = keptWatch{w, f.client.tasks.After(f.idle, func() {
 		f.mu.Lock()
 		expired := f.kept[w.key].watch == w
 		if expired {
@@ -103,7 +105,7 @@ func (f *feed) again(key string) *watch {
 	w, ok := f.kept[key]
 	if ok {
 		delete(f.kept, key)
-		w.expiry.stop()
+		w.expiry.Stop()
 	}
 	return w.watch
 }
@@ -113,7 +115,7 @@ func (f *feed) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range f.kept {
-		w.expiry.stop()
+		w.expiry.Stop()
 	}
 	clear(f.kept)
 }

@@ -6,13 +6,16 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // check looks after the stream, until the client ends.
 func (f *feed) check() {
 	c := f.client
 	patience := c.hedgeDelay
-	for sleep(c.ctx, c.hedgeDelay) == nil {
+	for backoff.Sleep(c.ctx, c.hedgeDelay) == nil {
 		f.mu.Lock()
 		stream := f.stream
 		f.mu.Unlock()
@@ -40,7 +43,7 @@ type goal struct {
 // reads a key that somebody watches: the client may not be allowed to read any other.
 func (f *feed) probe(s *stream, what watched, patience time.Duration) (kept bool) {
 	c := f.client
-	ctx, stop := either(c.ctx, s.ctx)
+	ctx, stop := tasks.Either(c.ctx, s.ctx)
 	defer stop()
 	before, at := s.hears(), time.Now()
 	goal := &goal{known: make(chan struct{})}
@@ -84,7 +87,7 @@ func (h heard) contradicts(read *pb.ResponseHeader) bool {
 // it cannot.
 func (f *feed) shows(ctx context.Context, s *stream, what watched, goal *goal) <-chan error {
 	shown := make(chan error, 1)
-	f.client.tasks.run(func() { shown <- s.show(ctx, what, goal) })
+	f.client.tasks.Run(func() { shown <- s.show(ctx, what, goal) })
 	return shown
 }
 
@@ -98,7 +101,7 @@ func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
 	case <-early.C:
 	case <-ctx.Done():
 	}
-	for pause := (backoff{}); ; {
+	for pause := (backoff.Pause{}); ; {
 		w := s.probe(what)
 		answer, err := w.next(ctx)
 		w.close()
@@ -114,7 +117,7 @@ func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
 			return nil
 		}
 		// The member at the other end is behind the others, or cut off from them.
-		if err := pause.wait(ctx); err != nil {
+		if err := pause.Wait(ctx); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // grant takes the lease. If an attempt without an answer has done so already, it is
@@ -35,16 +37,16 @@ func (s *Session) grant(ctx context.Context) error {
 		}
 		return r, err
 	}
-	c.tasks.run(func() { // nobody waits any more: it has that much longer
+	c.tasks.Run(func() { // nobody waits any more: it has that much longer
 		defer cancel()
 		select {
 		case <-ctx.Done():
-			_ = sleep(attempts, c.lateAnswerWait())
+			_ = backoff.Sleep(attempts, c.lateAnswerWait())
 		case <-attempts.Done():
 		}
 	})
 	s.grants.Add(1)
-	c.tasks.run(func() {
+	c.tasks.Run(func() {
 		defer s.grants.Done()
 		defer cancel()
 		_, err := askFor(ctx, attempts, c, 0, attempt)
@@ -91,16 +93,16 @@ func (s *Session) start(r renewal) {
 	s.deadline = s.until(r)
 	s.setAlarm()
 	if s.over {
-		s.alarm.stop() // closed while the lease was being taken
+		s.alarm.Stop() // closed while the lease was being taken
 	}
 }
 
 // setAlarm has the deadline checked when it passes. The caller has the mutex.
 func (s *Session) setAlarm() {
 	if s.alarm != nil {
-		s.alarm.stop()
+		s.alarm.Stop()
 	}
-	s.alarm = s.client.tasks.after(time.Until(s.deadline), func() { _ = s.check() }) // it ends what is over
+	s.alarm = s.client.tasks.After(time.Until(s.deadline), func() { _ = s.check() }) // it ends what is over
 }
 
 // until returns the deadline that a renewal leads to. etcd counts the TTL from a

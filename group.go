@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // group is the group commit of a client: while a transaction is in flight, what
@@ -47,7 +49,7 @@ type write struct {
 	done   chan struct{} // closed when result is set
 	result outcome       // the first that is certain
 
-	pause backoff // before it is tried again; of its batch
+	pause backoff.Pause // before it is tried again; of its batch
 
 	// Guarded by the group's mutex.
 	left      bool   // it is not waiting any more
@@ -236,10 +238,10 @@ func (g *group) start(writes []*write, next func()) {
 	}
 	c := g.client
 	b := g.newBatch(writes)
-	c.tasks.run(func() {
-		late := c.tasks.after(c.hedgeDelay, next)
+	c.tasks.Run(func() {
+		late := c.tasks.After(c.hedgeDelay, next)
 		b.run(func() {
-			if late.stop() {
+			if late.Stop() {
 				next()
 			}
 		})

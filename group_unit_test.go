@@ -13,6 +13,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // scriptedKV answers transactions as a script says. Each takes a moment.
@@ -51,7 +53,7 @@ func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...gr
 		if err == errNeverComes {
 			<-ctx.Done()
 		}
-		if ended := sleep(ctx, moment); ended != nil {
+		if ended := backoff.Sleep(ctx, moment); ended != nil {
 			err = ended
 		}
 		for _, opt := range opts {
@@ -436,7 +438,7 @@ func TestGroup_ARequestThatWasRepeatedIsInDoubtThoughItIsAnswered(t *testing.T) 
 func TestGroup_WhatHasFailedTogetherGathersAgain(t *testing.T) {
 	inGroup(t, times(nil, errPassing), func(t *testing.T, g *grouped) {
 		all := g.all("x a b c1")
-		g.at(2*moment + shortestPause/4)
+		g.at(2*moment + backoff.Shortest/4)
 		all = append(all, g.all("y c2 d")...) // while the others pause; the first leaves at once
 		g.at(time.Second)
 		g.idle()

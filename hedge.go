@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync/atomic"
 	"time"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // The one scale of waiting for an answer, for requests, renewals and watches alike: an
@@ -62,9 +64,9 @@ func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, a
 	again := func() bool {
 		ctx, stop := context.WithTimeout(ctx, interval)
 		defer stop()
-		old := c.tasks.after(c.hedgeDelay, c.hedging.leave)
+		old := c.tasks.After(c.hedgeDelay, c.hedging.leave)
 		answer, err := attempt(ctx)
-		if old.stop() {
+		if old.Stop() {
 			c.hedging.leave()
 		}
 		certain := err == nil || !transient(err)
@@ -79,12 +81,12 @@ func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, a
 		}
 		return true
 	}
-	timer := c.tasks.after(interval, func() {
+	timer := c.tasks.After(interval, func() {
 		defer close(second)
 		// What others send meanwhile takes its time as well.
 		for interval < c.hedgeDelay+allowance(c.carried.Load()) {
 			interval = c.hedgeDelay + allowance(c.carried.Load())
-			_ = sleep(wanted, time.Until(began.Add(interval)))
+			_ = backoff.Sleep(wanted, time.Until(began.Add(interval)))
 		}
 		for n := 1; c.hedging.wait(wanted, c.hedgeDelay/2) && again(); n++ {
 			if n >= quickHedges {
@@ -92,12 +94,12 @@ func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, a
 			}
 		}
 		if len(second) > 0 {
-			_ = sleep(ctx, late)
+			_ = backoff.Sleep(ctx, late)
 			drop()
 		}
 	})
 	answer, err = attempt(first)
-	if timer.stop() {
+	if timer.Stop() {
 		return answer, err
 	}
 	certain := err == nil || !transient(err)

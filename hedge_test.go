@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 const (
@@ -50,11 +52,11 @@ func inBubble(t *testing.T, f func(t *testing.T, r *requests)) {
 		r.base, r.stop = context.WithCancel(context.Background())
 		r.hedging.window = firstHedges
 		r.group.init(r.Client)
-		r.tasks.begin()
+		r.tasks.Begin()
 		t.Cleanup(func() {
 			r.stop()
-			r.tasks.end()
-			r.tasks.join()
+			r.tasks.End()
+			r.tasks.Join()
 		})
 		f(t, r)
 	})
@@ -72,9 +74,9 @@ func (r *requests) at(d time.Duration) {
 func (r *requests) idle() {
 	r.t.Helper()
 	before := r.now()
-	r.tasks.end()
-	r.tasks.join()
-	r.tasks.begin()
+	r.tasks.End()
+	r.tasks.Join()
+	r.tasks.Begin()
 	if took := r.now() - before; took != 0 {
 		r.t.Errorf("something went on for %v", took)
 	}
@@ -111,7 +113,7 @@ func (r *requests) hedge(ctx context.Context, allowed, late time.Duration, steps
 			<-ctx.Done()
 			return "", ctx.Err()
 		}
-		if err := sleep(ctx, s.after); err != nil {
+		if err := backoff.Sleep(ctx, s.after); err != nil {
 			return "", err
 		}
 		return s.answer, s.err

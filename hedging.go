@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // hedging bounds how many requests of a client are hedged within a hedge delay. A hedge
@@ -27,7 +29,7 @@ func (h *hedging) wait(ctx context.Context, interval time.Duration) bool {
 		if h.begin() {
 			return true
 		}
-		_ = sleep(ctx, interval)
+		_ = backoff.Sleep(ctx, interval)
 	}
 	return false
 }

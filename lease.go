@@ -10,6 +10,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // Lock is one hold of a name: a key in the queue of the name, attached to the
@@ -276,18 +278,18 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		<-l.ctx.Done() // whoever ended it is about to say why
 		return wrap(op, l.name, context.Cause(l.ctx))
 	}
-	if !c.tasks.begin() {
+	if !c.tasks.Begin() {
 		l.session.orphan(l)
 		l.depart(nil)
 		return wrap(op, l.name, ErrClosed)
 	}
-	defer c.tasks.end()
+	defer c.tasks.End()
 	heir := c.lines.call(l.name)
 	if heir != nil && l.share(heir) {
 		return nil
 	}
 	done := make(chan error, 1)
-	c.tasks.run(func() { done <- l.withdraw(heir) })
+	c.tasks.Run(func() { done <- l.withdraw(heir) })
 	select {
 	case err := <-done:
 		return wrap(op, l.name, err)
@@ -324,7 +326,7 @@ func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, stop := either(ctx, l.session.life)
+	ctx, stop := tasks.Either(ctx, l.session.life)
 	return ctx, func() { stop(); end() }, nil
 }
 

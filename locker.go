@@ -12,7 +12,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // Client locks names on an etcd cluster. It is safe for concurrent use, and one is
@@ -36,11 +38,11 @@ type Client struct {
 	base      context.Context // of requests; ends when Close has done its work
 	stop      context.CancelFunc
 	leaveEtcd func() // stops watching over the connection
-	tasks     tasks
+	tasks     tasks.Group
 
 	lines    lines
-	removals backlog // of what calls that failed have left in queues
-	failures shared  // to find out what is wrong with the connection
+	removals *tasks.Backlog // of what calls that failed have left in queues
+	failures tasks.Shared   // to find out what is wrong with the connection
 	hedging  hedging
 	carried  atomic.Int64 // bytes of large requests and answers under way
 	group    group
@@ -98,7 +100,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	c.lines.init()
 	c.hedging.window = firstHedges
 	c.group.init(c)
-	c.removals = backlog{tasks: &c.tasks, limit: removalsAtOnce}
+	c.removals = tasks.NewBacklog(&c.tasks, removalsAtOnce)
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.feed = newFeed(c)
@@ -123,8 +125,8 @@ func (c *Client) Close() error {
 	if err := c.usable(); err != nil {
 		return wrap("close", "", err)
 	}
-	if !c.tasks.close() {
-		c.tasks.join()
+	if !c.tasks.Close() {
+		c.tasks.Join()
 		return nil
 	}
 	c.end(ErrClosed)
@@ -144,7 +146,7 @@ func (c *Client) Close() error {
 	err := c.await(ctx, sessions...)
 	c.stop()
 	c.feed.end()
-	c.tasks.join()
+	c.tasks.Join()
 	c.leaveEtcd()
 	return wrap("close", "", err)
 }
@@ -221,7 +223,7 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 	if err != nil {
 		return wrap(op, name, err)
 	}
-	for pause := (backoff{}); ; {
+	for pause := (backoff.Pause{}); ; {
 		began := time.Now()
 		l, err := c.acquire(ctx, name, value, false, opts)
 		if err == nil {
@@ -235,9 +237,9 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 			return wrap(op, name, err)
 		}
 		if time.Since(began) > c.ttl {
-			pause = backoff{}
+			pause = backoff.Pause{}
 		}
-		if pause.wait(ctx) != nil {
+		if pause.Wait(ctx) != nil {
 			return wrap(op, name, c.interrupted(ctx))
 		}
 	}
@@ -256,7 +258,7 @@ func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []Loc
 // called, after which the call starts no goroutine.
 func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err error) {
 	ctx, stop, err := c.enter(ctx)
-	return ctx, func() { stop(); c.tasks.end() }, err
+	return ctx, func() { stop(); c.tasks.End() }, err
 }
 
 // enter is begin for a call that counts itself out of the tasks.
@@ -273,7 +275,7 @@ func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.Can
 	if err := c.beginTask(); err != nil {
 		return nil, nil, err
 	}
-	ctx, stop = either(ctx, c.ctx)
+	ctx, stop = tasks.Either(ctx, c.ctx)
 	return ctx, stop, nil
 }
 
@@ -315,7 +317,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	if err := c.beginTask(); err != nil {
 		return nil, err
 	}
-	defer c.tasks.end()
+	defer c.tasks.End()
 	l := c.newLock(ctx, name, value, session)
 	if try {
 		err = l.tryInLine(ctx)
@@ -325,7 +327,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	if err != nil {
 		return nil, err
 	}
-	for pause := (backoff{}); ; {
+	for pause := (backoff.Pause{}); ; {
 		if l.session == nil { // else by whoever handed the name over
 			if err := c.attach(ctx, l); err != nil {
 				c.lines.leave(name, nil)
@@ -342,7 +344,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			// be queued goes with its lease.
 			l.end(err)
 			l.session.dismiss(l)
-			_ = pause.wait(ctx) // if it ends, the next attempt says so
+			_ = pause.Wait(ctx) // if it ends, the next attempt says so
 			l = c.newLock(ctx, name, value, session)
 			c.lines.replace(l)
 			continue
@@ -354,7 +356,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 
 // lockedHere is TryLock's error when a goroutine of this client has the name.
 func (c *Client) lockedHere(ctx context.Context, name string) error {
-	ctx, stop := either(ctx, c.ctx)
+	ctx, stop := tasks.Either(ctx, c.ctx)
 	defer stop()
 	holder, err := c.get(ctx, name)
 	if errors.Is(err, ErrNotFound) {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // attach attaches l to the session that it wants, or to a shared one that has room,
@@ -13,14 +16,14 @@ func (c *Client) attach(ctx context.Context, l *Lock) error {
 	if err == nil || l.wants != nil {
 		return err
 	}
-	ctx, stop := either(ctx, c.ctx)
+	ctx, stop := tasks.Either(ctx, c.ctx)
 	defer stop()
-	for pause := (backoff{}); err != nil; err = c.attachNow(l) {
+	for pause := (backoff.Pause{}); err != nil; err = c.attachNow(l) {
 		switch err := c.share(ctx); {
 		case err == nil:
 		case !errors.Is(err, ErrLost) || ctx.Err() != nil:
 			return err
-		case pause.wait(ctx) != nil: // lost before it was of any use: open another
+		case pause.Wait(ctx) != nil: // lost before it was of any use: open another
 			return c.interrupted(ctx)
 		}
 	}

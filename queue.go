@@ -255,7 +255,7 @@ func (l *Lock) nothingLeft() bool { return !l.puts.any() && l.token.Load() == 0 
 func (l *Lock) decline(cause error) {
 	l.end(cause)
 	c := l.client
-	c.tasks.run(func() {
+	c.tasks.Run(func() {
 		<-l.turn
 		if l.session == nil {
 			c.lines.leave(l.name, nil)
@@ -291,7 +291,7 @@ func (l *Lock) leave() (done <-chan struct{}, started bool) {
 		close(left)
 		return left, true
 	}
-	started = l.client.removals.run(func() {
+	started = l.client.removals.Run(func() {
 		defer close(left)
 		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done
 	})

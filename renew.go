@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/peer"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // keepAlive is a stream on which a lease is renewed, one request at a time.
@@ -148,7 +150,7 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 			others := slices.Clone(earlier[max(0, len(earlier)-2):])
 			asked, earlier = append(asked, k), append(others, k)
 			running++
-			s.client.tasks.run(func() { answers <- k.renew(s, others) })
+			s.client.tasks.Run(func() { answers <- k.renew(s, others) })
 		case a := <-answers:
 			running--
 			givenUp := !slices.Contains(asked, a.by)
@@ -171,7 +173,7 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 			a.by.cancel()
 			s.noteFailure(a.err)
 			if a.by == kept {
-				again.Reset(shortestPause) // it broke some time ago, that is no reason to wait
+				again.Reset(backoff.Shortest) // it broke some time ago, that is no reason to wait
 			}
 		}
 	}

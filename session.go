@@ -11,6 +11,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // Session is a lease of etcd and its renewal. All locks attached to it share its
@@ -40,7 +43,7 @@ type Session struct {
 	over     bool
 	ttl      time.Duration // as granted first; bounds what the session does besides renewing
 	deadline time.Time     // until then the lease is certain
-	alarm    *alarm        // at the deadline
+	alarm    *tasks.Alarm  // at the deadline
 	trouble  error         // of the last renewal
 	epoch    int64         // mod revision of the session's record, see fence
 	locks    map[*Lock]struct{}
@@ -203,11 +206,11 @@ func (s *Session) open(ctx context.Context) (err error) {
 	}
 	// From here the session's goroutine owns the lease, be it only to revoke what
 	// a grant without an answer may have left.
-	s.client.tasks.run(s.run)
+	s.client.tasks.Run(s.run)
 	if err != nil {
 		return err
 	}
-	ctx, stop := either(ctx, s.ctx)
+	ctx, stop := tasks.Either(ctx, s.ctx)
 	defer stop()
 	if err := s.writeRecord(ctx); err != nil {
 		s.finish(err)
@@ -267,7 +270,7 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 	}
 	s.over = true
 	if s.alarm != nil {
-		s.alarm.stop()
+		s.alarm.Stop()
 	}
 	locks := make([]*Lock, 0, len(s.locks))
 	for l := range s.locks {
@@ -360,7 +363,7 @@ func (s *Session) run() {
 	if s.adopted != nil {
 		ctx, stop := context.WithCancel(s.ctx)
 		defer stop()
-		s.client.tasks.run(func() {
+		s.client.tasks.Run(func() {
 			select {
 			case <-s.adopted:
 				s.finish(&LostError{Reason: Revoked, Cause: errAdoptedEnded})
@@ -368,7 +371,7 @@ func (s *Session) run() {
 			}
 		})
 	}
-	for kept := (*keepAlive)(nil); sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.life()/3))) == nil; {
+	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.life()/3))) == nil; {
 		if s.check() == nil {
 			kept = s.renew(kept)
 			s.audit()

@@ -63,7 +63,7 @@ func newStream(c *Client, avoid ...string) *stream {
 	// Only a member of etcd 3.4.24 or 3.5.7 and before answers this while there is no watch:
 	// there the answers do not wait for the events before them (etcd issue 15220).
 	s.sendProgress()
-	c.tasks.run(func() { s.run(avoid) })
+	c.tasks.Run(func() { s.run(avoid) })
 	return s
 }
 
@@ -86,7 +86,7 @@ func (s *stream) run(avoid []string) {
 		return
 	}
 	defer cancel()
-	s.client.tasks.run(func() { s.sendTo(wire) })
+	s.client.tasks.Run(func() { s.sendTo(wire) })
 	for {
 		answer, err := wire.Recv()
 		if err != nil || !tells(answer) {

@@ -41,7 +41,7 @@ func pause(t *testing.T, s *Session, server *fakeetcd.Server) {
 	server.Decide(func(call fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: call.Kind == fakeetcd.KeepAlive} })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.alarm.stop() {
+	if !s.alarm.Stop() {
 		t.Fatal("the alarm has gone off")
 	}
 }

@@ -6,6 +6,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // awaitTurn returns nil once no entry is ahead of l's own any more. It does not
@@ -27,7 +29,7 @@ func (l *Lock) awaitTurn(ctx context.Context) (err error) {
 			w.close()
 		}
 	}()
-	for pause := (backoff{}); revision == 0 || len(ahead) > 0; {
+	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {
 		what := l.horizon(ahead)
 		if w != nil && w.watched == what && revision != 0 {
 			var alive bool
@@ -35,10 +37,10 @@ func (l *Lock) awaitTurn(ctx context.Context) (err error) {
 				return err
 			}
 			if alive {
-				pause = backoff{}
+				pause = backoff.Pause{}
 				continue
 			}
-			if pause.wait(ctx) != nil {
+			if pause.Wait(ctx) != nil {
 				return c.interrupted(ctx)
 			}
 		}
@@ -55,7 +57,7 @@ func (l *Lock) awaitTurn(ctx context.Context) (err error) {
 			w.close()
 			w, unwatched = nil, errWatchEnded
 		}
-		if unwatched != nil && pause.wait(ctx) != nil {
+		if unwatched != nil && pause.Wait(ctx) != nil {
 			return c.interrupted(ctx)
 		}
 	}

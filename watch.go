@@ -13,6 +13,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
+	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
 )
 
@@ -66,12 +67,12 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		ctx, cancel := context.WithCancelCause(ctx)
 		news, done := newNews(f.name != ""), make(chan struct{})
 		var end error // set before done is closed
-		c.tasks.run(func() {
+		c.tasks.Run(func() {
 			defer close(done)
 			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { news.add(changed) })
 			cancel(end)
 		})
-		c.tasks.end() // Close waits for the goroutine, but not for the body of the loop
+		c.tasks.End() // Close waits for the goroutine, but not for the body of the loop
 		defer func() {
 			cancel(nil)
 			<-done
@@ -170,7 +171,7 @@ type follower struct {
 // etcd did not answer if that is known, or, unless it stays, when etcd refuses.
 func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
 	p := picture{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
-	for pause, filled := (backoff{}), false; ; {
+	for pause, filled := (backoff.Pause{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true, progress: f.progress})
 		if err != nil && ctx.Err() != nil && !filled {
@@ -185,7 +186,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 			// between, and what the watch tells would be of what was before.
 			if err == nil && w.opened <= resp.Header.Revision {
 				for answer, ended := w.next(ctx); ended == nil; answer, ended = w.next(ctx) {
-					pause = backoff{} // not before: reading all again is a burden
+					pause = backoff.Pause{} // not before: reading all again is a burden
 					changed := p.apply(answer.Events, resp.Header.Revision)
 					update(time.Time{}, reached(answer), changed)
 				}
@@ -197,7 +198,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		if refused != nil && (!filled || !f.stays || ctx.Err() != nil) {
 			return refused
 		}
-		if pause.wait(ctx) != nil {
+		if pause.Wait(ctx) != nil {
 			return f.client.interrupted(ctx)
 		}
 	}

@@ -2,13 +2,14 @@ package locker
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
 // txn is a guarded write: then if all of when holds, and the record of the session,
@@ -66,7 +67,7 @@ func askFor[T any](ctx, attempts context.Context, c *Client, allowed time.Durati
 	if attempts != ctx {
 		late = c.lateAnswerWait()
 	}
-	for pause := (backoff{}); ctx.Err() == nil; _ = pause.wait(ctx) {
+	for pause := (backoff.Pause{}); ctx.Err() == nil; _ = pause.Wait(ctx) {
 		answer, err = hedge(attempts, c, allowed, late, request)
 		if err == nil || !transient(err) {
 			return answer, err
@@ -91,7 +92,7 @@ func (c *Client) explain(err error) error {
 	if !isContextError(err) || conn.GetState() == connectivity.Ready {
 		return err
 	}
-	failure := c.failures.share(func() error {
+	failure := c.failures.Do(func() error {
 		ctx, cancel := context.WithTimeout(c.base, grace)
 		defer cancel()
 		// This one does not wait: it fails with the error of the last connection.
@@ -111,33 +112,4 @@ func (c *Client) interrupted(ctx context.Context) error {
 		return &endError{ctx: ctx}
 	}
 	return ended(ctx, c.explain(ctx.Err()))
-}
-
-// backoff is a growing pause between attempts, spread at random so that clients
-// that failed together do not come back together.
-type backoff struct{ pause time.Duration }
-
-const (
-	shortestPause = 10 * time.Millisecond
-	longestPause  = 500 * time.Millisecond
-)
-
-// next returns how long to pause now.
-func (b *backoff) next() time.Duration {
-	b.pause = min(max(2*b.pause, shortestPause), longestPause)
-	return b.pause/2 + rand.N(b.pause)
-}
-
-// wait returns nil after the pause, or the context's error at its end.
-func (b *backoff) wait(ctx context.Context) error { return sleep(ctx, b.next()) }
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

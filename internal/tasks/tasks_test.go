@@ -1,0 +1,168 @@
+package tasks
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestGroup_JoinWaitsForTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group
+		if !g.Begin() {
+			t.Fatal("a new group is closed")
+		}
+		let := make(chan struct{})
+		g.Run(func() { <-let })
+		g.After(time.Second, func() { time.Sleep(time.Second) })
+		if !g.Close() || g.Close() {
+			t.Error("the first Close only is the first")
+		}
+		if g.Begin() {
+			t.Error("a closed group has begun something")
+		}
+		joined := make(chan struct{})
+		go func() {
+			g.Join()
+			close(joined)
+		}()
+		g.End()
+		close(let)
+		time.Sleep(2*time.Second - 1)
+		synctest.Wait()
+		select {
+		case <-joined:
+			t.Error("joined while a function of After had not returned")
+		default:
+		}
+		time.Sleep(1)
+		<-joined
+	})
+}
+
+func TestAlarm_IsStoppedOnceAndCountedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group
+		g.Begin()
+		stopped := g.After(time.Second, func() { t.Error("called although it was stopped") })
+		if !stopped.Stop() || stopped.Stop() {
+			t.Error("the first Stop only stops it")
+		}
+		called := g.After(time.Second, func() {})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if called.Stop() {
+			t.Error("stopped after it was called")
+		}
+		g.End()
+		g.Join()
+	})
+}
+
+func TestBacklog_DoesSoMuchAtATimeInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, n = 3, 10
+		var g Group
+		g.Begin()
+		b := NewBacklog(&g, limit)
+		let := make(chan struct{})
+		var atWork atomic.Int64
+		done := make(chan int, n)
+		for i := range n {
+			started := b.Run(func() {
+				atWork.Add(1)
+				<-let
+				done <- i
+				atWork.Add(-1)
+			})
+			if started != (i < limit) {
+				t.Errorf("work %d: started is %v", i, started)
+			}
+		}
+		for range n {
+			synctest.Wait()
+			if got := atWork.Load(); got > limit {
+				t.Errorf("%d at work", got)
+			}
+			let <- struct{}{}
+		}
+		synctest.Wait()
+		seen := make(map[int]bool)
+		for range n {
+			i := <-done
+			if seen[i] = true; i >= limit && len(seen) < i-limit+1 {
+				t.Errorf("work %d overtook others", i)
+			}
+		}
+		if !b.Run(func() {}) {
+			t.Error("after all was done, work has to wait")
+		}
+		g.End()
+		g.Join()
+	})
+}
+
+func TestShared_IsDoneOnceForAllWhoAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Shared
+		calls, let, result := 0, make(chan struct{}), errors.New("result")
+		work := func() error {
+			calls++
+			<-let
+			return result
+		}
+		const n = 5
+		got := make(chan error, n)
+		for range n {
+			go func() { got <- s.Do(work) }()
+		}
+		synctest.Wait()
+		close(let)
+		for range n {
+			if err := <-got; err != result {
+				t.Errorf("returned %v", err)
+			}
+		}
+		if calls != 1 {
+			t.Errorf("done %d times", calls)
+		}
+		if _ = s.Do(work); calls != 2 {
+			t.Error("who asks later has it done again")
+		}
+	})
+}
+
+func TestEither_EndsWithTheFirst(t *testing.T) {
+	first, second := errors.New("first"), errors.New("second")
+	for _, one := range []bool{true, false} {
+		ctx, end := context.WithCancelCause(t.Context())
+		other, endOther := context.WithCancelCause(t.Context())
+		both, release := Either(ctx, other)
+		if both.Err() != nil {
+			t.Fatal("ended before either")
+		}
+		if one {
+			end(first)
+			endOther(second)
+		} else {
+			endOther(first)
+			<-both.Done()
+			end(second)
+		}
+		<-both.Done()
+		if cause := context.Cause(both); cause != first {
+			t.Errorf("ended with %v", cause)
+		}
+		if late, release := Either(t.Context(), other); late.Err() == nil {
+			t.Error("of one that has ended already it has not ended")
+		} else {
+			release()
+		}
+		release()
+		end(nil)
+		endOther(nil)
+	}
+}
