@@ -19,7 +19,7 @@ func (s *Session) audit() {
 	ctx, cancel := context.WithTimeout(s.ctx, min(time.Until(until), cleanupWait))
 	defer cancel()
 	if s.renewed.odd { // perhaps the member that has answered is only behind the others
-		if _, err := s.look(ctx, txn{then: []*pb.RequestOp{within(revisionsOf(s.record()))}}); err != nil {
+		if _, err := s.look(ctx, txn{then: []*pb.RequestOp{opRange(revisionsOf(s.record()))}}); err != nil {
 			return
 		}
 	}
@@ -46,7 +46,7 @@ func (s *Session) look(ctx context.Context, t txn) (*pb.TxnResponse, error) {
 // restored, and holds that were granted since are void.
 func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
 	if !s.timeline.follows(header, before) {
-		return s.lose(errBackInTime)
+		return s.fail(errBackInTime)
 	}
 	s.timeline.saw(header)
 	return nil
@@ -64,11 +64,11 @@ func (s *Session) auditHolds(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	_ = inBatches(queued, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
-		all := txn{otherwise: []*pb.RequestOp{within(revisionsOf(s.record()))}} // a read, so that etcd does not answer with what one member knows
+		all := txn{otherwise: []*pb.RequestOp{opRange(revisionsOf(s.record()))}} // a read, so that etcd does not answer with what one member knows
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, l := range batch {
 			all.when = append(all.when, l.standing())
-			reads[i] = within(revisionsOf(l.key))
+			reads[i] = opRange(revisionsOf(l.key))
 		}
 		resp, err := s.look(ctx, all)
 		if err != nil || resp.Succeeded {
@@ -80,7 +80,7 @@ func (s *Session) auditHolds(ctx context.Context) {
 		for i, l := range batch {
 			kvs := found(resp, i)
 			if ctx.Err() == nil && l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
-				_ = l.gone(ctx) // the lock has it
+				_ = l.entryDeleted(ctx) // the lock has it
 			}
 		}
 		return ctx.Err()
@@ -96,7 +96,7 @@ func (s *Session) auditEntries(ctx context.Context) {
 		return
 	}
 	if !s.timeline.same(lease.Header) {
-		_ = s.lose(errBackInTime) // the session has it
+		_ = s.fail(errBackInTime) // the session has it
 		return
 	}
 	s.timeline.saw(lease.Header)
@@ -104,7 +104,7 @@ func (s *Session) auditEntries(ctx context.Context) {
 	err = inBatches(strays, func(batch []entry) error {
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, e := range batch {
-			reads[i] = within(revisionsOf(e.key))
+			reads[i] = opRange(revisionsOf(e.key))
 		}
 		resp, err := s.look(ctx, txn{then: reads})
 		if err != nil {
@@ -141,7 +141,7 @@ type entry struct {
 
 // removal deletes this incarnation of the entry and no other.
 func (e entry) removal() txn {
-	return txn{name: e.name, when: []*pb.Compare{created(e.key, e.created)}, then: []*pb.RequestOp{remove(e.key)}}
+	return txn{name: e.name, when: []*pb.Compare{cmpCreate(e.key, e.created)}, then: []*pb.RequestOp{opDelete(e.key)}}
 }
 
 // attached returns the lease with its keys. That answer may be large, so it is given its

@@ -150,7 +150,7 @@ func together(writes []*write) txn {
 		if epoch, ok := epochs[w.session]; w.session != nil && (!ok || epoch != w.epoch) {
 			epochs[w.session] = w.epoch
 			all.when = append(all.when, w.session.inEpoch(w.epoch))
-			all.otherwise = append(all.otherwise, within(revisionsOf(w.session.record())))
+			all.otherwise = append(all.otherwise, opRange(revisionsOf(w.session.record())))
 		}
 	}
 	return all

@@ -20,7 +20,7 @@ const cleanupWait = 10 * time.Second
 
 var (
 	errAdoptedEnded = errors.New("the adopted session has ended")
-	errBuried       = errors.New("the session is over, and etcd has not answered")
+	errDrained      = errors.New("the session is over, and etcd has not answered")
 )
 
 // await waits until nothing is left of the sessions, or ctx has ended, and returns what
@@ -57,7 +57,7 @@ func (s *Session) unconfirmed(err error) error {
 // cleanUp leaves nothing of a session that is over in etcd. By its end, at the latest,
 // the lease has run out by itself, if it was not adopted.
 func (s *Session) cleanUp() error {
-	ctx, cancel := context.WithTimeout(s.life, max(s.ttl, s.renewed.life()))
+	ctx, cancel := context.WithTimeout(s.cleanUpCtx, max(s.ttl, s.renewed.life()))
 	defer cancel()
 	ctx, stop := tasks.Either(ctx, s.client.etcd.Ctx())
 	defer stop()
@@ -78,7 +78,7 @@ func (s *Session) cleanUp() error {
 func (s *Session) revoke(ctx context.Context) error {
 	// What is granted after it was revoked would stay. A grant that is not answered
 	// ends with ctx.
-	stop := context.AfterFunc(ctx, func() { s.bury(errBuried) })
+	stop := context.AfterFunc(ctx, func() { s.endCleanUp(errDrained) })
 	s.grants.Wait()
 	stop()
 	_, err := ask(ctx, s.client, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
@@ -99,14 +99,14 @@ func (s *Session) detach(ctx context.Context) error {
 		return ended(ctx, ctx.Err())
 	}
 	// First the record: without it, no put that is still under way can take effect.
-	if _, _, err := s.client.commit(ctx, txn{then: []*pb.RequestOp{remove(s.record())}}); err != nil {
+	if _, _, err := s.client.commit(ctx, txn{then: []*pb.RequestOp{opDelete(s.record())}}); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	pending := s.pending
+	pending := s.pendingDeletes
 	s.mu.Unlock()
 	err := concurrently(s.client, pending, func(l *Lock) error {
-		_, err := l.remove(ctx, nil)
+		_, err := l.dequeue(ctx, nil)
 		return err
 	})
 	return errors.Join(err, s.deleteLeftovers(ctx))
@@ -125,7 +125,7 @@ func (s *Session) deleteLeftovers(ctx context.Context) error {
 	return inBatches(s.entries(lease.Keys), func(batch []entry) error {
 		deletes := make([]*pb.RequestOp, len(batch))
 		for i, e := range batch {
-			deletes[i] = remove(e.key)
+			deletes[i] = opDelete(e.key)
 		}
 		_, _, err := s.client.commit(ctx, txn{then: deletes})
 		return err

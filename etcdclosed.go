@@ -19,7 +19,7 @@ func (c *Client) endWithEtcd() (stop func()) {
 		}
 		c.mu.Unlock()
 		for _, s := range sessions {
-			s.finish(&LostError{Reason: Revoked, Cause: ErrEtcdClosed})
+			s.end(&LostError{Reason: Revoked, Cause: ErrEtcdClosed})
 		}
 	})
 	return func() {

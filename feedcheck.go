@@ -14,7 +14,7 @@ import (
 // check looks after the stream, until the client ends.
 func (f *feed) check() {
 	c := f.client
-	patience := c.hedgeDelay
+	timeout := c.hedgeDelay
 	for backoff.Sleep(c.ctx, c.hedgeDelay) == nil {
 		f.mu.Lock()
 		stream := f.stream
@@ -22,14 +22,17 @@ func (f *feed) check() {
 		what, ok := stream.sample()
 		switch {
 		case !ok: // nobody watches
-		case f.probe(stream, what, patience):
-			patience = c.hedgeDelay
+		case f.probe(stream, what, timeout):
+			timeout = c.hedgeDelay
 		default:
 			// Were it a large answer that holds the streams up, each would be replaced in turn.
-			patience = min(2*patience, 8*c.hedgeDelay)
+			timeout = min(2*timeout, 8*c.hedgeDelay)
 		}
 	}
 }
+
+// roundTrip is how long an answer usually takes at most.
+const roundTrip = 50 * time.Millisecond
 
 // goal is a revision that streams are to show, as soon as it is known.
 type goal struct {
@@ -41,7 +44,7 @@ type goal struct {
 // watches that need it told which one they have reached. If it is silent for so long and
 // another, on another member, is not, that takes its place, and probe returns false. It
 // reads a key that somebody watches: the client may not be allowed to read any other.
-func (f *feed) probe(s *stream, what watched, patience time.Duration) (kept bool) {
+func (f *feed) probe(s *stream, what watched, timeout time.Duration) (kept bool) {
 	c := f.client
 	ctx, stop := tasks.Either(c.ctx, s.ctx)
 	defer stop()
@@ -64,15 +67,15 @@ func (f *feed) probe(s *stream, what watched, patience time.Duration) (kept bool
 	}
 	close(goal.known)
 	took := time.Since(at)
-	if took > grace {
+	if took > roundTrip {
 		s.progress() // the request before may have been answered too early
 	}
-	timeout := time.NewTimer(min(took, grace) + patience - took) // since it was asked
-	defer timeout.Stop()
+	timer := time.NewTimer(min(took, roundTrip) + timeout - took) // since it was asked
+	defer timer.Stop()
 	select {
 	case <-shown: // or it has ended
 		return true
-	case <-timeout.C:
+	case <-timer.C:
 		return s.hears().events > before.events || f.hedge(ctx, s, what, goal, shown)
 	}
 }
@@ -94,7 +97,7 @@ func (f *feed) shows(ctx context.Context, s *stream, what watched, goal *goal) <
 // show has the member show that it is at goal, which it does in turn with whatever else
 // comes on the stream. It does not wait for the goal to be known for long.
 func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
-	early := time.NewTimer(grace)
+	early := time.NewTimer(roundTrip)
 	defer early.Stop()
 	select {
 	case <-goal.known:

@@ -169,13 +169,13 @@ func FuzzChanges(f *testing.F) {
 			space:   key.NewSpace(DefaultPrefix),
 			present: make(map[string]*mvccpb.KeyValue),
 		}
-		h.picture = picture{keys: h.space}
-		h.picture.load(&pb.RangeResponse{Header: new(pb.ResponseHeader)}, "")
+		h.queueView = queueView{keys: h.space}
+		h.queueView.load(&pb.RangeResponse{Header: new(pb.ResponseHeader)}, "")
 		for _, b := range script {
 			h.change(t, b)
 		}
 		h.commit(t)
-		if changed := h.picture.load(h.all(), ""); len(changed) > 0 {
+		if changed := h.queueView.load(h.all(), ""); len(changed) > 0 {
 			t.Errorf("a read after all changes brought news: %+v", changed)
 		}
 	})
@@ -183,12 +183,12 @@ func FuzzChanges(f *testing.F) {
 
 // history is what etcd has, and what a follower makes of it.
 type history struct {
-	keys     []string
-	space    key.Space
-	picture  picture
-	revision int64
-	present  map[string]*mvccpb.KeyValue // key by key
-	events   []*mvccpb.Event             // of the revision to come
+	keys      []string
+	space     key.Space
+	queueView queueView
+	revision  int64
+	present   map[string]*mvccpb.KeyValue // key by key
+	events    []*mvccpb.Event             // of the revision to come
 }
 
 // change puts or deletes a key; the third bit says that a revision ends here.
@@ -231,11 +231,11 @@ func (h *history) commit(t *testing.T) {
 		return
 	}
 	before := make(map[string]*mvccpb.KeyValue)
-	for name, queue := range h.picture.queues {
+	for name, queue := range h.queueView.queues {
 		before[name] = queue[0]
 	}
 	h.revision++
-	changed := h.picture.apply(h.events, h.revision-1)
+	changed := h.queueView.apply(h.events, h.revision-1)
 	h.events = nil
 	heads := make(map[string]*mvccpb.KeyValue)
 	for _, kv := range h.present {

@@ -23,7 +23,7 @@ func (s *Session) grant(ctx context.Context) error {
 	done := make(chan error, 1)
 	// What is granted after the lease was revoked would stay: so an attempt is not cut off
 	// by the end of the call.
-	attempts, cancel := context.WithCancel(s.life)
+	attempts, cancel := context.WithCancel(s.cleanUpCtx)
 	attempt := func(ctx context.Context) (renewal, error) {
 		r := renewal{sent: time.Now()}
 		resp, err := c.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})

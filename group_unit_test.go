@@ -135,7 +135,7 @@ type followed struct {
 func (g *grouped) submit(name, key string, size int) *followed {
 	w := &followed{begun: 1}
 	w.write = write{
-		txn: txn{name: name, then: []*pb.RequestOp{put(key, strings.Repeat("v", size), 0)}},
+		txn: txn{name: name, then: []*pb.RequestOp{opPut(key, strings.Repeat("v", size), 0)}},
 		begun: func(int64) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

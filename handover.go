@@ -11,36 +11,36 @@ import (
 // put one key in one transaction, so in a hand-over two take turns.
 const alternate = ".2"
 
-// handOver releases the entry of l and puts that of heir, the next in the client's
-// line, at the end of the queue in one transaction: if nobody else is waiting, heir
+// handOver releases the entry of l and puts that of next, the next in the client's
+// line, at the end of the queue in one transaction: if nobody else is waiting, next
 // holds after one commit. It waits for the hedge delay. If there is no answer by then, the
-// two go separate ways, and heir finds out by itself whether its entry is in the queue
+// two go separate ways, and next finds out by itself whether its entry is in the queue
 // nevertheless. unknown tells that the entry of l may have been released as well.
-func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool) {
+func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool) {
 	c := l.client
-	if heir.session == nil && c.attachNow(heir) != nil {
-		return false, false // it takes a request, which is for heir to make
+	if next.session == nil && c.attachNow(next) != nil {
+		return false, false // it takes a request, which is for next to make
 	}
-	if allowance(int64(len(heir.value))) > c.hedgeDelay {
+	if allowance(int64(len(next.value))) > c.hedgeDelay {
 		return false, false // it would take too long to wait for
 	}
-	if heir.key == l.key {
-		heir.key += alternate
+	if next.key == l.key {
+		next.key += alternate
 	}
-	w := &write{begun: heir.puts.begin, txn: txn{
+	w := &write{begun: next.puts.begin, txn: txn{
 		name:    l.name,
-		session: heir.session,
-		epoch:   heir.session.currentEpoch(),
-		when:    []*pb.Compare{l.standing(), created(heir.key, 0)},
-		then:    []*pb.RequestOp{remove(l.key), heir.entry(), within(heir.newest(0))},
+		session: next.session,
+		epoch:   next.session.currentEpoch(),
+		when:    []*pb.Compare{l.standing(), cmpCreate(next.key, 0)},
+		then:    []*pb.RequestOp{opDelete(l.key), next.entry(), opRange(next.newest(0))},
 	}}
 	w.landed = func(o outcome) {
-		heir.landed(o)
+		next.landed(o)
 		if o.err == nil && o.resp.Succeeded {
-			c.lines.leave(l.name, heir) // at once: what is left for l to do it need not wait for
+			c.lines.leave(l.name, next) // at once: what is left for l to do it need not wait for
 		}
 	}
-	heir.puts.begin(w.epoch)
+	next.puts.begin(w.epoch)
 	c.group.submit(w)
 	late := time.NewTimer(c.hedgeDelay)
 	defer late.Stop()
@@ -55,30 +55,30 @@ func (l *Lock) handOver(ctx context.Context, heir *Lock) (released, unknown bool
 	return false, c.group.forget(w) != errUnsent
 }
 
-// share passes the hold of l, which has ended, on to heir as it is: without a
+// share passes the hold of l, which has ended, on to next as it is: without a
 // request, with the same entry and token. It reports false if that must not be:
-// often enough in a row, or heir would not have the session or the value it wants.
-func (l *Lock) share(heir *Lock) bool {
+// often enough in a row, or next would not have the session or the value it wants.
+func (l *Lock) share(next *Lock) bool {
 	l.mu.Lock()
-	same := l.turns < l.client.turns && !l.revalued && heir.value == l.value && heir.wants == l.wants
+	same := l.turns < l.client.turns && !l.revalued && next.value == l.value && next.wants == l.wants
 	l.mu.Unlock()
-	if !same || !l.session.replace(l, heir) {
+	if !same || !l.session.replace(l, next) {
 		return false
 	}
-	l.client.lines.leave(l.name, heir)
+	l.client.lines.leave(l.name, next)
 	return true
 }
 
-// replace attaches heir to the session in the place of l, with its entry.
-func (s *Session) replace(l, heir *Lock) bool {
+// replace attaches next to the session in the place of l, with its entry.
+func (s *Session) replace(l, next *Lock) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
 		return false
 	}
-	heir.session, heir.key, heir.turns = s, l.key, l.turns+1
-	heir.queuedAt(l.token.Load(), l.token.Load(), nil, true)
+	next.session, next.key, next.turns = s, l.key, l.turns+1
+	next.queuedAt(l.token.Load(), l.token.Load(), nil, true)
 	delete(s.locks, l)
-	s.locks[heir] = struct{}{}
+	s.locks[next] = struct{}{}
 	return true
 }

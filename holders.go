@@ -51,7 +51,7 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 	if err != nil {
 		return nil, wrap(op, prefix, err)
 	}
-	p := picture{keys: c.keys}
+	p := queueView{keys: c.keys}
 	states := p.load(resp, "")
 	holders := make([]Holder, len(states))
 	for i, state := range states {

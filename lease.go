@@ -28,21 +28,21 @@ type Lock struct {
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
-	outer  *Lock         // that the context it was locked with comes from; nil if there is none
-	turn   chan struct{} // closed when it is the one in front of the client's line
-	turned bool          // whether it is; guarded by the mutex of the lines
-	turns  int           // of goroutines in a row that share the entry, this one included
-	puts   puts          // of the entry, that may take effect yet
+	outer   *Lock         // that the context it was locked with comes from; nil if there is none
+	ready   chan struct{} // closed when it is the one in front of the client's line
+	granted bool          // whether it is; guarded by the mutex of the lines
+	turns   int           // of goroutines in a row that share the entry, this one included
+	puts    puts          // of the entry, that may take effect yet
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
 	callback <-chan struct{} // closed when the function of Do has returned; nil if there is none
 	caller   context.Context // that Do was called with; nil if it was not
 	value    string
-	modified int64   // mod revision at which the entry had value
-	revalued bool    // by SetValue, or perhaps
-	placed   bool    // it is known what was ahead of the entry when it was put
-	ahead    []rival // of it then, the nearest first; more than near mean at least that many
+	modified int64         // mod revision at which the entry had value
+	revalued bool          // by SetValue, or perhaps
+	placed   bool          // it is known what was ahead of the entry when it was put
+	ahead    []predecessor // of it then, the nearest first; more than lookahead mean at least that many
 }
 
 // phase is where in its life a Lock is. Whoever ends it finds out what it was: the
@@ -138,7 +138,7 @@ func (l *Lock) Guard() []clientv3.Cmp {
 }
 
 // standing is Guard in etcd's own message.
-func (l *Lock) standing() *pb.Compare { return created(l.key, l.token.Load()) }
+func (l *Lock) standing() *pb.Compare { return cmpCreate(l.key, l.token.Load()) }
 
 // Commit applies all ops in one transaction, or none of them if the lock is no
 // longer held: etcd itself decides, so not even a holder that was stopped for an
@@ -178,7 +178,7 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	case err == nil && doubtful:
 		err = errRepeated
 	case err == nil && !resp.Succeeded:
-		err = l.gone(ctx)
+		err = l.entryDeleted(ctx)
 	case err == nil:
 		return resp, nil
 	}
@@ -209,11 +209,11 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		// The mod revision orders the writes: one that comes late is refused.
 		resp, only, err := l.client.commit(ctx, txn{
 			name:      l.name,
-			when:      []*pb.Compare{l.standing(), modified(l.key, revision)},
-			then:      []*pb.RequestOp{put(l.key, value, l.session.lease)},
-			otherwise: []*pb.RequestOp{within(one(l.key))},
+			when:      []*pb.Compare{l.standing(), cmpMod(l.key, revision)},
+			then:      []*pb.RequestOp{opPut(l.key, value, l.session.lease)},
+			otherwise: []*pb.RequestOp{opRange(one(l.key))},
 		})
-		if errors.Is(err, errBuried) {
+		if errors.Is(err, errDrained) {
 			return wrap(op, l.name, context.Cause(l.ctx)) // the value went with the lease
 		}
 		if err != nil {
@@ -228,7 +228,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		}
 		kvs := found(resp, 0)
 		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() {
-			return wrap(op, l.name, l.gone(ctx))
+			return wrap(op, l.name, l.entryDeleted(ctx))
 		}
 		l.learn(string(kvs[0].Value), kvs[0].ModRevision)
 		if !only && string(kvs[0].Value) == value {
@@ -279,17 +279,17 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		return wrap(op, l.name, context.Cause(l.ctx))
 	}
 	if !c.tasks.Begin() {
-		l.session.orphan(l)
-		l.depart(nil)
+		l.session.deleteLater(l)
+		l.detach(nil)
 		return wrap(op, l.name, ErrClosed)
 	}
 	defer c.tasks.End()
-	heir := c.lines.call(l.name)
-	if heir != nil && l.share(heir) {
+	next := c.lines.call(l.name)
+	if next != nil && l.share(next) {
 		return nil
 	}
 	done := make(chan error, 1)
-	c.tasks.Run(func() { done <- l.withdraw(heir) })
+	c.tasks.Run(func() { done <- l.cleanUp(next) })
 	select {
 	case err := <-done:
 		return wrap(op, l.name, err)
@@ -326,7 +326,7 @@ func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, stop := tasks.Either(ctx, l.session.life)
+	ctx, stop := tasks.Either(ctx, l.session.cleanUpCtx)
 	return ctx, func() { stop(); end() }, nil
 }
 
@@ -342,8 +342,8 @@ func (l *Lock) end(cause error) phase {
 	return was
 }
 
-// giveUp ends the lock if it is still queued.
-func (l *Lock) giveUp(cause error) {
+// endWait ends the lock if it is still queued.
+func (l *Lock) endWait(cause error) {
 	l.mu.Lock()
 	was := l.phase
 	if was == queued {
@@ -355,20 +355,20 @@ func (l *Lock) giveUp(cause error) {
 	}
 }
 
-// gone ends the lock because its entry is not in the queue any more, and returns
+// entryDeleted ends the lock because its entry is not in the queue any more, and returns
 // why the lock ended. It asks whether the lease is gone as well: then so are all
 // other locks of the session.
-func (l *Lock) gone(ctx context.Context) error {
+func (l *Lock) entryDeleted(ctx context.Context) error {
 	s := l.session
 	ctx, cancel := context.WithTimeout(ctx, l.client.lateAnswerWait())
 	defer cancel()
 	if resp, err := l.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
-		s.finish(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
+		s.end(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
 	} else {
 		lost := &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
 		if l.end(lost) == held {
 			l.client.log.Warn("lock deleted by somebody else", "name", l.name, "token", lost.Token)
-			l.leave()
+			l.startCleanUp()
 		}
 	}
 	<-l.ctx.Done()

@@ -41,12 +41,12 @@ func (q *lines) join(l *Lock, ctx, client, session context.Context) (mine bool, 
 		w.behind = list.New()
 		q.byName[l.name] = w
 	}
-	l.turn = make(chan struct{})
+	l.ready = make(chan struct{})
 	place := w.behind.PushBack(l)
 	q.mu.Unlock()
 
 	select {
-	case <-l.turn:
+	case <-l.ready:
 		return true, nil
 	case <-ctx.Done():
 		ended = ctx
@@ -70,7 +70,7 @@ func (l *Lock) waitInLine(ctx context.Context) error {
 		return nil
 	}
 	if mine {
-		l.decline(context.Cause(ended))
+		l.passOn(context.Cause(ended))
 	}
 	return c.interrupted(ended)
 }
@@ -155,10 +155,10 @@ func (q *lines) leave(name string, called *Lock) {
 	switch {
 	case called == nil:
 		q.move(name, w, nil)
-	case !called.turned:
-		called.turned = true
+	case !called.granted:
+		called.granted = true
 		q.move(name, w, called)
-		close(called.turn)
+		close(called.ready)
 	}
 }
 

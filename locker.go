@@ -138,7 +138,7 @@ func (c *Client) Close() error {
 	}
 	c.mu.Unlock()
 	for _, s := range sessions {
-		s.finish(ErrClosed)
+		s.end(ErrClosed)
 	}
 	// Each session has no longer than its TTL.
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupWait)
@@ -343,13 +343,13 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			// The shared session was lost before it was of any use here; whatever may
 			// be queued goes with its lease.
 			l.end(err)
-			l.session.dismiss(l)
+			l.session.drop(l)
 			_ = pause.Wait(ctx) // if it ends, the next attempt says so
 			l = c.newLock(ctx, name, value, session)
 			c.lines.replace(l)
 			continue
 		}
-		l.abandon(err)
+		l.fail(err)
 		return nil, err
 	}
 }

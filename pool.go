@@ -90,7 +90,7 @@ func (c *Client) retire(s *Session) {
 		c.shared = slices.Delete(c.shared, i, i+1)
 	}
 	c.mu.Unlock()
-	if surplus && !s.finishIf(ErrClosed, func() bool { return len(s.locks) == 0 }) {
+	if surplus && !s.endIf(ErrClosed, func() bool { return len(s.locks) == 0 }) {
 		c.addShared(s) // it has come to use meanwhile
 	}
 }

@@ -12,10 +12,10 @@ import (
 )
 
 // take acquires the lock: it joins the queue, unless it was put there by its
-// predecessor, and waits for its turn. On error abandon must follow.
+// predecessor, and waits for its turn. On error fail must follow.
 func (l *Lock) take(caller context.Context, try bool) error {
 	// While it is queued, the lock's own context ends with that of the caller.
-	defer context.AfterFunc(caller, func() { l.giveUp(context.Cause(caller)) })()
+	defer context.AfterFunc(caller, func() { l.endWait(context.Cause(caller)) })()
 	ctx := l.ctx
 	if l.token.Load() == 0 {
 		if err := l.enqueue(ctx, try); err != nil {
@@ -25,10 +25,10 @@ func (l *Lock) take(caller context.Context, try bool) error {
 	// Were another attempt still under way, and somebody deleted the entry, it could
 	// put it once more, behind others, and nobody would notice. Once none is, the
 	// token is final, and so is what is ahead of it.
-	if err := l.settle(ctx); err != nil {
+	if err := l.resolveInDoubt(ctx); err != nil {
 		return err
 	}
-	if err := l.awaitTurn(ctx); err != nil {
+	if err := l.waitForHead(ctx); err != nil {
 		return err
 	}
 	return l.hold()
@@ -36,7 +36,7 @@ func (l *Lock) take(caller context.Context, try bool) error {
 
 // enqueue puts the entry at the end of the queue, or, to try, only into an empty
 // queue. It repeats itself until etcd has answered for certain or ctx has ended. On
-// error, an entry may have been left: withdraw removes it.
+// error, an entry may have been left: cleanUp removes it.
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
 	var t txn
@@ -53,7 +53,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		case err != nil:
 			return s.diagnose(err)
 		case !s.timeline.follows(resp.Header, l.since) || resp.Succeeded && resp.Header.Revision <= l.since:
-			return s.lose(errBackInTime)
+			return s.fail(errBackInTime)
 		case resp.Succeeded:
 			return nil
 		case t.otherwise == nil:
@@ -77,7 +77,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 				return err
 			}
 		case record[0].ModRevision < t.epoch:
-			return s.lose(errBackInTime)
+			return s.fail(errBackInTime)
 		default:
 			s.learnEpoch(record[0].ModRevision)
 		}
@@ -100,20 +100,20 @@ func (l *Lock) joining() txn {
 	return txn{
 		name:      l.name,
 		session:   l.session,
-		when:      []*pb.Compare{created(l.key, 0)},
-		then:      []*pb.RequestOp{l.entry(), within(l.newest(0))},
+		when:      []*pb.Compare{cmpCreate(l.key, 0)},
+		then:      []*pb.RequestOp{l.entry(), opRange(l.newest(0))},
 		otherwise: l.reasons(),
 	}
 }
 
-func (l *Lock) entry() *pb.RequestOp { return put(l.key, l.value, l.session.lease) }
+func (l *Lock) entry() *pb.RequestOp { return opPut(l.key, l.value, l.session.lease) }
 
 // reasons reads why the entry was not put.
 func (l *Lock) reasons() []*pb.RequestOp {
 	return []*pb.RequestOp{
-		within(revisionsOf(l.key)),
-		within(revisionsOf(l.session.record())),
-		within(oldestBelow(l.queue())),
+		opRange(revisionsOf(l.key)),
+		opRange(revisionsOf(l.session.record())),
+		opRange(oldestBelow(l.queue())),
 	}
 }
 
@@ -125,9 +125,9 @@ func (l *Lock) landed(o outcome) {
 	}
 	if o.err == nil && o.resp.Succeeded {
 		token := o.resp.Header.Revision
-		ahead, known := []rival(nil), true
+		ahead, known := []predecessor(nil), true
 		if list := o.resp.Responses[len(o.resp.Responses)-1].GetResponseRange(); list != nil {
-			ahead, known = l.rivals(list.Kvs, token)
+			ahead, known = l.predecessors(list.Kvs, token)
 		}
 		l.queuedAt(token, token, ahead, known)
 	}
@@ -145,7 +145,7 @@ func found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
 // queuedAt notes that the entry is in the queue, and what was ahead of it when it was
 // put, if that is known. Of several entries, put one after the other had been deleted,
 // the newest is the one that may be there.
-func (l *Lock) queuedAt(created, modified int64, ahead []rival, known bool) {
+func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if created > l.token.Load() {
@@ -158,7 +158,7 @@ func (l *Lock) queuedAt(created, modified int64, ahead []rival, known bool) {
 }
 
 // place returns what was ahead of the entry at a revision, 0 if that is not known.
-func (l *Lock) place() (ahead []rival, revision int64) {
+func (l *Lock) place() (ahead []predecessor, revision int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.placed {
@@ -167,11 +167,11 @@ func (l *Lock) place() (ahead []rival, revision int64) {
 	return slices.Clone(l.ahead), l.token.Load()
 }
 
-// release deletes the entry, this incarnation of it and no other, and reports
+// deleteEntry deletes the entry, this incarnation of it and no other, and reports
 // whether it was there until then. It is a transaction without a put, which etcd
 // accepts even when it has run out of space.
-func (l *Lock) release(ctx context.Context) (found bool, err error) {
-	resp, only, err := l.client.commit(ctx, txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}})
+func (l *Lock) deleteEntry(ctx context.Context) (found bool, err error) {
+	resp, only, err := l.client.commit(ctx, txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{opDelete(l.key)}})
 	if err != nil {
 		return false, err
 	}
@@ -179,22 +179,22 @@ func (l *Lock) release(ctx context.Context) (found bool, err error) {
 	return resp.Succeeded || !only, nil
 }
 
-// withdraw removes whatever the lock may have in the queue, and departs; heir, if
+// cleanUp removes whatever the lock may have in the queue, and detaches it; next, if
 // there is one, gets its turn. It is bounded by the TTL.
-func (l *Lock) withdraw(heir *Lock) error {
-	ctx, cancel := context.WithTimeout(l.session.life, l.session.ttl)
+func (l *Lock) cleanUp(next *Lock) error {
+	ctx, cancel := context.WithTimeout(l.session.cleanUpCtx, l.session.ttl)
 	defer cancel()
-	found, err := l.remove(ctx, heir)
-	return l.conclude(heir, found, err)
+	found, err := l.dequeue(ctx, next)
+	return l.conclude(next, found, err)
 }
 
-// conclude draws the conclusions from what remove returned: what could not be confirmed
-// gone costs the session its lease, and goes with it.
-func (l *Lock) conclude(heir *Lock, found bool, err error) error {
-	defer l.depart(heir)
+// conclude draws the conclusions from what dequeue returned: what could not be confirmed
+// entryDeleted costs the session its lease, and goes with it.
+func (l *Lock) conclude(next *Lock, found bool, err error) error {
+	defer l.detach(next)
 	s := l.session
 	if err != nil {
-		s.orphan(l)
+		s.deleteLater(l)
 	}
 	switch {
 	case err == nil && found:
@@ -204,14 +204,14 @@ func (l *Lock) conclude(heir *Lock, found bool, err error) error {
 	case err == nil:
 		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
 	}
-	s.finish(&LostError{Reason: Revoked, Cause: err})
+	s.end(&LostError{Reason: Revoked, Cause: err})
 	return err
 }
 
-// settle makes sure that no put of the entry can take effect any more. It first
+// resolveInDoubt makes sure that no put of the entry can take effect any more. It first
 // gives those under way the time to be answered: a fence costs the other puts of the
 // session another attempt.
-func (l *Lock) settle(ctx context.Context) error {
+func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	if !l.puts.any() {
 		return nil
 	}
@@ -221,58 +221,58 @@ func (l *Lock) settle(ctx context.Context) error {
 	if !l.puts.any() {
 		return nil
 	}
-	created, err := l.fence(ctx)
+	created, err := l.invalidatePuts(ctx)
 	if err == nil {
 		l.queuedAt(created, created, nil, false)
 	}
 	return err
 }
 
-// remove releases what is in the queue, after making sure that nothing can come
+// dequeue releases what is in the queue, after making sure that nothing can come
 // after it, and reports whether it was there until then.
-func (l *Lock) remove(ctx context.Context, heir *Lock) (found bool, err error) {
-	if err := l.settle(ctx); err != nil {
+func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) {
+	if err := l.resolveInDoubt(ctx); err != nil {
 		return false, err
 	}
 	if l.token.Load() == 0 {
 		return false, nil
 	}
 	unknown := false
-	if heir != nil {
-		if found, unknown = l.handOver(ctx, heir); found {
+	if next != nil {
+		if found, unknown = l.handOver(ctx, next); found {
 			return true, nil
 		}
 	}
-	found, err = l.release(ctx)
+	found, err = l.deleteEntry(ctx)
 	return found || unknown, err
 }
 
 // nothingLeft reports whether the lock has certainly nothing in the queue.
 func (l *Lock) nothingLeft() bool { return !l.puts.any() && l.token.Load() == 0 }
 
-// decline is what becomes of a lock that was given the turn when it did not want it
+// passOn is what becomes of a lock that was given the turn when it did not want it
 // any more, or is about to be.
-func (l *Lock) decline(cause error) {
+func (l *Lock) passOn(cause error) {
 	l.end(cause)
 	c := l.client
 	c.tasks.Run(func() {
-		<-l.turn
+		<-l.ready
 		if l.session == nil {
 			c.lines.leave(l.name, nil)
 			return
 		}
-		l.leave()
+		l.startCleanUp()
 	})
 }
 
-// abandon ends a lock that could not be acquired. Usually it is gone from the
-// queue when abandon returns; if etcd does not answer at once, that goes on in the
+// fail ends a lock that could not be acquired. Usually it is gone from the
+// queue when fail returns; if etcd does not answer at once, that goes on in the
 // background.
-func (l *Lock) abandon(cause error) {
+func (l *Lock) fail(cause error) {
 	l.end(cause)
 	c := l.client
-	if done, started := l.leave(); started && c.etcd.ActiveConnection().GetState() == connectivity.Ready {
-		ctx, cancel := context.WithTimeout(l.session.life, grace)
+	if done, started := l.startCleanUp(); started && c.etcd.ActiveConnection().GetState() == connectivity.Ready {
+		ctx, cancel := context.WithTimeout(l.session.cleanUpCtx, dequeueWait)
 		defer cancel()
 		select {
 		case <-done:
@@ -281,34 +281,34 @@ func (l *Lock) abandon(cause error) {
 	}
 }
 
-// leave makes sure that nothing of the lock is left in the queue, and departs. If
+// startCleanUp makes sure that nothing of the lock is left in the queue, and detaches it. If
 // that takes requests, it goes on in the background until done is closed, which may
 // have to wait for others.
-func (l *Lock) leave() (done <-chan struct{}, started bool) {
+func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 	left := make(chan struct{})
 	if l.nothingLeft() {
-		l.depart(nil)
+		l.detach(nil)
 		close(left)
 		return left, true
 	}
 	started = l.client.removals.Run(func() {
 		defer close(left)
-		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done
+		_ = l.cleanUp(l.client.lines.call(l.name)) // it has done what can be done
 	})
 	return left, started
 }
 
-// grace is how long a call that failed waits for its place in the queue to be gone.
-const grace = 50 * time.Millisecond
+// dequeueWait is how long a call that failed waits for its place in the queue to be gone.
+const dequeueWait = 50 * time.Millisecond
 
 // removalsAtOnce is what two transactions take.
 const removalsAtOnce = 2 * maxTogether
 
-// depart is the last step in the life of a lock: the next goroutine of the client
-// that wants the name has its turn; heir if that has been called already.
-func (l *Lock) depart(heir *Lock) {
-	left := l.session.dismiss(l)
-	l.client.lines.leave(l.name, heir)
+// detach is the last step in the life of a lock: the next goroutine of the client
+// that wants the name has its turn; next if that has been called already.
+func (l *Lock) detach(next *Lock) {
+	left := l.session.drop(l)
+	l.client.lines.leave(l.name, next)
 	if left == 0 {
 		l.client.retire(l.session)
 	}

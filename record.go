@@ -57,9 +57,9 @@ func (s *Session) learnEpoch(epoch int64) {
 func (s *Session) writeRecord(ctx context.Context) error {
 	key, before := s.record(), s.timeline.now()
 	resp, _, err := s.client.commit(ctx, txn{
-		when:      []*pb.Compare{created(key, 0)},
-		then:      []*pb.RequestOp{put(key, s.client.process, s.lease)},
-		otherwise: []*pb.RequestOp{within(revisionsOf(key))},
+		when:      []*pb.Compare{cmpCreate(key, 0)},
+		then:      []*pb.RequestOp{opPut(key, s.client.process, s.lease)},
+		otherwise: []*pb.RequestOp{opRange(revisionsOf(key))},
 	})
 	if err != nil {
 		return s.diagnose(err)
@@ -77,7 +77,7 @@ func (s *Session) writeRecord(ctx context.Context) error {
 
 // inEpoch is the compare that every put of an entry carries: the record has not
 // been written since.
-func (s *Session) inEpoch(epoch int64) *pb.Compare { return modified(s.record(), epoch) }
+func (s *Session) inEpoch(epoch int64) *pb.Compare { return cmpMod(s.record(), epoch) }
 
 // fence settles the outcome of puts that were never answered. A transaction whose
 // request timed out may still be committed later, so that the entry is not there
@@ -87,14 +87,14 @@ func (s *Session) inEpoch(epoch int64) *pb.Compare { return modified(s.record(),
 // unless it has changed since anyway, puts a new one for the puts that follow, and
 // returns the create revision of the entry, 0 if there is none. To delete is
 // allowed also when etcd has run out of space.
-func (l *Lock) fence(ctx context.Context) (created int64, err error) {
+func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	s := l.session
 	before := s.timeline.now()
-	entry := within(revisionsOf(l.key))
+	entry := opRange(revisionsOf(l.key))
 	resp, _, err := s.client.commit(ctx, txn{
 		session:   s,
 		epoch:     l.puts.newest(), // if another lock has fenced since, the puts are refused already
-		then:      []*pb.RequestOp{entry, remove(s.record())},
+		then:      []*pb.RequestOp{entry, opDelete(s.record())},
 		otherwise: []*pb.RequestOp{entry},
 	})
 	if err != nil {

@@ -160,7 +160,7 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 				continue
 			case a.err == nil && a.ttl <= 0:
 				a.by.cancel()
-				_ = s.lose(rpctypes.ErrLeaseNotFound) // the session has it
+				_ = s.fail(rpctypes.ErrLeaseNotFound) // the session has it
 				return nil
 			case a.err == nil:
 				s.renewed = a

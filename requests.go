@@ -18,8 +18,8 @@ import (
 // one itself. The limits of a clientv3.Config cannot be read from a client.
 var callOptions = []grpc.CallOption{grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32)}
 
-// created compares the create revision of key; 0 is that of a key that is not there.
-func created(key string, revision int64) *pb.Compare {
+// cmpCreate compares the create revision of key; 0 is that of a key that is not there.
+func cmpCreate(key string, revision int64) *pb.Compare {
 	return &pb.Compare{
 		Key:         []byte(key),
 		Target:      pb.Compare_CREATE,
@@ -27,8 +27,8 @@ func created(key string, revision int64) *pb.Compare {
 	}
 }
 
-// modified compares the mod revision of key.
-func modified(key string, revision int64) *pb.Compare {
+// cmpMod compares the mod revision of key.
+func cmpMod(key string, revision int64) *pb.Compare {
 	return &pb.Compare{
 		Key:         []byte(key),
 		Target:      pb.Compare_MOD,
@@ -38,25 +38,25 @@ func modified(key string, revision int64) *pb.Compare {
 
 // noneBelow compares that no key begins with prefix.
 func noneBelow(prefix string) *pb.Compare {
-	none := created(prefix, 0)
+	none := cmpCreate(prefix, 0)
 	none.RangeEnd = rangeEnd(prefix)
 	return none
 }
 
-func put(key, value string, lease clientv3.LeaseID) *pb.RequestOp {
+func opPut(key, value string, lease clientv3.LeaseID) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
 		RequestPut: &pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(lease)},
 	}}
 }
 
-func remove(key string) *pb.RequestOp {
+func opDelete(key string) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
 		RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)},
 	}}
 }
 
-// within makes a read part of a transaction.
-func within(read *pb.RangeRequest) *pb.RequestOp {
+// opRange makes a read part of a transaction.
+func opRange(read *pb.RangeRequest) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}}
 }
 

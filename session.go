@@ -26,12 +26,12 @@ type Session struct {
 	member  string          // what its entries are called in every queue
 	adopted <-chan struct{} // closed at the end of an adopted session; nil for an own lease
 
-	ctx      context.Context // ends when the session is over, with the reason
-	cancel   context.CancelCauseFunc
-	life     context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
-	bury     context.CancelCauseFunc
-	done     chan struct{} // closed when its goroutine has ended
-	closeErr error         // what kept it from leaving nothing; set before done is closed
+	ctx        context.Context // ends when the session is over, with the reason
+	cancel     context.CancelCauseFunc
+	cleanUpCtx context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
+	endCleanUp context.CancelCauseFunc
+	done       chan struct{} // closed when its goroutine has ended
+	closeErr   error         // what kept it from leaving nothing; set before done is closed
 
 	callbacks []<-chan struct{} // closed when functions of Do have returned; set before ctx ends
 
@@ -39,16 +39,16 @@ type Session struct {
 	renewed  renewal        // the last that was answered; of its goroutine
 	timeline timeline       // of etcd, as far as its answers have told
 
-	mu       sync.Mutex // guards what follows; no request is made under it
-	over     bool
-	ttl      time.Duration // as granted first; bounds what the session does besides renewing
-	deadline time.Time     // until then the lease is certain
-	alarm    *tasks.Alarm  // at the deadline
-	trouble  error         // of the last renewal
-	epoch    int64         // mod revision of the session's record, see fence
-	locks    map[*Lock]struct{}
-	pending  []*Lock       // whose entries an adopted session has yet to delete; none comes after empty is closed
-	empty    chan struct{} // closed when it is over and locks is empty
+	mu             sync.Mutex // guards what follows; no request is made under it
+	over           bool
+	ttl            time.Duration // as granted first; bounds what the session does besides renewing
+	deadline       time.Time     // until then the lease is certain
+	alarm          *tasks.Alarm  // at the deadline
+	trouble        error         // of the last renewal
+	epoch          int64         // mod revision of the session's record, see invalidatePuts
+	locks          map[*Lock]struct{}
+	pendingDeletes []*Lock       // whose entries an adopted session has yet to delete; none comes after empty is closed
+	empty          chan struct{} // closed when it is over and locks is empty
 }
 
 // entriesPerLease bounds the entries of one session: to revoke a lease, and with
@@ -82,7 +82,7 @@ func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Sessio
 	s := c.newSession(0)
 	for _, opt := range opts {
 		if err := apply(opt, s); err != nil {
-			s.bury(err)
+			s.endCleanUp(err)
 			return nil, wrap(op, "", err)
 		}
 	}
@@ -153,7 +153,7 @@ func (s *Session) Close() error {
 	if err := s.usable(); err != nil {
 		return wrap("close session", "", err)
 	}
-	s.finish(ErrClosed)
+	s.end(ErrClosed)
 	ctx, cancel := context.WithTimeout(context.Background(), min(s.ttl, cleanupWait))
 	defer cancel()
 	return wrap("close session", "", s.client.await(ctx, s))
@@ -183,7 +183,7 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 		locks:  make(map[*Lock]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.life, s.bury = context.WithCancelCause(c.base)
+	s.cleanUpCtx, s.endCleanUp = context.WithCancelCause(c.base)
 	return s
 }
 
@@ -191,8 +191,8 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 // error the session is over.
 func (s *Session) open(ctx context.Context) (err error) {
 	if !s.client.enlist(s) {
-		s.finish(ErrClosed)
-		s.bury(ErrClosed)
+		s.end(ErrClosed)
+		s.endCleanUp(ErrClosed)
 		return ErrClosed
 	}
 	if s.adopted == nil {
@@ -202,7 +202,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 		err = s.renewOnce(ctx)
 	}
 	if err != nil {
-		s.finish(err)
+		s.end(err)
 	}
 	// From here the session's goroutine owns the lease, be it only to revoke what
 	// a grant without an answer may have left.
@@ -213,7 +213,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 	ctx, stop := tasks.Either(ctx, s.ctx)
 	defer stop()
 	if err := s.writeRecord(ctx); err != nil {
-		s.finish(err)
+		s.end(err)
 		return err
 	}
 	s.client.log.Debug("session opened", "lease", s.member, "ttl", s.ttl)
@@ -232,19 +232,19 @@ func (s *Session) check() error {
 		<-s.ctx.Done()
 		return context.Cause(s.ctx)
 	case s.client.etcdIsClosed():
-		return s.lose(ErrEtcdClosed)
+		return s.fail(ErrEtcdClosed)
 	case passed(deadline):
-		s.finish(&LostError{Reason: Expired, Cause: trouble})
+		s.end(&LostError{Reason: Expired, Cause: trouble})
 		<-s.ctx.Done()
 		return context.Cause(s.ctx)
 	}
 	return nil
 }
 
-// lose ends a session whose lease is gone, or has to be given up, and returns why it
+// fail ends a session whose lease is gone, or has to be given up, and returns why it
 // is over.
-func (s *Session) lose(cause error) error {
-	s.finish(&LostError{Reason: Revoked, Cause: cause})
+func (s *Session) fail(cause error) error {
+	s.end(&LostError{Reason: Revoked, Cause: cause})
 	<-s.ctx.Done()
 	return context.Cause(s.ctx)
 }
@@ -257,12 +257,12 @@ func passed(deadline time.Time) bool {
 	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))
 }
 
-// finish ends the session and all holds on it. Only the first call counts.
-func (s *Session) finish(cause error) { s.finishIf(cause, func() bool { return true }) }
+// end ends the session and all holds on it. Only the first call counts.
+func (s *Session) end(cause error) { s.endIf(cause, func() bool { return true }) }
 
-// finishIf is finish under a condition on what the mutex guards, and reports whether
+// endIf is end under a condition on what the mutex guards, and reports whether
 // it was this call that did it.
-func (s *Session) finishIf(cause error, condition func() bool) bool {
+func (s *Session) endIf(cause error, condition func() bool) bool {
 	s.mu.Lock()
 	if s.over || !condition() {
 		s.mu.Unlock()
@@ -301,8 +301,8 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 	s.cancel(cause)
 	s.client.unshare(s)
 	for _, l := range holds {
-		s.orphan(l)
-		l.depart(nil)
+		s.deleteLater(l)
+		l.detach(nil)
 	}
 	if isLost {
 		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))
@@ -310,11 +310,11 @@ func (s *Session) finishIf(cause error, condition func() bool) bool {
 	return true
 }
 
-// orphan remembers a lock whose entry does not go with the lease.
-func (s *Session) orphan(l *Lock) {
+// deleteLater remembers a lock whose entry does not go with the lease.
+func (s *Session) deleteLater(l *Lock) {
 	if s.adopted != nil {
 		s.mu.Lock()
-		s.pending = append(s.pending, l)
+		s.pendingDeletes = append(s.pendingDeletes, l)
 		s.mu.Unlock()
 	}
 }
@@ -341,8 +341,8 @@ func (s *Session) admit(l *Lock) error {
 	return nil
 }
 
-// dismiss is the end of what admit began, and tells how many locks are left.
-func (s *Session) dismiss(l *Lock) int {
+// drop is the end of what admit began, and tells how many locks are left.
+func (s *Session) drop(l *Lock) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.locks[l]; ok {
@@ -359,14 +359,14 @@ func (s *Session) dismiss(l *Lock) int {
 func (s *Session) run() {
 	defer close(s.done)
 	defer s.client.delist(s)
-	defer func() { s.bury(s.client.orEtcdClosed(errBuried)) }()
+	defer func() { s.endCleanUp(s.client.orEtcdClosed(errDrained)) }()
 	if s.adopted != nil {
 		ctx, stop := context.WithCancel(s.ctx)
 		defer stop()
 		s.client.tasks.Run(func() {
 			select {
 			case <-s.adopted:
-				s.finish(&LostError{Reason: Revoked, Cause: errAdoptedEnded})
+				s.end(&LostError{Reason: Revoked, Cause: errAdoptedEnded})
 			case <-ctx.Done():
 			}
 		})
@@ -383,7 +383,7 @@ func (s *Session) run() {
 // diagnose looks at the error of a write: if the lease is gone, the session is lost.
 func (s *Session) diagnose(err error) error {
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return s.lose(err)
+		return s.fail(err)
 	}
 	return err
 }

@@ -10,11 +10,11 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// awaitTurn returns nil once no entry is ahead of l's own any more. It does not
+// waitForHead returns nil once no entry is ahead of l's own any more. It does not
 // poll: it follows the deletions in the short range just ahead of its own entry,
 // which it watches too. The list says which incarnations of the keys are meant,
 // so that a key that has been used again is not taken for the entry ahead.
-func (l *Lock) awaitTurn(ctx context.Context) (err error) {
+func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	c := l.client
 	ahead, revision := l.place()
 	if revision != 0 && len(ahead) == 0 {
@@ -64,24 +64,24 @@ func (l *Lock) awaitTurn(ctx context.Context) (err error) {
 	return nil
 }
 
-// near is how many entries ahead of its own a waiter follows one by one. A waiter
+// lookahead is how many entries ahead of its own a waiter follows one by one. A waiter
 // with more ahead of it watches only the farthest of the nearest, so that the
 // work of a hand-over does not grow with the number of waiters.
-const near = 8
+const lookahead = 8
 
 // horizon returns what to watch.
-func (l *Lock) horizon(ahead []rival) watched {
-	if len(ahead) > near {
-		return watched{key: ahead[near].key, deletions: true}
+func (l *Lock) horizon(ahead []predecessor) watched {
+	if len(ahead) > lookahead {
+		return watched{key: ahead[lookahead].key, deletions: true}
 	}
 	return watched{key: l.queue(), below: true, deletions: true}
 }
 
 // passBy removes from ahead what is deleted after revision, until nothing is left
 // of it or something else has to be watched; alive is false if the watch has ended.
-func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int64) (_ []rival, alive bool, err error) {
-	many := len(ahead) > near
-	for len(ahead) > 0 && many == (len(ahead) > near) {
+func (l *Lock) passBy(ctx context.Context, w *watch, ahead []predecessor, revision int64) (_ []predecessor, alive bool, err error) {
+	many := len(ahead) > lookahead
+	for len(ahead) > 0 && many == (len(ahead) > lookahead) {
 		answer, ended := w.next(ctx)
 		if ctx.Err() != nil {
 			return nil, false, l.client.interrupted(ctx)
@@ -94,52 +94,52 @@ func (l *Lock) passBy(ctx context.Context, w *watch, ahead []rival, revision int
 				continue
 			}
 			if string(ev.Kv.Key) == l.key {
-				return nil, false, l.gone(ctx)
+				return nil, false, l.entryDeleted(ctx)
 			}
-			ahead = slices.DeleteFunc(ahead, func(r rival) bool { return r.key == string(ev.Kv.Key) })
+			ahead = slices.DeleteFunc(ahead, func(p predecessor) bool { return p.key == string(ev.Kv.Key) })
 		}
 	}
 	return ahead, true, nil
 }
 
 // look reads which entries are ahead now, and at which revision that is so.
-func (l *Lock) look(ctx context.Context) (ahead []rival, revision int64, err error) {
+func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, err error) {
 	c := l.client
 	token := l.token.Load()
 	resp, err := c.read(ctx, l.newest(token))
 	if err != nil {
 		return nil, 0, err
 	}
-	ahead, ok := l.rivals(resp.Kvs, token)
+	ahead, ok := l.predecessors(resp.Kvs, token)
 	if !ok {
-		return nil, 0, l.gone(ctx)
+		return nil, 0, l.entryDeleted(ctx)
 	}
 	return ahead, resp.Header.Revision, nil
 }
 
-// rival is another entry in the queue.
-type rival struct {
+// predecessor is another entry in the queue.
+type predecessor struct {
 	key   string
 	token int64
 }
 
-// rivals reads a list of entries, the newest first, that begins with l's own.
-func (l *Lock) rivals(kvs []*mvccpb.KeyValue, token int64) (ahead []rival, ok bool) {
+// predecessors reads a list of entries, the newest first, that begins with l's own.
+func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predecessor, ok bool) {
 	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
 		return nil, false
 	}
 	for _, kv := range kvs[1:] {
-		ahead = append(ahead, rival{string(kv.Key), kv.CreateRevision})
+		ahead = append(ahead, predecessor{string(kv.Key), kv.CreateRevision})
 	}
 	return ahead, true
 }
 
 // newest reads the newest entries of the queue: the own one and up to one more ahead
-// of it than are near; none is newer than revision, if that is not 0.
+// of it than are lookahead; none is newer than revision, if that is not 0.
 func (l *Lock) newest(revision int64) *pb.RangeRequest {
 	read := allBelow(l.queue())
 	read.KeysOnly, read.MaxCreateRevision = true, revision
-	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND, near+2
+	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND, lookahead+2
 	return read
 }
 

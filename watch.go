@@ -65,11 +65,11 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		}
 		defer stop()
 		ctx, cancel := context.WithCancelCause(ctx)
-		news, done := newNews(f.name != ""), make(chan struct{})
+		untold, done := newUntold(f.name != ""), make(chan struct{})
 		var end error // set before done is closed
 		c.tasks.Run(func() {
 			defer close(done)
-			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { news.add(changed) })
+			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { untold.add(changed) })
 			cancel(end)
 		})
 		c.tasks.End() // Close waits for the goroutine, but not for the body of the loop
@@ -79,13 +79,13 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		}()
 		for {
 			select {
-			case <-news.ready:
+			case <-untold.ready:
 			case <-ctx.Done():
 				<-done
 				failed(f.name, wrap(op, name, end))(yield)
 				return
 			}
-			for state, ok := news.next(); ok; state, ok = news.next() {
+			for state, ok := untold.next(); ok; state, ok = untold.next() {
 				if !yield(state, nil) {
 					return
 				}
@@ -98,8 +98,8 @@ func failed(name string, err error) iter.Seq2[State, error] {
 	return func(yield func(State, error) bool) { yield(State{Holder: Holder{Name: name}}, err) }
 }
 
-// news is what a loop has not been told yet: the newest state of each name.
-type news struct {
+// untold is what a loop has not been told yet: the newest state of each name.
+type untold struct {
 	ready chan struct{} // has an item when there is something to tell
 
 	mu      sync.Mutex               // guards what follows
@@ -109,8 +109,8 @@ type news struct {
 	fresh   bool                     // tell the first state even if nobody holds the name
 }
 
-func newNews(fresh bool) *news {
-	return &news{
+func newUntold(fresh bool) *untold {
+	return &untold{
 		ready:   make(chan struct{}, 1),
 		pending: make(map[string]*list.Element),
 		told:    make(map[string]Holder),
@@ -118,7 +118,7 @@ func newNews(fresh bool) *news {
 	}
 }
 
-func (n *news) add(states []State) {
+func (n *untold) add(states []State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, state := range states {
@@ -136,7 +136,7 @@ func (n *news) add(states []State) {
 }
 
 // next returns the oldest state that differs from the last told of its name.
-func (n *news) next() (State, bool) {
+func (n *untold) next() (State, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for n.order.Len() > 0 {
@@ -156,7 +156,7 @@ func (n *news) next() (State, bool) {
 	return State{}, false
 }
 
-// follower keeps a picture of the queues below a key of etcd.
+// follower keeps a queueView of the queues below a key of etcd.
 type follower struct {
 	client   *Client
 	below    string
@@ -170,7 +170,7 @@ type follower struct {
 // that have changed, in the order of their revisions. It returns when ctx ends, with why
 // etcd did not answer if that is known, or, unless it stays, when etcd refuses.
 func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
-	p := picture{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
+	p := queueView{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
 	for pause, filled := (backoff.Pause{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true, progress: f.progress})
@@ -213,15 +213,15 @@ func reached(answer *pb.WatchResponse) int64 {
 	return answer.Header.Revision // it tells the progress
 }
 
-// picture is a copy of queues: for each name its entries, the holder's first.
-type picture struct {
+// queueView is a copy of queues: for each name its entries, the holder's first.
+type queueView struct {
 	keys   key.Space
 	queues map[string][]*mvccpb.KeyValue
 }
 
-// load replaces the picture by what was read and returns the states that differ,
+// load replaces the queueView by what was read and returns the states that differ,
 // by name, and that of always, if set, in any case.
-func (p *picture) load(resp *pb.RangeResponse, always string) (changed []State) {
+func (p *queueView) load(resp *pb.RangeResponse, always string) (changed []State) {
 	before := p.queues
 	p.queues = make(map[string][]*mvccpb.KeyValue, len(before))
 	// Keys come in order, so the entries of a queue follow each other.
@@ -255,7 +255,7 @@ func (p *picture) load(resp *pb.RangeResponse, always string) (changed []State) 
 
 // apply takes in the events after a revision and returns the states that differ,
 // revision by revision: what happens within one transaction is one change.
-func (p *picture) apply(events []*mvccpb.Event, after int64) (changed []State) {
+func (p *queueView) apply(events []*mvccpb.Event, after int64) (changed []State) {
 	for len(events) > 0 {
 		revision := events[0].Kv.ModRevision
 		n := slices.IndexFunc(events, func(ev *mvccpb.Event) bool { return ev.Kv.ModRevision != revision })
@@ -271,7 +271,7 @@ func (p *picture) apply(events []*mvccpb.Event, after int64) (changed []State) {
 }
 
 // applyOne takes in the events of one revision.
-func (p *picture) applyOne(events []*mvccpb.Event, revision int64) (changed []State) {
+func (p *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []State) {
 	before := make(map[string]*mvccpb.KeyValue, 1) // the heads
 	for _, ev := range events {
 		name, ok := p.keys.Name(string(ev.Kv.Key))
@@ -306,7 +306,7 @@ func (p *picture) applyOne(events []*mvccpb.Event, revision int64) (changed []St
 	return changed
 }
 
-func (p *picture) state(name string, revision int64) State {
+func (p *queueView) state(name string, revision int64) State {
 	state := State{Holder: Holder{Name: name}, Revision: revision}
 	if holder := head(p.queues[name]); holder != nil {
 		state.Held = true

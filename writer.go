@@ -93,7 +93,7 @@ func (c *Client) explain(err error) error {
 		return err
 	}
 	failure := c.failures.Do(func() error {
-		ctx, cancel := context.WithTimeout(c.base, grace)
+		ctx, cancel := context.WithTimeout(c.base, roundTrip)
 		defer cancel()
 		// This one does not wait: it fails with the error of the last connection.
 		_, failure := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(c.keys.Records()), CountOnly: true})
