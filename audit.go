@@ -8,6 +8,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // audit compares what the session believes with what etcd has. It ends the holds whose
@@ -19,7 +21,7 @@ func (s *Session) audit() {
 	ctx, cancel := context.WithTimeout(s.ctx, min(time.Until(until), cleanupWait))
 	defer cancel()
 	if s.renewed.odd { // perhaps the member that has answered is only behind the others
-		if _, err := s.look(ctx, txn{then: []*pb.RequestOp{opRange(revisionsOf(s.record()))}}); err != nil {
+		if _, err := s.look(ctx, txn.Txn{Then: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}}); err != nil {
 			return
 		}
 	}
@@ -29,10 +31,10 @@ func (s *Session) audit() {
 
 // look makes a transaction that reads, linearizably. If the answer is of an earlier time
 // than those before, the session is lost.
-func (s *Session) look(ctx context.Context, t txn) (*pb.TxnResponse, error) {
+func (s *Session) look(ctx context.Context, t txn.Txn) (*pb.TxnResponse, error) {
 	before := s.timeline.now()
-	resp, err := ask(ctx, s.client, func(ctx context.Context) (*pb.TxnResponse, error) {
-		resp, err := s.client.send(&sendings{Context: ctx}, t)
+	resp, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (*pb.TxnResponse, error) {
+		resp, err := s.client.store.Send(ctx, t)
 		return resp, clientv3.ContextError(ctx, err)
 	})
 	if err != nil {
@@ -64,21 +66,21 @@ func (s *Session) auditHolds(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	_ = inBatches(queued, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
-		all := txn{otherwise: []*pb.RequestOp{opRange(revisionsOf(s.record()))}} // a read, so that etcd does not answer with what one member knows
+		all := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // a read, so that etcd does not answer with what one member knows
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, l := range batch {
-			all.when = append(all.when, l.standing())
-			reads[i] = opRange(revisionsOf(l.key))
+			all.When = append(all.When, l.standing())
+			reads[i] = txn.OpRange(txn.RevisionsOf(l.key))
 		}
 		resp, err := s.look(ctx, all)
 		if err != nil || resp.Succeeded {
 			return err
 		}
-		if resp, err = s.look(ctx, txn{then: reads}); err != nil {
+		if resp, err = s.look(ctx, txn.Txn{Then: reads}); err != nil {
 			return err
 		}
 		for i, l := range batch {
-			kvs := found(resp, i)
+			kvs := txn.Found(resp, i)
 			if ctx.Err() == nil && l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
 				_ = l.entryDeleted(ctx) // the lock has it
 			}
@@ -104,14 +106,14 @@ func (s *Session) auditEntries(ctx context.Context) {
 	err = inBatches(strays, func(batch []entry) error {
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, e := range batch {
-			reads[i] = opRange(revisionsOf(e.key))
+			reads[i] = txn.OpRange(txn.RevisionsOf(e.key))
 		}
-		resp, err := s.look(ctx, txn{then: reads})
+		resp, err := s.look(ctx, txn.Txn{Then: reads})
 		if err != nil {
 			return err
 		}
 		for i := range batch {
-			if kvs := found(resp, i); len(kvs) > 0 {
+			if kvs := txn.Found(resp, i); len(kvs) > 0 {
 				batch[i].created = kvs[0].CreateRevision
 			}
 		}
@@ -127,7 +129,7 @@ func (s *Session) auditEntries(ctx context.Context) {
 		return
 	}
 	err = concurrently(s.client, strays, func(e entry) error {
-		_, _, err := s.client.commit(ctx, e.removal())
+		_, _, err := s.client.store.Commit(ctx, e.removal())
 		return err
 	})
 	s.client.log.Warn("entries that belong to no lock, perhaps of a backup", "lease", s.member, "entries", len(strays), "error", err)
@@ -140,18 +142,18 @@ type entry struct {
 }
 
 // removal deletes this incarnation of the entry and no other.
-func (e entry) removal() txn {
-	return txn{name: e.name, when: []*pb.Compare{cmpCreate(e.key, e.created)}, then: []*pb.RequestOp{opDelete(e.key)}}
+func (e entry) removal() txn.Txn {
+	return txn.Txn{Name: e.name, When: []*pb.Compare{txn.CmpCreate(e.key, e.created)}, Then: []*pb.RequestOp{txn.OpDelete(e.key)}}
 }
 
 // attached returns the lease with its keys. That answer may be large, so it is given its
 // time before it is asked for once more.
 func (s *Session) attached(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 	request := &pb.LeaseTimeToLiveRequest{ID: int64(s.lease), Keys: true}
-	return askFor(ctx, ctx, s.client, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
-		resp, err := s.client.leases.LeaseTimeToLive(ctx, request, callOptions...)
+	return txn.AskFor(ctx, ctx, s.client.store, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
+		resp, err := s.client.leases.LeaseTimeToLive(ctx, request, txn.CallOptions...)
 		if err == nil && resp.Header == nil {
-			return nil, errMalformed
+			return nil, txn.ErrMalformed
 		}
 		return resp, clientv3.ContextError(ctx, err)
 	})

@@ -131,7 +131,7 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 		case <-waiting[0]:
 			waiting = waiting[1:]
 		case <-again.C:
-			attempt, cancel := context.WithTimeout(ctx, c.lateAnswerWait())
+			attempt, cancel := context.WithTimeout(ctx, c.store.LateAnswerWait())
 			_, err := c.etcd.KeepAliveOnce(attempt, s.lease)
 			cancel()
 			if err == nil {

@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // cleanupWait is how long a call that cannot be given up waits for etcd to confirm that
@@ -33,7 +34,7 @@ func (c *Client) await(ctx context.Context, sessions ...*Session) error {
 			select {
 			case <-s.done:
 			case <-ctx.Done():
-				late = c.orEtcdClosed(ended(ctx, c.explain(ctx.Err())))
+				late = c.orEtcdClosed(txn.Ended(ctx, c.explain(ctx.Err())))
 			}
 		}
 		select {
@@ -81,7 +82,7 @@ func (s *Session) revoke(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.endCleanUp(errDrained) })
 	s.grants.Wait()
 	stop()
-	_, err := ask(ctx, s.client, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+	_, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
 		return s.client.etcd.Revoke(ctx, s.lease)
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
@@ -96,10 +97,10 @@ func (s *Session) detach(ctx context.Context) error {
 	select {
 	case <-s.empty: // all holds have ended, and whoever was waiting has withdrawn
 	case <-ctx.Done():
-		return ended(ctx, ctx.Err())
+		return txn.Ended(ctx, ctx.Err())
 	}
 	// First the record: without it, no put that is still under way can take effect.
-	if _, _, err := s.client.commit(ctx, txn{then: []*pb.RequestOp{opDelete(s.record())}}); err != nil {
+	if _, _, err := s.client.store.Commit(ctx, txn.Txn{Then: []*pb.RequestOp{txn.OpDelete(s.record())}}); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -125,9 +126,9 @@ func (s *Session) deleteLeftovers(ctx context.Context) error {
 	return inBatches(s.entries(lease.Keys), func(batch []entry) error {
 		deletes := make([]*pb.RequestOp, len(batch))
 		for i, e := range batch {
-			deletes[i] = opDelete(e.key)
+			deletes[i] = txn.OpDelete(e.key)
 		}
-		_, _, err := s.client.commit(ctx, txn{then: deletes})
+		_, _, err := s.client.store.Commit(ctx, txn.Txn{Then: deletes})
 		return err
 	})
 }
@@ -162,7 +163,7 @@ func concurrently[T any](c *Client, items []T, f func(T) error) error {
 
 // inBatches calls f for the items, as many at once as etcd accepts in one transaction.
 func inBatches[T any](items []T, f func([]T) error) error {
-	for limit := maxTogether; len(items) > 0; {
+	for limit := txn.MaxTogether; len(items) > 0; {
 		batch := items[:min(limit, len(items))]
 		switch err := f(batch); {
 		case errors.Is(err, rpctypes.ErrTooManyOps) && len(batch) > 1:

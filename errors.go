@@ -6,10 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"unicode/utf8"
-
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // What an error is about, for errors.Is. The types below carry the details, for
@@ -184,76 +180,4 @@ func endedContext(cause error) context.Context {
 	ctx, end := context.WithCancelCause(context.Background())
 	end(cause)
 	return ctx
-}
-
-// endError is the cause of the end of a context. It asks for it when somebody wants to
-// know: of one context many calls may end at once, and Cause takes its mutex.
-type endError struct {
-	ctx  context.Context
-	last error // that was heard from etcd; nil if nothing was asked
-}
-
-func (e *endError) Error() string {
-	text := context.Cause(e.ctx).Error()
-	switch {
-	case e.last == errNoAnswer:
-		return text + " (no answer from etcd)"
-	case e.last != nil:
-		return text + " (etcd: " + e.last.Error() + ")"
-	}
-	return text
-}
-
-func (e *endError) Unwrap() []error {
-	causes := []error{context.Cause(e.ctx)}
-	if e.last != nil && e.last != errNoAnswer {
-		causes = append(causes, e.last)
-	}
-	return causes
-}
-
-// ended is the error of a call that its context ended: the context's cause, with
-// the last that was heard from etcd, which is why it had not been done by then.
-func ended(ctx context.Context, last error) error {
-	if isContextError(last) {
-		last = errNoAnswer
-	}
-	return &endError{ctx, last}
-}
-
-var errNoAnswer = errors.New("no answer from etcd")
-
-// transient reports whether a request that failed with err is worth repeating.
-// The outcome of a transient failure is unknown: the request may yet take effect.
-// Any other error is etcd's refusal, which left no effect (but see unsure).
-func transient(err error) bool {
-	if isContextError(err) || errors.Is(err, rpctypes.ErrTooManyRequests) {
-		return true
-	}
-	switch code(err) {
-	// Unknown has "raft proposal dropped" and other passing troubles of a leader
-	// change, which the server does not map to a code.
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted, codes.Internal, codes.Unknown:
-		return true
-	}
-	return false
-}
-
-// unsure reports whether a transaction that failed with err may have been applied, or
-// may yet be. One that runs into the limit of etcd's space has been, although it is
-// answered with an error.
-func unsure(err error) bool { return transient(err) || errors.Is(err, rpctypes.ErrNoSpace) }
-
-func isContextError(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
-}
-
-// code returns the gRPC code of what etcd's client returned: one of its own
-// errors, or a status.
-func code(err error) codes.Code {
-	var etcd rpctypes.EtcdError
-	if errors.As(err, &etcd) {
-		return etcd.Code()
-	}
-	return status.Code(err)
 }

@@ -32,6 +32,14 @@ func (c *Client) endWithEtcd() (stop func()) {
 // etcdIsClosed reports whether the connection was closed.
 func (c *Client) etcdIsClosed() bool { return c.etcd.Ctx().Err() != nil }
 
+// closedError returns ErrEtcdClosed if the connection was closed.
+func (c *Client) closedError() error {
+	if c.etcdIsClosed() {
+		return ErrEtcdClosed
+	}
+	return nil
+}
+
 // orEtcdClosed returns err, or that the connection was closed, which explains any other.
 func (c *Client) orEtcdClosed(err error) error {
 	if err != nil && c.etcdIsClosed() {

@@ -9,13 +9,14 @@ import (
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // check looks after the stream, until the client ends.
 func (f *feed) check() {
 	c := f.client
-	timeout := c.hedgeDelay
-	for backoff.Sleep(c.ctx, c.hedgeDelay) == nil {
+	timeout := c.store.HedgeDelay
+	for backoff.Sleep(c.ctx, c.store.HedgeDelay) == nil {
 		f.mu.Lock()
 		stream := f.stream
 		f.mu.Unlock()
@@ -23,10 +24,10 @@ func (f *feed) check() {
 		switch {
 		case !ok: // nobody watches
 		case f.probe(stream, what, timeout):
-			timeout = c.hedgeDelay
+			timeout = c.store.HedgeDelay
 		default:
 			// Were it a large answer that holds the streams up, each would be replaced in turn.
-			timeout = min(2*timeout, 8*c.hedgeDelay)
+			timeout = min(2*timeout, 8*c.store.HedgeDelay)
 		}
 	}
 }
@@ -51,7 +52,7 @@ func (f *feed) probe(s *stream, what watched, timeout time.Duration) (kept bool)
 	before, at := s.hears(), time.Now()
 	goal := &goal{known: make(chan struct{})}
 	shown := f.shows(ctx, s, what, goal)
-	resp, err := c.read(ctx, revisionsOf(what.key))
+	resp, err := c.store.Read(ctx, txn.RevisionsOf(what.key))
 	if ctx.Err() != nil {
 		return true // it has ended
 	}
@@ -136,7 +137,7 @@ func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, s
 	for range c.etcd.Endpoints() {
 		next := newStream(c, avoid...)
 		better := f.shows(ctx, next, what, goal)
-		timeout := time.NewTimer(c.hedgeDelay)
+		timeout := time.NewTimer(c.store.HedgeDelay)
 		var err error
 		select {
 		case <-shown:

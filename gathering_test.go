@@ -4,21 +4,10 @@ import "time"
 
 // HedgeAfter sets after which time a request without an answer is made once more. It is called before the
 // client is used.
-func HedgeAfter(c *Client, d time.Duration) { c.hedgeDelay = d }
+func HedgeAfter(c *Client, d time.Duration) { c.store.HedgeDelay = d }
 
 // KeepWatchesFor sets for how long a watch is kept that nobody uses. It is called before the client is used.
 func KeepWatchesFor(c *Client, d time.Duration) { c.feed.idle = d }
 
 // Gathering returns how many writes of the client wait for the one in flight.
-func (c *Client) Gathering() (n int) {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	for _, p := range c.group.byName {
-		for _, w := range p.writes {
-			if !w.left {
-				n++
-			}
-		}
-	}
-	return n
-}
+func (c *Client) Gathering() (n int) { return c.store.Waiting() }

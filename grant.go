@@ -11,6 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // grant takes the lease. If an attempt without an answer has done so already, it is
@@ -32,7 +33,7 @@ func (s *Session) grant(ctx context.Context) error {
 			r.ttl = resp.TTL
 			s.timeline.saw(resp.Header)
 		}
-		if err == nil || !transient(err) {
+		if err == nil || !txn.Transient(err) {
 			once.Do(func() { granted = r; done <- err })
 		}
 		return r, err
@@ -41,7 +42,7 @@ func (s *Session) grant(ctx context.Context) error {
 		defer cancel()
 		select {
 		case <-ctx.Done():
-			_ = backoff.Sleep(attempts, c.lateAnswerWait())
+			_ = backoff.Sleep(attempts, c.store.LateAnswerWait())
 		case <-attempts.Done():
 		}
 	})
@@ -49,14 +50,14 @@ func (s *Session) grant(ctx context.Context) error {
 	c.tasks.Run(func() {
 		defer s.grants.Done()
 		defer cancel()
-		_, err := askFor(ctx, attempts, c, 0, attempt)
+		_, err := txn.AskFor(ctx, attempts, c.store, 0, attempt)
 		once.Do(func() { done <- err })
 	})
 	var err error
 	select {
 	case err = <-done:
 	case <-ctx.Done():
-		return ended(ctx, c.explain(ctx.Err()))
+		return txn.Ended(ctx, c.explain(ctx.Err()))
 	}
 	switch {
 	case err == nil:
@@ -69,7 +70,7 @@ func (s *Session) grant(ctx context.Context) error {
 
 // renewOnce renews a lease that is there already for the first time.
 func (s *Session) renewOnce(ctx context.Context) error {
-	renewed, err := ask(ctx, s.client, func(ctx context.Context) (renewal, error) {
+	renewed, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (renewal, error) {
 		k := s.newKeepAlive()
 		defer k.cancel()
 		defer context.AfterFunc(ctx, k.cancel)()

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // alternate ends every second key of a name and session: etcd refuses to delete and
@@ -21,38 +23,39 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 	if next.session == nil && c.attachNow(next) != nil {
 		return false, false // it takes a request, which is for next to make
 	}
-	if allowance(int64(len(next.value))) > c.hedgeDelay {
+	if txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay {
 		return false, false // it would take too long to wait for
 	}
 	if next.key == l.key {
 		next.key += alternate
 	}
-	w := &write{begun: next.puts.begin, txn: txn{
-		name:    l.name,
-		session: next.session,
-		epoch:   next.session.currentEpoch(),
-		when:    []*pb.Compare{l.standing(), cmpCreate(next.key, 0)},
-		then:    []*pb.RequestOp{opDelete(l.key), next.entry(), opRange(next.newest(0))},
+	w := &txn.Write{Begun: next.puts.begin, Txn: txn.Txn{
+		Name:   l.name,
+		Record: next.session.record(),
+		Learn:  next.session.learnEpoch,
+		Epoch:  next.session.currentEpoch(),
+		When:   []*pb.Compare{l.standing(), txn.CmpCreate(next.key, 0)},
+		Then:   []*pb.RequestOp{txn.OpDelete(l.key), next.entry(), txn.OpRange(next.newest(0))},
 	}}
-	w.landed = func(o outcome) {
+	w.Landed = func(o txn.Outcome) {
 		next.landed(o)
-		if o.err == nil && o.resp.Succeeded {
+		if o.Err == nil && o.Resp.Succeeded {
 			c.lines.leave(l.name, next) // at once: what is left for l to do it need not wait for
 		}
 	}
-	next.puts.begin(w.epoch)
-	c.group.submit(w)
-	late := time.NewTimer(c.hedgeDelay)
+	next.puts.begin(w.Epoch)
+	c.store.Submit(w)
+	late := time.NewTimer(c.store.HedgeDelay)
 	defer late.Stop()
 	select {
-	case <-w.done:
-		o := w.result
-		released = o.err == nil && o.resp.Succeeded
-		return released, !released && (!o.only || o.inDoubt())
+	case <-w.Done():
+		o := w.Result()
+		released = o.Err == nil && o.Resp.Succeeded
+		return released, !released && (!o.Only || o.State() == txn.InDoubt)
 	case <-late.C:
 	case <-ctx.Done():
 	}
-	return false, c.group.forget(w) != errUnsent
+	return false, c.store.Forget(w) != txn.ErrUnsent
 }
 
 // share passes the hold of l, which has ended, on to next as it is: without a

@@ -6,6 +6,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // Holder is who holds a name.
@@ -47,7 +49,7 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 		return nil, wrap(op, prefix, err)
 	}
 	defer end()
-	resp, err := c.readAll(ctx, c.keys.Below(prefix))
+	resp, err := c.store.ReadAll(ctx, c.keys.Below(prefix))
 	if err != nil {
 		return nil, wrap(op, prefix, err)
 	}
@@ -73,7 +75,7 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 		return nil, wrap(op, "", err)
 	}
 	defer end()
-	resp, err := c.readAll(ctx, c.keys.Records())
+	resp, err := c.store.ReadAll(ctx, c.keys.Records())
 	if err != nil {
 		return nil, wrap(op, "", err)
 	}
@@ -88,7 +90,7 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 }
 
 func (c *Client) get(ctx context.Context, name string) (Holder, error) {
-	resp, err := c.read(ctx, oldestBelow(c.keys.Queue(name)))
+	resp, err := c.store.Read(ctx, txn.OldestBelow(c.keys.Queue(name)))
 	if err != nil {
 		return Holder{}, err
 	}

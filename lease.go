@@ -12,9 +12,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// Lock is one hold of a name: a key in the queue of the name, attached to the
+// Lock is one hold of a Name: a key in the queue of the name, attached to the
 // lease of a session. It ends by Unlock or by a loss and is never acquired again.
 // All methods are safe for concurrent use; those without a context do not block.
 type Lock struct {
@@ -138,7 +139,7 @@ func (l *Lock) Guard() []clientv3.Cmp {
 }
 
 // standing is Guard in etcd's own message.
-func (l *Lock) standing() *pb.Compare { return cmpCreate(l.key, l.token.Load()) }
+func (l *Lock) standing() *pb.Compare { return txn.CmpCreate(l.key, l.token.Load()) }
 
 // Commit applies all ops in one transaction, or none of them if the lock is no
 // longer held: etcd itself decides, so not even a holder that was stopped for an
@@ -163,18 +164,18 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 		return nil, wrap(op, l.name, err)
 	}
 	defer end()
-	once := &sendings{Context: ctx}
-	kv := clientv3.NewKVFromKVClient(counted{l.client.kv, once}, l.client.etcd)
+	repeats := &txn.Repeats{Context: ctx}
+	kv := clientv3.NewKVFromKVClient(repeats.KV(l.client.store.KV), l.client.etcd)
 	// The read keeps etcd from deciding a transaction without writes by what the member
 	// asked happens to know.
 	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
-	resp, err := kv.Txn(once).If(l.Guard()...).Then(ops...).Else(check).Commit()
-	doubtful := writesAnything(ops) && (once.repeated() || err != nil && unsure(err))
+	resp, err := kv.Txn(repeats).If(l.Guard()...).Then(ops...).Else(check).Commit()
+	doubtful := writesAnything(ops) && (repeats.Any() || err != nil && txn.Unsure(err))
 	switch {
 	case err != nil && l.client.etcdIsClosed():
 		err = ErrEtcdClosed
 	case err != nil && ctx.Err() != nil:
-		err = ended(ctx, err)
+		err = txn.Ended(ctx, err)
 	case err == nil && doubtful:
 		err = errRepeated
 	case err == nil && !resp.Succeeded:
@@ -207,17 +208,17 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		l.revalued = true
 		l.mu.Unlock()
 		// The mod revision orders the writes: one that comes late is refused.
-		resp, only, err := l.client.commit(ctx, txn{
-			name:      l.name,
-			when:      []*pb.Compare{l.standing(), cmpMod(l.key, revision)},
-			then:      []*pb.RequestOp{opPut(l.key, value, l.session.lease)},
-			otherwise: []*pb.RequestOp{opRange(one(l.key))},
+		resp, only, err := l.client.store.Commit(ctx, txn.Txn{
+			Name:      l.name,
+			When:      []*pb.Compare{l.standing(), txn.CmpMod(l.key, revision)},
+			Then:      []*pb.RequestOp{txn.OpPut(l.key, value, l.session.lease)},
+			Otherwise: []*pb.RequestOp{txn.OpRange(txn.Get(l.key))},
 		})
 		if errors.Is(err, errDrained) {
 			return wrap(op, l.name, context.Cause(l.ctx)) // the value went with the lease
 		}
 		if err != nil {
-			if err = l.session.diagnose(err); unsure(err) || ctx.Err() != nil {
+			if err = l.session.diagnose(err); txn.Unsure(err) || ctx.Err() != nil {
 				err = inDoubt(err)
 			}
 			return wrap(op, l.name, err)
@@ -226,7 +227,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			l.learn(value, resp.Header.Revision)
 			return nil
 		}
-		kvs := found(resp, 0)
+		kvs := txn.Found(resp, 0)
 		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() {
 			return wrap(op, l.name, l.entryDeleted(ctx))
 		}
@@ -294,7 +295,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	case err := <-done:
 		return wrap(op, l.name, err)
 	case <-ctx.Done(): // it goes on
-		return wrap(op, l.name, ended(ctx, c.explain(ctx.Err())))
+		return wrap(op, l.name, txn.Ended(ctx, c.explain(ctx.Err())))
 	}
 }
 
@@ -360,7 +361,7 @@ func (l *Lock) endWait(cause error) {
 // other locks of the session.
 func (l *Lock) entryDeleted(ctx context.Context) error {
 	s := l.session
-	ctx, cancel := context.WithTimeout(ctx, l.client.lateAnswerWait())
+	ctx, cancel := context.WithTimeout(ctx, l.client.store.LateAnswerWait())
 	defer cancel()
 	if resp, err := l.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
 		s.end(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})

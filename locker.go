@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"reflect"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -15,6 +14,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // Client locks names on an etcd cluster. It is safe for concurrent use, and one is
@@ -22,7 +22,6 @@ import (
 // take turns in order of arrival.
 type Client struct {
 	etcd    *clientv3.Client
-	kv      pb.KVClient    // of etcd, with its retries
 	leases  pb.LeaseClient // of etcd, for what its Lease interface cannot do
 	keys    key.Space
 	ttl     time.Duration
@@ -30,8 +29,6 @@ type Client struct {
 	turns   int           // of goroutines in a row that share a hold
 	log     *slog.Logger
 	process string // what stands in the records of the sessions
-
-	hedgeDelay time.Duration // after which a request without an answer is made once more
 
 	ctx       context.Context // ends with Close, with ErrClosed, or with its connection, with ErrEtcdClosed
 	end       context.CancelCauseFunc
@@ -43,9 +40,7 @@ type Client struct {
 	lines    lines
 	removals *tasks.Backlog // of what calls that failed have left in queues
 	failures tasks.Shared   // to find out what is wrong with the connection
-	hedging  hedging
-	carried  atomic.Int64 // bytes of large requests and answers under way
-	group    group
+	store    *txn.Store
 	feed     *feed
 
 	opening  chan struct{} // has an item while a shared session is being opened
@@ -94,15 +89,20 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	if c.margin > c.ttl/2 {
 		return nil, wrap(op, "", &InvalidError{"safety margin", c.margin.String(), "it must be at most half the TTL of " + c.ttl.String()})
 	}
-	c.kv = clientv3.RetryKVClient(etcd)
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
-	c.hedgeDelay = min(max(c.ttl/8, shortestHedgeDelay), longestHedgeDelay)
 	c.lines.init()
-	c.hedging.window = firstHedges
-	c.group.init(c)
 	c.removals = tasks.NewBacklog(&c.tasks, removalsAtOnce)
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
+	c.store = txn.New(txn.Config{
+		KV:          clientv3.RetryKVClient(etcd),
+		Tasks:       &c.tasks,
+		Base:        c.base,
+		HedgeDelay:  txn.DelayFor(c.ttl),
+		Closed:      c.closedError,
+		Explain:     c.explain,
+		Interrupted: c.interrupted,
+	})
 	c.feed = newFeed(c)
 	c.leaveEtcd = c.endWithEtcd()
 	return c, nil

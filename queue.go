@@ -7,8 +7,9 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc/connectivity"
+
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // take acquires the lock: it joins the queue, unless it was put there by its
@@ -39,16 +40,16 @@ func (l *Lock) take(caller context.Context, try bool) error {
 // error, an entry may have been left: cleanUp removes it.
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
-	var t txn
+	var t txn.Txn
 	if try || !c.feed.keeps(l.queue()) {
 		t = l.taking(try) // it has not been waited for lately, so it is probably free
 	} else {
 		t = l.joining()
 	}
 	for {
-		t.epoch = s.currentEpoch()
-		l.puts.begin(t.epoch)
-		resp, _, err := c.write(ctx, &write{txn: t, begun: l.puts.begin, landed: l.landed})
+		t.Epoch = s.currentEpoch()
+		l.puts.begin(t.Epoch)
+		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: l.landed})
 		switch {
 		case err != nil:
 			return s.diagnose(err)
@@ -56,15 +57,15 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 			return s.fail(errBackInTime)
 		case resp.Succeeded:
 			return nil
-		case t.otherwise == nil:
+		case t.Otherwise == nil:
 			t = l.joining()
 			continue
 		}
-		own, record, head := found(resp, 0), found(resp, 1), found(resp, 2)
+		own, record, head := txn.Found(resp, 0), txn.Found(resp, 1), txn.Found(resp, 2)
 		switch {
 		case len(own) > 0 && own[0].CreateRevision <= l.since: // it was there before, and belongs to no lock
 			stray := entry{name: l.name, key: l.key, created: own[0].CreateRevision}
-			if _, _, err := c.commit(ctx, stray.removal()); err != nil {
+			if _, _, err := c.store.Commit(ctx, stray.removal()); err != nil {
 				return err
 			}
 		case len(own) > 0: // by an attempt whose answer has not come
@@ -76,7 +77,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 			if err := s.writeRecord(ctx); err != nil {
 				return err
 			}
-		case record[0].ModRevision < t.epoch:
+		case record[0].ModRevision < t.Epoch:
 			return s.fail(errBackInTime)
 		default:
 			s.learnEpoch(record[0].ModRevision)
@@ -86,61 +87,57 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 
 // taking is the transaction that puts the entry if the queue is empty, and to try, else
 // reads why not.
-func (l *Lock) taking(try bool) txn {
-	t := txn{name: l.name, session: l.session, when: []*pb.Compare{noneBelow(l.queue())}, then: []*pb.RequestOp{l.entry()}}
+func (l *Lock) taking(try bool) txn.Txn {
+	t := txn.Txn{Name: l.name, Record: l.session.record(), Learn: l.session.learnEpoch, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
 	if try {
-		t.otherwise = l.reasons()
+		t.Otherwise = l.reasons()
 	}
 	return t
 }
 
 // joining is the transaction that puts the entry at the end of the queue and reads
 // what is ahead of it.
-func (l *Lock) joining() txn {
-	return txn{
-		name:      l.name,
-		session:   l.session,
-		when:      []*pb.Compare{cmpCreate(l.key, 0)},
-		then:      []*pb.RequestOp{l.entry(), opRange(l.newest(0))},
-		otherwise: l.reasons(),
+func (l *Lock) joining() txn.Txn {
+	return txn.Txn{
+		Name:      l.name,
+		Record:    l.session.record(),
+		Learn:     l.session.learnEpoch,
+		When:      []*pb.Compare{txn.CmpCreate(l.key, 0)},
+		Then:      []*pb.RequestOp{l.entry(), txn.OpRange(l.newest(0))},
+		Otherwise: l.reasons(),
 	}
 }
 
-func (l *Lock) entry() *pb.RequestOp { return opPut(l.key, l.value, l.session.lease) }
+func (l *Lock) entry() *pb.RequestOp { return txn.OpPut(l.key, l.value, l.session.lease) }
 
 // reasons reads why the entry was not put.
 func (l *Lock) reasons() []*pb.RequestOp {
 	return []*pb.RequestOp{
-		opRange(revisionsOf(l.key)),
-		opRange(revisionsOf(l.session.record())),
-		opRange(oldestBelow(l.queue())),
+		txn.OpRange(txn.RevisionsOf(l.key)),
+		txn.OpRange(txn.RevisionsOf(l.session.record())),
+		txn.OpRange(txn.OldestBelow(l.queue())),
 	}
 }
 
 // landed takes in the outcome of an attempt to put the entry. If what is ahead was not
 // read, the queue was empty.
-func (l *Lock) landed(o outcome) {
-	if o.err == nil {
-		l.session.timeline.saw(o.resp.Header)
+func (l *Lock) landed(o txn.Outcome) {
+	if o.Err == nil {
+		l.session.timeline.saw(o.Resp.Header)
 	}
-	if o.err == nil && o.resp.Succeeded {
-		token := o.resp.Header.Revision
+	if o.Err == nil && o.Resp.Succeeded {
+		token := o.Resp.Header.Revision
 		ahead, known := []predecessor(nil), true
-		if list := o.resp.Responses[len(o.resp.Responses)-1].GetResponseRange(); list != nil {
+		if list := o.Resp.Responses[len(o.Resp.Responses)-1].GetResponseRange(); list != nil {
 			ahead, known = l.predecessors(list.Kvs, token)
 		}
 		l.queuedAt(token, token, ahead, known)
 	}
 	// Not before the token is set: whoever cleans up looks at both.
-	l.puts.end(!o.inDoubt())
+	l.puts.end(o.State() != txn.InDoubt)
 }
 
 var errBackInTime = errors.New("etcd has gone back to an earlier revision")
-
-// found returns what the i-th operation of a transaction read.
-func found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
-	return resp.Responses[i].GetResponseRange().GetKvs()
-}
 
 // queuedAt notes that the entry is in the queue, and what was ahead of it when it was
 // put, if that is known. Of several entries, put one after the other had been deleted,
@@ -171,7 +168,7 @@ func (l *Lock) place() (ahead []predecessor, revision int64) {
 // whether it was there until then. It is a transaction without a put, which etcd
 // accepts even when it has run out of space.
 func (l *Lock) deleteEntry(ctx context.Context) (found bool, err error) {
-	resp, only, err := l.client.commit(ctx, txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{opDelete(l.key)}})
+	resp, only, err := l.client.store.Commit(ctx, txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}})
 	if err != nil {
 		return false, err
 	}
@@ -215,7 +212,7 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	if !l.puts.any() {
 		return nil
 	}
-	landed, cancel := context.WithTimeout(ctx, l.client.hedgeDelay+allowance(int64(len(l.Value()))))
+	landed, cancel := context.WithTimeout(ctx, l.client.store.HedgeDelay+txn.Allowance(int64(len(l.Value()))))
 	l.puts.wait(landed)
 	cancel()
 	if !l.puts.any() {
@@ -302,7 +299,7 @@ func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 const dequeueWait = 50 * time.Millisecond
 
 // removalsAtOnce is what two transactions take.
-const removalsAtOnce = 2 * maxTogether
+const removalsAtOnce = 2 * txn.MaxTogether
 
 // detach is the last step in the life of a lock: the next goroutine of the client
 // that wants the name has its turn; next if that has been called already.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // Owner says which process a session belongs to.
@@ -56,10 +58,10 @@ func (s *Session) learnEpoch(epoch int64) {
 // writeRecord puts the record if it is missing.
 func (s *Session) writeRecord(ctx context.Context) error {
 	key, before := s.record(), s.timeline.now()
-	resp, _, err := s.client.commit(ctx, txn{
-		when:      []*pb.Compare{cmpCreate(key, 0)},
-		then:      []*pb.RequestOp{opPut(key, s.client.process, s.lease)},
-		otherwise: []*pb.RequestOp{opRange(revisionsOf(key))},
+	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
+		When:      []*pb.Compare{txn.CmpCreate(key, 0)},
+		Then:      []*pb.RequestOp{txn.OpPut(key, s.client.process, s.lease)},
+		Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(key))},
 	})
 	if err != nil {
 		return s.diagnose(err)
@@ -69,17 +71,13 @@ func (s *Session) writeRecord(ctx context.Context) error {
 	}
 	if resp.Succeeded {
 		s.learnEpoch(resp.Header.Revision)
-	} else if kvs := found(resp, 0); len(kvs) > 0 {
+	} else if kvs := txn.Found(resp, 0); len(kvs) > 0 {
 		s.learnEpoch(kvs[0].ModRevision)
 	}
 	return nil
 }
 
-// inEpoch is the compare that every put of an entry carries: the record has not
-// been written since.
-func (s *Session) inEpoch(epoch int64) *pb.Compare { return cmpMod(s.record(), epoch) }
-
-// fence settles the outcome of puts that were never answered. A transaction whose
+// invalidatePuts settles the outcome of puts that were never answered. A transaction whose
 // request timed out may still be committed later, so that the entry is not there
 // proves nothing. But every put is guarded by the mod revision of the session's
 // record: once the record has been deleted, or written again, those puts are
@@ -90,12 +88,13 @@ func (s *Session) inEpoch(epoch int64) *pb.Compare { return cmpMod(s.record(), e
 func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	s := l.session
 	before := s.timeline.now()
-	entry := opRange(revisionsOf(l.key))
-	resp, _, err := s.client.commit(ctx, txn{
-		session:   s,
-		epoch:     l.puts.newest(), // if another lock has fenced since, the puts are refused already
-		then:      []*pb.RequestOp{entry, opDelete(s.record())},
-		otherwise: []*pb.RequestOp{entry},
+	entry := txn.OpRange(txn.RevisionsOf(l.key))
+	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
+		Record:    s.record(),
+		Learn:     s.learnEpoch,
+		Epoch:     l.puts.newest(), // if another lock has fenced since, the puts are refused already
+		Then:      []*pb.RequestOp{entry, txn.OpDelete(s.record())},
+		Otherwise: []*pb.RequestOp{entry},
 	})
 	if err != nil {
 		return 0, s.diagnose(err)
@@ -107,7 +106,7 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	if resp.Succeeded && s.ctx.Err() == nil {
 		_ = s.writeRecord(ctx) // if it fails, the next put finds it missing and tries again
 	}
-	if kvs := found(resp, 0); len(kvs) > 0 {
+	if kvs := txn.Found(resp, 0); len(kvs) > 0 {
 		return kvs[0].CreateRevision, nil
 	}
 	return 0, nil

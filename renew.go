@@ -113,7 +113,7 @@ const longestRenewalWait = 30 * time.Second
 // over, with no goroutine left.
 func (s *Session) renew(kept *keepAlive) *keepAlive {
 	var (
-		wait    = s.client.hedgeDelay
+		wait    = s.client.store.HedgeDelay
 		longest = max(wait, min(s.renewed.life()/6, longestRenewalWait)) // several fit before the deadline
 		again   = time.NewTimer(0)
 		answers = make(chan renewal)

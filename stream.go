@@ -8,9 +8,12 @@ import (
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/peer"
+
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // stream is one Watch stream of etcd with all its watches. When it ends, so do they,
@@ -104,7 +107,7 @@ func (s *stream) connect(avoid []string) (pb.Watch_WatchClient, context.CancelFu
 	for turns := 2 * len(c.etcd.Endpoints()); ; turns-- {
 		ctx, cancel := context.WithCancel(s.ctx)
 		// Like the requests of etcd's client, it waits for a connection.
-		wire, err := pb.NewWatchClient(c.etcd.ActiveConnection()).Watch(ctx, callOptions...)
+		wire, err := pb.NewWatchClient(c.etcd.ActiveConnection()).Watch(ctx, txn.CallOptions...)
 		if err != nil {
 			cancel()
 			return nil, nil, err
@@ -228,7 +231,7 @@ func (s *stream) watch(what watched) *watch {
 	w := &watch{watched: what, stream: s, news: make(chan struct{}, 1)}
 	request := &pb.WatchCreateRequest{Key: []byte(what.key)}
 	if what.below {
-		request.RangeEnd = rangeEnd(what.key)
+		request.RangeEnd = txn.RangeEnd(what.key)
 	}
 	if what.deletions {
 		request.Filters = []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}
@@ -397,4 +400,9 @@ func (s *stream) drop(w *watch, answer *pb.WatchResponse) {
 	delete(s.following, w)
 	w.closed = true
 	w.end(fmt.Errorf("%w: %s", errWatchEnded, answer.CancelReason))
+}
+
+// tells reports whether an answer of a watch has what it is about.
+func tells(answer *pb.WatchResponse) bool {
+	return answer.Header != nil && !slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv == nil })
 }

@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // waitForHead returns nil once no entry is ahead of l's own any more. It does not
@@ -106,7 +107,7 @@ func (l *Lock) passBy(ctx context.Context, w *watch, ahead []predecessor, revisi
 func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, err error) {
 	c := l.client
 	token := l.token.Load()
-	resp, err := c.read(ctx, l.newest(token))
+	resp, err := c.store.Read(ctx, l.newest(token))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -137,7 +138,7 @@ func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predec
 // newest reads the newest entries of the queue: the own one and up to one more ahead
 // of it than are lookahead; none is newer than revision, if that is not 0.
 func (l *Lock) newest(revision int64) *pb.RangeRequest {
-	read := allBelow(l.queue())
+	read := txn.AllBelow(l.queue())
 	read.KeysOnly, read.MaxCreateRevision = true, revision
 	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND, lookahead+2
 	return read

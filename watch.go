@@ -15,6 +15,7 @@ import (
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // State is what was true of a name at one revision. It does not tell whether who held
@@ -175,10 +176,10 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true, progress: f.progress})
 		if err != nil && ctx.Err() != nil && !filled {
-			return ended(ctx, f.client.explain(ctx.Err()))
+			return txn.Ended(ctx, f.client.explain(ctx.Err()))
 		}
 		sent := time.Now()
-		resp, refused := f.client.readAll(ctx, f.below)
+		resp, refused := f.client.store.ReadAll(ctx, f.below)
 		if refused == nil {
 			filled = true
 			update(sent, resp.Header.Revision, p.load(resp, f.name))

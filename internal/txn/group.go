@@ -1,12 +1,9 @@
-package locker
+package txn
 
 import (
 	"container/list"
 	"context"
-	"errors"
 	"sync"
-
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
@@ -15,7 +12,7 @@ import (
 // others want to write gathers, and leaves together as the next one. So a lone
 // caller waits for nobody, and many share the cost of a commit.
 type group struct {
-	client *Client
+	store *Store
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	limit    int        // of writes in a transaction
@@ -28,26 +25,26 @@ type group struct {
 // first. Some may have been forgotten.
 type pending struct {
 	name   string
-	writes []*write
+	writes []*Write
 }
 
 const (
-	// maxTogether keeps a transaction within etcd's default limit of 128 operations,
+	// MaxTogether keeps a transaction within etcd's default limit of 128 operations,
 	// which counts the writes and the operations of the largest one. Where servers are
 	// set lower, the group learns it from their refusal.
-	maxTogether = 120
+	MaxTogether = 120
 	// maxBytesTogether keeps it well below etcd's limit of 1.5 MiB for a request.
 	maxBytesTogether = 512 << 10
 )
 
-// write is a transaction on its way through the group.
-type write struct {
-	txn
-	begun  func(epoch int64) // called for each attempt but the first, before it is made; may be nil
-	landed func(outcome)     // called with what becomes of each attempt; may be nil
+// Write is a transaction on its way through the group.
+type Write struct {
+	Txn
+	Begun  func(epoch int64) // called for each attempt but the first, before it is made; may be nil
+	Landed func(Outcome)     // called with what becomes of each attempt; may be nil
 
 	done   chan struct{} // closed when result is set
-	result outcome       // the first that is certain
+	result Outcome       // the first that is certain
 
 	pause backoff.Pause // before it is tried again; of its batch
 
@@ -60,38 +57,27 @@ type write struct {
 	last      error  // of an attempt that was not answered for certain; nil: there was no answer
 }
 
-// outcome is what became of an attempt at a write. It is certain if etcd has answered,
-// be it with a refusal, and the answer is about this attempt alone.
-type outcome struct {
-	resp     *pb.TxnResponse
-	err      error
-	repeated bool // it was sent more than once, and what became of the others is not known
-	only     bool // there was no other attempt
-}
+// Done is closed when the outcome of w is certain. w must have been submitted.
+func (w *Write) Done() <-chan struct{} { return w.done }
 
-// inDoubt reports whether the attempt may yet be applied, or applied again.
-func (o outcome) inDoubt() bool {
-	return o.repeated || o.err != nil && unsure(o.err) && !errors.Is(o.err, errUnsent)
-}
+// Result returns the outcome of w after it is certain.
+func (w *Write) Result() Outcome { return w.result }
 
-// errUnsent is the outcome of a write that never left.
-var errUnsent = errors.New("not sent")
-
-func (w *write) begin() {
-	if w.begun != nil {
-		w.begun(w.epoch)
+func (w *Write) begin() {
+	if w.Begun != nil {
+		w.Begun(w.Epoch)
 	}
 }
 
-func (w *write) land(o outcome) {
-	if w.landed != nil {
-		w.landed(o)
+func (w *Write) land(o Outcome) {
+	if w.Landed != nil {
+		w.Landed(o)
 	}
 }
 
 // size is what it adds to a request, roughly.
-func (t txn) size() (n int64) {
-	for _, op := range t.then {
+func (t Txn) size() (n int64) {
+	for _, op := range t.Then {
 		if put := op.GetRequestPut(); put != nil {
 			n += int64(len(put.Key) + len(put.Value))
 		}
@@ -99,22 +85,22 @@ func (t txn) size() (n int64) {
 	return n
 }
 
-func (g *group) init(c *Client) {
-	g.client, g.limit, g.byName = c, maxTogether, make(map[string]*pending)
+func (g *group) init(s *Store) {
+	g.store, g.limit, g.byName = s, MaxTogether, make(map[string]*pending)
 }
 
 // submit sends w to etcd until it is answered for certain or forgotten: what is for a
 // queue together with what others write, a record alone. It is the one way in which
 // queues and records are written. It does not block.
-func (g *group) submit(w *write) {
+func (g *group) submit(w *Write) {
 	w.done = make(chan struct{})
-	if w.name == "" {
+	if w.Name == "" {
 		w.left = true
-		g.start([]*write{w}, func() {})
+		g.start([]*Write{w}, func() {})
 		return
 	}
 	g.mu.Lock()
-	p := g.pending(w.name)
+	p := g.pending(w.Name)
 	p.writes = append(p.writes, w)
 	batch := g.take()
 	g.mu.Unlock()
@@ -122,19 +108,19 @@ func (g *group) submit(w *write) {
 }
 
 // again lets writes leave once more, before those that have come later.
-func (g *group) again(writes []*write) {
+func (g *group) again(writes []*Write) {
 	g.mu.Lock()
-	var alone []*write
+	var alone []*Write
 	for _, w := range writes {
 		switch {
 		case w.forgotten || w.resolved:
 			continue
-		case w.name == "":
+		case w.Name == "":
 			alone = append(alone, w)
 		default:
 			w.left, w.batch = false, nil
-			p := g.pending(w.name)
-			p.writes = append([]*write{w}, p.writes...)
+			p := g.pending(w.Name)
+			p.writes = append([]*Write{w}, p.writes...)
 		}
 		w.begin()
 	}
@@ -156,9 +142,9 @@ func (g *group) pending(name string) *pending {
 }
 
 // forget is for a caller that waits no longer. A write that is yet to leave never will:
-// its outcome is errUnsent. One that has left may be applied, but is not tried again.
+// its outcome is ErrUnsent. One that has left may be applied, but is not tried again.
 // forget returns what is known of why there was no answer.
-func (g *group) forget(w *write) (last error) {
+func (g *group) forget(w *Write) (last error) {
 	g.mu.Lock()
 	unsent := !w.left
 	w.left, w.forgotten = true, true
@@ -169,8 +155,8 @@ func (g *group) forget(w *write) (last error) {
 	g.mu.Unlock()
 	switch {
 	case unsent:
-		w.land(outcome{err: errUnsent})
-		return errUnsent
+		w.land(Outcome{Err: ErrUnsent})
+		return ErrUnsent
 	case last == nil:
 		return context.DeadlineExceeded
 	}
@@ -180,7 +166,7 @@ func (g *group) forget(w *write) (last error) {
 // take returns the writes that leave now, if nothing is in flight: of each name the
 // oldest, since within one transaction a write does not see what another has
 // written. The caller has the mutex.
-func (g *group) take() (batch []*write) {
+func (g *group) take() (batch []*Write) {
 	if g.inFlight {
 		return nil
 	}
@@ -209,7 +195,7 @@ func (g *group) take() (batch []*write) {
 }
 
 // next returns the oldest that has not been forgotten, nil if there is none.
-func (p *pending) next() *write {
+func (p *pending) next() *Write {
 	for len(p.writes) > 0 && p.writes[0].left {
 		p.writes[0] = nil
 		p.writes = p.writes[1:]
@@ -218,6 +204,20 @@ func (p *pending) next() *write {
 		return nil
 	}
 	return p.writes[0]
+}
+
+// waiting returns how many writes have yet to leave.
+func (g *group) waiting() (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.byName {
+		for _, w := range p.writes {
+			if !w.left {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // next lets those waiting leave.
@@ -232,14 +232,14 @@ func (g *group) next() {
 // start sends a batch in a goroutine of the client. next is called when it has been
 // answered, or has kept the others waiting for too long. Whoever waits for a write is
 // a task of the client, so that another may be started.
-func (g *group) start(writes []*write, next func()) {
+func (g *group) start(writes []*Write, next func()) {
 	if len(writes) == 0 {
 		return
 	}
-	c := g.client
+	s := g.store
 	b := g.newBatch(writes)
-	c.tasks.Run(func() {
-		late := c.tasks.After(c.hedgeDelay, next)
+	s.Tasks.Run(func() {
+		late := s.Tasks.After(s.HedgeDelay, next)
 		b.run(func() {
 			if late.Stop() {
 				next()

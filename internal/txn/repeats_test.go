@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"testing"
@@ -15,11 +15,11 @@ var errCanceledOnTheWay = status.Error(codes.Canceled, "by something on the way"
 // which may have been applied.
 func TestSendings_ARefusalDoesNotSettleWhatWasCanceledBefore(t *testing.T) {
 	t.Parallel()
-	once := &sendings{Context: t.Context()}
+	once := &Repeats{Context: t.Context()}
 	finish := once.count().(grpc.OnFinishCallOption).OnFinish
 	finish(errCanceledOnTheWay)
 	finish(errRefused)
-	if !once.repeated() {
+	if !once.Any() {
 		t.Error("the first sending is in doubt, and that is not reported")
 	}
 }
@@ -58,7 +58,7 @@ func TestGroup_ARefusalTogetherDoesNotSettleWhatWasCanceledBefore(t *testing.T) 
 					_, fates := w.tried()
 					doubt := false
 					for _, o := range fates {
-						doubt = doubt || o.inDoubt()
+						doubt = doubt || (o.State() == InDoubt)
 					}
 					if !doubt {
 						t.Errorf("no attempt at %s landed in doubt", w.key())

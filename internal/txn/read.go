@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -27,38 +27,38 @@ const (
 	pageTime = 250 * time.Millisecond // that a page should take on a fast link
 )
 
-// read is one linearizable read of what is small, or of one key. A large answer is not
+// Read is one linearizable read of what is small, or of one key. A large answer is not
 // waited for twice: when the first one turns out to be large, it is given its time.
-func (c *Client) read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
-	resp, err := c.readUpTo(ctx, request, smallAnswer, 0)
+func (s *Store) Read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
+	resp, err := s.readUpTo(ctx, request, smallAnswer, 0)
 	if tooLarge(err) {
-		defer c.carry(largestValue)()
-		return c.readUpTo(ctx, request, math.MaxInt32, 0)
+		defer s.carry(largestValue)()
+		return s.readUpTo(ctx, request, math.MaxInt32, 0)
 	}
 	return resp, err
 }
 
-func (c *Client) readUpTo(ctx context.Context, request *pb.RangeRequest, size int, allowed time.Duration) (*pb.RangeResponse, error) {
-	return askFor(ctx, ctx, c, allowed, func(ctx context.Context) (*pb.RangeResponse, error) {
-		resp, err := c.kv.Range(ctx, request, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(size))
+func (s *Store) readUpTo(ctx context.Context, request *pb.RangeRequest, size int, allowed time.Duration) (*pb.RangeResponse, error) {
+	return AskFor(ctx, ctx, s, allowed, func(ctx context.Context) (*pb.RangeResponse, error) {
+		resp, err := s.KV.Range(ctx, request, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(size))
 		if err == nil && resp.Header == nil {
-			return nil, errMalformed
+			return nil, ErrMalformed
 		}
 		return resp, clientv3.ContextError(ctx, err)
 	})
 }
 
-// readAll reads every key that begins with prefix, all at one revision, which is that
+// ReadAll reads every key that begins with prefix, all at one revision, which is that
 // of the header. It reads page by page, so that neither a slow link nor a server has to
 // carry everything at once. If that revision is compacted meanwhile, or etcd has gone
 // back before it, it starts over; from some time on without pages.
-func (c *Client) readAll(ctx context.Context, prefix string) (*pb.RangeResponse, error) {
+func (s *Store) ReadAll(ctx context.Context, prefix string) (*pb.RangeResponse, error) {
 	for starts := 1; ; starts++ {
 		limit := int64(firstPage)
 		if starts > mostStarts {
 			limit = 0
 		}
-		all, err := c.readPages(ctx, prefix, limit)
+		all, err := s.readPages(ctx, prefix, limit)
 		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
 			return all, err
 		}
@@ -67,17 +67,17 @@ func (c *Client) readAll(ctx context.Context, prefix string) (*pb.RangeResponse,
 
 // readPages reads a range from page to page, the first of limit keys. How large the next
 // is to be, and how long it may take, follows from the last.
-func (c *Client) readPages(ctx context.Context, prefix string, limit int64) (all *pb.RangeResponse, err error) {
+func (s *Store) readPages(ctx context.Context, prefix string, limit int64) (all *pb.RangeResponse, err error) {
 	key, revision := []byte(prefix), int64(0)
 	size, allowed := int64(smallAnswer), time.Duration(0)
 	for {
 		if limit <= 1 {
-			size, allowed = math.MaxInt32, max(allowed, allowance(largestValue))
+			size, allowed = math.MaxInt32, max(allowed, Allowance(largestValue))
 		}
 		// A new one each time: an attempt that was cut off may still have the last.
-		request := &pb.RangeRequest{Key: key, RangeEnd: rangeEnd(prefix), Limit: limit, Revision: revision}
+		request := &pb.RangeRequest{Key: key, RangeEnd: RangeEnd(prefix), Limit: limit, Revision: revision}
 		sent := time.Now()
-		page, err := c.readUpTo(ctx, request, int(size), allowed)
+		page, err := s.readUpTo(ctx, request, int(size), allowed)
 		if tooLarge(err) && limit > 1 {
 			limit = max(1, limit/8)
 			continue

@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -118,36 +118,36 @@ func inGroup(t *testing.T, script func(n int, keys string) []error, f func(t *te
 	t.Helper()
 	inBubble(t, func(t *testing.T, r *requests) {
 		g := &grouped{r, &scriptedKV{start: r.start, script: script}}
-		r.kv = g.kv
+		r.KV = g.kv
 		f(t, g)
 	})
 }
 
 // followed is a write that notes what becomes of its attempts.
 type followed struct {
-	write
+	Write
 	mu    sync.Mutex // guards what follows
 	begun int        // attempts
-	fates []outcome
+	fates []Outcome
 }
 
 // submit has a write of name leave that puts key, with a value of that size.
 func (g *grouped) submit(name, key string, size int) *followed {
 	w := &followed{begun: 1}
-	w.write = write{
-		txn: txn{name: name, then: []*pb.RequestOp{opPut(key, strings.Repeat("v", size), 0)}},
-		begun: func(int64) {
+	w.Write = Write{
+		Txn: Txn{Name: name, Then: []*pb.RequestOp{OpPut(key, strings.Repeat("v", size), 0)}},
+		Begun: func(int64) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.begun++
 		},
-		landed: func(o outcome) {
+		Landed: func(o Outcome) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.fates = append(w.fates, o)
 		},
 	}
-	g.group.submit(&w.write)
+	g.group.submit(&w.Write)
 	return w
 }
 
@@ -187,17 +187,17 @@ func (w *followed) is(t *testing.T, err error, only bool) {
 		t.Errorf("%s has no result", w.key())
 		return
 	}
-	if !errors.Is(w.result.err, err) || w.result.only != only {
-		t.Errorf("the result of %s is %v, only: %v", w.key(), w.result.err, w.result.only)
+	if !errors.Is(w.result.Err, err) || w.result.Only != only {
+		t.Errorf("the result of %s is %v, only: %v", w.key(), w.result.Err, w.result.Only)
 	}
-	if err == nil && (w.result.resp == nil || !w.result.resp.Succeeded || w.result.resp.Header == nil) {
-		t.Errorf("the answer for %s is %v", w.key(), w.result.resp)
+	if err == nil && (w.result.Resp == nil || !w.result.Resp.Succeeded || w.result.Resp.Header == nil) {
+		t.Errorf("the answer for %s is %v", w.key(), w.result.Resp)
 	}
 	w.landings(t)
 }
 
 // tried returns how many attempts have begun, and what has become of them.
-func (w *followed) tried() (begun int, fates []outcome) {
+func (w *followed) tried() (begun int, fates []Outcome) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.begun, slices.Clone(w.fates)
@@ -211,7 +211,7 @@ func (w *followed) landings(t *testing.T) {
 	}
 }
 
-func (w *followed) key() string { return string(w.then[0].GetRequestPut().Key) }
+func (w *followed) key() string { return string(w.Then[0].GetRequestPut().Key) }
 
 // doubts are which of the attempts landed in doubt.
 func (w *followed) doubts(t *testing.T, want ...bool) {
@@ -219,7 +219,7 @@ func (w *followed) doubts(t *testing.T, want ...bool) {
 	var got []bool
 	_, fates := w.tried()
 	for _, o := range fates {
-		got = append(got, o.inDoubt())
+		got = append(got, (o.State() == InDoubt))
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("of the attempts at %s were in doubt: %v, not %v", w.key(), got, want)
@@ -255,15 +255,15 @@ func TestGroup_SplitsWhatIsTooMuchByNumber(t *testing.T) {
 	inGroup(t, nil, func(t *testing.T, g *grouped) {
 		g.submit("first", "first", 0)
 		var keys []string
-		for i := range 2*maxTogether + 7 {
+		for i := range 2*MaxTogether + 7 {
 			keys = append(keys, fmt.Sprint(i))
 			g.submit(fmt.Sprint(i), fmt.Sprint(i), 0)
 		}
 		g.at(time.Second)
 		g.sent(sent{0, "first"},
-			sent{moment, strings.Join(keys[:maxTogether], " ")},
-			sent{2 * moment, strings.Join(keys[maxTogether:2*maxTogether], " ")},
-			sent{3 * moment, strings.Join(keys[2*maxTogether:], " ")})
+			sent{moment, strings.Join(keys[:MaxTogether], " ")},
+			sent{2 * moment, strings.Join(keys[MaxTogether:2*MaxTogether], " ")},
+			sent{3 * moment, strings.Join(keys[2*MaxTogether:], " ")})
 	})
 }
 
@@ -305,7 +305,7 @@ func TestGroup_WhatIsRefusedTogetherLeavesAlone(t *testing.T) {
 						w.is(t, nil, true)
 					case refusal == errRefused:
 						w.is(t, errRefused, true)
-					case w.result.err != nil || w.result.resp.Succeeded || !w.result.only:
+					case w.result.Err != nil || w.result.Resp.Succeeded || !w.result.Only:
 						t.Errorf("the result is %+v", w.result)
 					}
 					w.doubts(t, false)
@@ -319,7 +319,7 @@ func TestGroup_WhatIsRefusedTogetherAndForgottenDoesNotLeaveAgain(t *testing.T) 
 	inGroup(t, times(nil, errRefused), func(t *testing.T, g *grouped) {
 		all := g.all("x a b")
 		g.at(moment * 3 / 2)
-		if err := g.group.forget(&all[1].write); !errors.Is(err, context.DeadlineExceeded) {
+		if err := g.group.forget(&all[1].Write); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("it is known that %v", err)
 		}
 		g.at(time.Second)
@@ -357,7 +357,7 @@ func TestGroup_WhatIsForgottenBeforeItLeavesIsNeverSent(t *testing.T) {
 	inGroup(t, nil, func(t *testing.T, g *grouped) {
 		all := g.all("x a1 a2 b")
 		for _, w := range []*followed{all[1], all[3]} {
-			if err := g.group.forget(&w.write); err != errUnsent {
+			if err := g.group.forget(&w.Write); err != ErrUnsent {
 				t.Errorf("%s was forgotten with %v", w.key(), err)
 			}
 		}
@@ -366,7 +366,7 @@ func TestGroup_WhatIsForgottenBeforeItLeavesIsNeverSent(t *testing.T) {
 		for _, w := range []*followed{all[1], all[3]} {
 			w.landings(t)
 			w.doubts(t, false)
-			if _, fates := w.tried(); len(fates) != 1 || fates[0].err != errUnsent {
+			if _, fates := w.tried(); len(fates) != 1 || fates[0].Err != ErrUnsent {
 				t.Errorf("it landed as %v", fates)
 			}
 		}
@@ -378,9 +378,9 @@ func TestGroup_WhatIsForgottenUnderWayIsNotTriedAgain(t *testing.T) {
 	inGroup(t, times(nil, errNeverComes), func(t *testing.T, g *grouped) {
 		all := g.all("x a b")
 		g.at(2 * moment)
-		_ = g.group.forget(&all[1].write)
+		_ = g.group.forget(&all[1].Write)
 		g.at(time.Minute)
-		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{moment + testDelay + allowance(2), "b"})
+		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{moment + testDelay + Allowance(2), "b"})
 		all[1].landings(t)
 		all[1].doubts(t, true)
 		all[2].is(t, nil, false)
@@ -391,10 +391,10 @@ func TestGroup_WhatAllHaveForgottenHasTheTimeToBeAnsweredOnly(t *testing.T) {
 	inGroup(t, func(int, string) []error { return []error{errNeverComes} }, func(t *testing.T, g *grouped) {
 		w := g.all("a")[0]
 		g.at(moment)
-		if err := g.group.forget(&w.write); !errors.Is(err, context.DeadlineExceeded) {
+		if err := g.group.forget(&w.Write); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("it is known that %v", err)
 		}
-		given := g.lateAnswerWait() + allowance(1)
+		given := g.LateAnswerWait() + Allowance(1)
 		g.at(moment + given - 1)
 		if _, fates := w.tried(); len(fates) > 0 {
 			t.Errorf("it landed as %v", fates)
@@ -482,7 +482,7 @@ func TestGroup_AStuckTransactionHoldsUpOthersForTheHedgeDelay(t *testing.T) {
 			t.Errorf("sent were %v", g.kv.sent)
 		}
 		g.kv.mu.Unlock()
-		_ = g.group.forget(&all[0].write)
+		_ = g.group.forget(&all[0].Write)
 		g.at(time.Minute)
 		g.idle()
 		all[0].landings(t)

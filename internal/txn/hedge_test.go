@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -11,12 +11,12 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 const (
@@ -30,9 +30,9 @@ var (
 	errRefused = status.Error(codes.PermissionDenied, "refused")
 )
 
-// requests is a client that has nothing but what its requests need, in a bubble.
+// requests is a store in a bubble.
 type requests struct {
-	*Client
+	*Store
 	t     *testing.T
 	start time.Time
 
@@ -48,15 +48,21 @@ func inBubble(t *testing.T, f func(t *testing.T, r *requests)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := &requests{t: t, start: time.Now(), Client: &Client{etcd: clientv3.NewCtxClient(context.Background()), hedgeDelay: testDelay}}
-		r.base, r.stop = context.WithCancel(context.Background())
-		r.hedging.window = firstHedges
-		r.group.init(r.Client)
-		r.tasks.Begin()
+		r := &requests{t: t, start: time.Now()}
+		base, stop := context.WithCancel(context.Background())
+		r.Store = New(Config{
+			Tasks:       new(tasks.Group),
+			Base:        base,
+			HedgeDelay:  testDelay,
+			Closed:      func() error { return nil },
+			Explain:     func(err error) error { return err },
+			Interrupted: func(ctx context.Context) error { return Ended(ctx, nil) },
+		})
+		r.Tasks.Begin()
 		t.Cleanup(func() {
-			r.stop()
-			r.tasks.End()
-			r.tasks.Join()
+			stop()
+			r.Tasks.End()
+			r.Tasks.Join()
 		})
 		f(t, r)
 	})
@@ -74,16 +80,16 @@ func (r *requests) at(d time.Duration) {
 func (r *requests) idle() {
 	r.t.Helper()
 	before := r.now()
-	r.tasks.End()
-	r.tasks.Join()
-	r.tasks.Begin()
+	r.Tasks.End()
+	r.Tasks.Join()
+	r.Tasks.Begin()
 	if took := r.now() - before; took != 0 {
 		r.t.Errorf("something went on for %v", took)
 	}
-	r.hedging.mu.Lock()
-	defer r.hedging.mu.Unlock()
-	if r.hedging.fresh != 0 {
-		r.t.Errorf("%d hedges were not counted out", r.hedging.fresh)
+	r.budget.mu.Lock()
+	defer r.budget.mu.Unlock()
+	if r.budget.fresh != 0 {
+		r.t.Errorf("%d hedges were not counted out", r.budget.fresh)
 	}
 }
 
@@ -98,7 +104,7 @@ var silence = step{after: never}
 
 // hedge makes a request whose n-th attempt meets the n-th step, and those that follow the last one.
 func (r *requests) hedge(ctx context.Context, allowed, late time.Duration, steps ...step) (string, error) {
-	return hedge(ctx, r.Client, allowed, late, func(ctx context.Context) (string, error) {
+	return hedge(ctx, r.Store, allowed, late, func(ctx context.Context) (string, error) {
 		mine := &try{began: r.now(), ended: never}
 		r.mu.Lock()
 		s := steps[min(len(r.tried), len(steps)-1)]
@@ -262,7 +268,7 @@ func TestHedge_AFirstAttemptDoesNotWaitForAHedgeThatHasNotBegun(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r *requests) {
-				r.hedging.window = 0
+				r.budget.window = 0
 				answer, err := r.hedge(t.Context(), 0, time.Hour, s)
 				r.returned(answer, err, s.answer, s.err, s.after)
 				r.at(time.Hour)
@@ -275,8 +281,8 @@ func TestHedge_AFirstAttemptDoesNotWaitForAHedgeThatHasNotBegun(t *testing.T) {
 
 func TestHedge_BeginsWhenThereIsRoom(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *requests) {
-		r.hedging.window, r.hedging.fresh = 1, 1
-		time.AfterFunc(testDelay*5/4, r.hedging.leave)
+		r.budget.window, r.budget.fresh = 1, 1
+		time.AfterFunc(testDelay*5/4, r.budget.leave)
 		answer, err := r.hedge(t.Context(), 0, 0, silence, step{after: moment, answer: "second"})
 		r.returned(answer, err, "second", nil, testDelay*3/2+moment)
 		r.idle()
@@ -350,7 +356,7 @@ func TestHedge_ReturnsWhenItsContextEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r *requests) {
 				defer r.carry(this.carried)()
-				r.hedging.window = this.window
+				r.budget.window = this.window
 				ctx, cancel := context.WithTimeout(t.Context(), this.when)
 				defer cancel()
 				answer, err := r.hedge(ctx, 0, time.Hour, this.steps...)
@@ -367,7 +373,7 @@ func TestHedge_ReturnsWhenItsContextEnds(t *testing.T) {
 func TestHedging_TheWindowFollowsWhatHedgesAchieve(t *testing.T) {
 	t.Parallel()
 	const helped, useless, late = 1, 2, 3
-	h := &hedging{window: firstHedges}
+	h := &budget{window: firstHedges}
 	judge := func(what, times, want int) {
 		t.Helper()
 		for range times {
@@ -405,8 +411,8 @@ func TestHedging_TakesInWhatBecameOfEachHedge(t *testing.T) {
 			inBubble(t, func(t *testing.T, r *requests) {
 				_, _ = r.hedge(t.Context(), 0, time.Second, this.first, this.second)
 				r.idle()
-				if r.hedging.window != this.window {
-					t.Errorf("the window is %d, not %d", r.hedging.window, this.window)
+				if r.budget.window != this.window {
+					t.Errorf("the window is %d, not %d", r.budget.window, this.window)
 				}
 			})
 		})
@@ -416,7 +422,7 @@ func TestHedging_TakesInWhatBecameOfEachHedge(t *testing.T) {
 func TestHedging_AHedgeTakesNoRoomAfterTheHedgeDelay(t *testing.T) {
 	const allowed = time.Minute // so that the first hedge lives on
 	inBubble(t, func(t *testing.T, r *requests) {
-		r.hedging.window = 1
+		r.budget.window = 1
 		ctx, cancel := context.WithCancel(t.Context())
 		var both sync.WaitGroup
 		for range 2 {
@@ -447,7 +453,7 @@ func TestHedging_AHedgeThatHasEndedTakesNoRoom(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *requests) {
 		second := step{after: moment, answer: "second"}
 		for range 3 {
-			r.hedging.window = 1
+			r.budget.window = 1
 			began := r.now()
 			answer, err := r.hedge(t.Context(), 0, 0, silence, second, silence, second, silence, second)
 			r.returned(answer, err, "second", nil, began+testDelay+moment)
@@ -480,13 +486,13 @@ func TestSendings_CountsWhatMayHaveBeenApplied(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			once := &sendings{Context: t.Context()}
+			once := &Repeats{Context: t.Context()}
 			finish := once.count().(grpc.OnFinishCallOption).OnFinish
 			for _, err := range this.finished {
 				finish(err)
 			}
-			if once.repeated() != this.repeated {
-				t.Errorf("repeated: %v", once.repeated())
+			if once.Any() != this.repeated {
+				t.Errorf("repeated: %v", once.Any())
 			}
 		})
 	}
@@ -495,13 +501,13 @@ func TestSendings_CountsWhatMayHaveBeenApplied(t *testing.T) {
 func TestSendings_NoticesAQuestionBeforeARequestHasFinished(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
-	before, after := &sendings{Context: ctx}, &sendings{Context: ctx}
-	if err := before.Err(); err != nil || !before.repeated() {
-		t.Errorf("%v; repeated: %v", err, before.repeated())
+	before, after := &Repeats{Context: ctx}, &Repeats{Context: ctx}
+	if err := before.Err(); err != nil || !before.Any() {
+		t.Errorf("%v; repeated: %v", err, before.Any())
 	}
 	after.count().(grpc.OnFinishCallOption).OnFinish(nil)
 	cancel()
-	if err := after.Err(); !errors.Is(err, context.Canceled) || after.repeated() {
-		t.Errorf("%v; repeated: %v", err, after.repeated())
+	if err := after.Err(); !errors.Is(err, context.Canceled) || after.Any() {
+		t.Errorf("%v; repeated: %v", err, after.Any())
 	}
 }

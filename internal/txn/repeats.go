@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -9,48 +9,50 @@ import (
 	"google.golang.org/grpc"
 )
 
-// sendings is the context of one request that finds out whether etcd's client has sent
+// Repeats is the context of one request that finds out whether etcd's client has sent
 // it more than once. It does so by itself, with writes too, when an answer has the code
 // Canceled or DeadlineExceeded while the context lives, and does not say so
 // (client/v3/retry_interceptor.go). gRPC tells of each request that it finishes. One that
 // an interceptor has ended before it came to gRPC is known by the question for the error
 // of the context, which etcd's client asks before it repeats a request.
-type sendings struct {
+type Repeats struct {
 	context.Context
 	maybe atomic.Bool // one was finished that may have been applied
 	again atomic.Bool // another was made after it
 }
 
-func (s *sendings) Err() error {
-	if !s.maybe.Load() {
-		s.again.Store(true)
+func (r *Repeats) Err() error {
+	if !r.maybe.Load() {
+		r.again.Store(true)
 	}
-	return s.Context.Err()
+	return r.Context.Err()
 }
 
 // count is the option of the call that takes in each sending. One that was refused for
 // certain may be followed by another without harm.
-func (s *sendings) count() grpc.CallOption {
+func (r *Repeats) count() grpc.CallOption {
 	return grpc.OnFinish(func(err error) {
-		if s.maybe.Load() {
-			s.again.Store(true)
+		if r.maybe.Load() {
+			r.again.Store(true)
 		}
-		if err == nil || unsure(err) {
-			s.maybe.Store(true)
+		if err == nil || Unsure(err) {
+			r.maybe.Store(true)
 		}
 	})
 }
 
-// repeated reports whether the request was sent again though it may have been applied.
-func (s *sendings) repeated() bool { return s.again.Load() }
+// Any reports whether the request was sent again though it may have been applied.
+func (r *Repeats) Any() bool { return r.again.Load() }
 
-// counted counts the transactions of one call, so that etcd's own builder of
+// KV returns a KV that counts the transaction of one call, so that etcd's own builder of
 // transactions can be used for the operations of a caller.
+func (r *Repeats) KV(etcd pb.KVClient) pb.KVClient { return counted{etcd, r} }
+
 type counted struct {
 	pb.KVClient
-	once *sendings
+	repeats *Repeats
 }
 
 func (k counted) Txn(ctx context.Context, request *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
-	return k.KVClient.Txn(ctx, request, append(slices.Clip(opts), k.once.count())...)
+	return k.KVClient.Txn(ctx, request, append(slices.Clip(opts), k.repeats.count())...)
 }

@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 // batch is what leaves in one transaction.
 type batch struct {
 	group  *group
-	writes []*write
+	writes []*Write
 	ctx    context.Context // of its attempts
 	cancel context.CancelFunc
 
@@ -29,9 +29,9 @@ type batch struct {
 	ended     bool
 }
 
-func (g *group) newBatch(writes []*write) *batch {
+func (g *group) newBatch(writes []*Write) *batch {
 	b := &batch{group: g, writes: writes}
-	b.ctx, b.cancel = context.WithCancel(g.client.base)
+	b.ctx, b.cancel = context.WithCancel(g.store.Base)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, w := range writes {
@@ -44,10 +44,10 @@ func (g *group) newBatch(writes []*write) *batch {
 // forgotByAll lets the attempts come to an end if nobody waits for them any more: they are
 // given the time to be answered. The caller is a task and has the group's mutex.
 func (b *batch) forgotByAll() {
-	waitedFor := func(w *write) bool { return !w.forgotten && !w.resolved }
+	waitedFor := func(w *Write) bool { return !w.forgotten && !w.resolved }
 	if b.cleanUp == nil && !b.ended && !slices.ContainsFunc(b.writes, waitedFor) {
-		c := b.group.client
-		b.cleanUp = c.tasks.After(c.lateAnswerWait()+allowance(b.size()), b.cancel)
+		s := b.group.store
+		b.cleanUp = s.Tasks.After(s.LateAnswerWait()+Allowance(b.size()), b.cancel)
 	}
 }
 
@@ -61,13 +61,13 @@ func (b *batch) size() (n int64) {
 // run sends the batch. moved is called when it has been answered or has failed; what has
 // failed gathers again after a pause, as far as somebody waits for it.
 func (b *batch) run(moved func()) {
-	c := b.group.client
+	s := b.group.store
 	defer b.end()
 	size := b.size()
-	defer c.carry(size)()
-	_, err := hedge(b.ctx, c, allowance(size), c.lateAnswerWait(), b.attempt)
+	defer s.carry(size)()
+	_, err := hedge(b.ctx, s, Allowance(size), s.LateAnswerWait(), b.attempt)
 	moved()
-	if err == nil || !transient(err) {
+	if err == nil || !Transient(err) {
 		return
 	}
 	pause := time.Duration(0)
@@ -95,21 +95,21 @@ func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 	if len(writes) == 0 {
 		return struct{}{}, nil
 	}
-	once := &sendings{Context: ctx}
-	resp, err := b.group.client.send(once, together(writes))
+	repeats := &Repeats{Context: ctx}
+	resp, err := b.group.store.send(repeats, together(writes))
 	err = clientv3.ContextError(ctx, err)
-	b.answer(writes, outcome{resp: resp, err: err, repeated: once.repeated()})
+	b.answer(writes, Outcome{Resp: resp, Err: err, repeated: repeats.Any()})
 	return struct{}{}, err
 }
 
 // begin counts an attempt at each write in it.
-func (b *batch) begin() []*write {
+func (b *batch) begin() []*Write {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
 	if b.answered {
 		return nil // the hedge has come too late
 	}
-	var writes []*write
+	var writes []*Write
 	for _, w := range b.writes {
 		if b.tried && (w.forgotten || w.resolved) {
 			continue
@@ -125,32 +125,32 @@ func (b *batch) begin() []*write {
 }
 
 // send makes one attempt at a transaction. The error is gRPC's.
-func (c *Client) send(once *sendings, t txn) (*pb.TxnResponse, error) {
+func (s *Store) send(repeats *Repeats, t Txn) (*pb.TxnResponse, error) {
 	request := t.request()
-	if t.session != nil {
-		request.Compare = append(slices.Clip(t.when), t.session.inEpoch(t.epoch))
+	if t.Record != "" {
+		request.Compare = append(slices.Clip(t.When), CmpMod(t.Record, t.Epoch))
 	}
-	resp, err := c.kv.Txn(once, request, append(slices.Clip(callOptions), once.count())...)
+	resp, err := s.KV.Txn(repeats, request, append(slices.Clip(CallOptions), repeats.count())...)
 	if err == nil && (resp.Header == nil || !complete(request, resp)) {
-		return nil, errMalformed
+		return nil, ErrMalformed
 	}
 	return resp, err
 }
 
-// together makes one transaction of all. If an epoch is not that of its session any more
+// together makes one transaction of all. If an epoch is not that of its record any more
 // it reads which one is.
-func together(writes []*write) txn {
+func together(writes []*Write) Txn {
 	if len(writes) == 1 {
-		return writes[0].txn
+		return writes[0].Txn
 	}
-	all := txn{then: make([]*pb.RequestOp, len(writes))}
-	epochs := make(map[*Session]int64, 1)
+	all := Txn{Then: make([]*pb.RequestOp, len(writes))}
+	epochs := make(map[string]int64, 1)
 	for i, w := range writes {
-		all.then[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}}
-		if epoch, ok := epochs[w.session]; w.session != nil && (!ok || epoch != w.epoch) {
-			epochs[w.session] = w.epoch
-			all.when = append(all.when, w.session.inEpoch(w.epoch))
-			all.otherwise = append(all.otherwise, opRange(revisionsOf(w.session.record())))
+		all.Then[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}}
+		if epoch, ok := epochs[w.Record]; w.Record != "" && (!ok || epoch != w.Epoch) {
+			epochs[w.Record] = w.Epoch
+			all.When = append(all.When, CmpMod(w.Record, w.Epoch))
+			all.Otherwise = append(all.Otherwise, OpRange(RevisionsOf(w.Record)))
 		}
 	}
 	return all
@@ -159,20 +159,20 @@ func together(writes []*write) txn {
 // answer gives each write its part of what became of an attempt. What was refused
 // because of its epoch gathers again with the present one. If etcd has refused all, be it
 // for one of them, each has to leave alone.
-func (b *batch) answer(writes []*write, o outcome) {
+func (b *batch) answer(writes []*Write, o Outcome) {
 	switch {
 	case len(writes) == 1:
 		b.resolve(writes[0], o)
-	case o.err == nil && !o.resp.Succeeded:
-		b.separate(writes, o, epochsOf(o.resp))
-	case o.err != nil && !transient(o.err):
+	case o.Err == nil && !o.Resp.Succeeded:
+		b.separate(writes, o, epochsOf(o.Resp))
+	case o.Err != nil && !Transient(o.Err):
 		b.separate(writes, o, nil)
 	default:
 		for i, w := range writes {
 			own := o
-			if o.err == nil {
-				own.resp = o.resp.Responses[i].GetResponseTxn()
-				own.resp.Header = o.resp.Header
+			if o.Err == nil {
+				own.Resp = o.Resp.Responses[i].GetResponseTxn()
+				own.Resp.Header = o.Resp.Header
 			}
 			b.resolve(w, own)
 		}
@@ -183,7 +183,7 @@ func (b *batch) answer(writes []*write, o outcome) {
 func epochsOf(resp *pb.TxnResponse) map[string]int64 {
 	epochs := make(map[string]int64, len(resp.Responses))
 	for i := range resp.Responses {
-		for _, kv := range found(resp, i) {
+		for _, kv := range Found(resp, i) {
 			epochs[string(kv.Key)] = kv.ModRevision
 		}
 	}
@@ -192,19 +192,19 @@ func epochsOf(resp *pb.TxnResponse) map[string]int64 {
 
 // resolve takes in the outcome of an attempt at one write; the first that is certain is
 // the result.
-func (b *batch) resolve(w *write, o outcome) {
+func (b *batch) resolve(w *Write, o Outcome) {
 	g := b.group
-	certain := o.err == nil || !transient(o.err)
-	if !certain && g.client.etcdIsClosed() {
-		certain, o.err = true, ErrEtcdClosed
+	certain := o.certain()
+	if !certain && g.store.Closed() != nil {
+		certain, o.Err = true, g.store.Closed()
 	}
 	g.mu.Lock()
-	o.only = w.attempts == 1 && !o.repeated
+	o.Only = w.attempts == 1 && !o.repeated
 	result := certain && !w.resolved
 	w.resolved = w.resolved || certain
 	b.answered = b.answered || certain
-	if !certain && !isContextError(o.err) {
-		w.last = o.err
+	if !certain && !IsContextError(o.Err) {
+		w.last = o.Err
 	}
 	g.mu.Unlock()
 	w.land(o) // first, so that who waits finds everything in its place
@@ -216,26 +216,28 @@ func (b *batch) resolve(w *write, o outcome) {
 
 // separate sends writes again after they were refused together: those that a newer epoch
 // is known for together, the others each alone.
-func (b *batch) separate(writes []*write, o outcome, epochs map[string]int64) {
+func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	g := b.group
 	g.mu.Lock()
-	if errors.Is(o.err, rpctypes.ErrTooManyOps) {
+	if errors.Is(o.Err, rpctypes.ErrTooManyOps) {
 		g.limit = min(g.limit, max(1, len(writes)/2))
 	}
 	again := b.separated
 	b.separated, b.answered = true, true
-	var together, alone, over []*write
+	var together, alone, over []*Write
 	for _, w := range writes {
-		doubtful := o.repeated || o.err != nil && unsure(o.err)
+		doubtful := o.repeated || o.Err != nil && Unsure(o.Err)
 		if !doubtful {
 			w.attempts--
 		}
 		switch {
 		case again || w.forgotten || w.resolved:
 			over = append(over, w)
-		case w.session != nil && epochs[w.session.record()] > w.epoch:
-			w.epoch = epochs[w.session.record()]
-			w.session.learnEpoch(w.epoch)
+		case w.Record != "" && epochs[w.Record] > w.Epoch:
+			w.Epoch = epochs[w.Record]
+			if w.Learn != nil {
+				w.Learn(w.Epoch)
+			}
 			together = append(together, w)
 		case doubtful:
 			w.begin() // one attempt lands here, another follows
@@ -247,14 +249,14 @@ func (b *batch) separate(writes []*write, o outcome, epochs map[string]int64) {
 	}
 	g.mu.Unlock()
 	refused := o
-	if o.err == nil {
-		refused.err = errUnsent
+	if o.Err == nil {
+		refused.Err = ErrUnsent
 	}
 	g.again(together)
 	for _, w := range append(over, together...) { // the attempt is over; again has counted another
 		w.land(refused)
 	}
 	for _, w := range alone {
-		g.start([]*write{w}, func() {})
+		g.start([]*Write{w}, func() {})
 	}
 }

@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -8,10 +8,10 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// hedging bounds how many requests of a client are hedged within a hedge delay. A hedge
-// that is answered first has helped, and more may follow; one that is not has found nothing
-// but a slow link, and burdened it. (gRPC's own hedging has retry throttling for that.)
-type hedging struct {
+// budget bounds how many requests of a client are hedged within a hedge delay. A hedge
+// that is answered first has helped, and more may follow; one that is not has Found nothing
+// but a slow link, and burdened it. (gRPC's own budget has retry throttling for that.)
+type budget struct {
 	mu     sync.Mutex // guards what follows
 	window int        // how many may be new: under way, and not for longer than the hedge delay
 	fresh  int
@@ -24,7 +24,7 @@ const (
 )
 
 // wait counts a hedge in when there is room, and reports false if ctx has ended before.
-func (h *hedging) wait(ctx context.Context, interval time.Duration) bool {
+func (h *budget) wait(ctx context.Context, interval time.Duration) bool {
 	for ctx.Err() == nil {
 		if h.begin() {
 			return true
@@ -34,7 +34,7 @@ func (h *hedging) wait(ctx context.Context, interval time.Duration) bool {
 	return false
 }
 
-func (h *hedging) begin() bool {
+func (h *budget) begin() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.fresh >= h.window {
@@ -45,7 +45,7 @@ func (h *hedging) begin() bool {
 }
 
 // leave counts out a hedge that has ended, or is not new any more.
-func (h *hedging) leave() {
+func (h *budget) leave() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fresh--
@@ -53,7 +53,7 @@ func (h *hedging) leave() {
 
 // judge takes in what became of a hedge: helped tells that it was answered, and late that
 // the request was answered without it.
-func (h *hedging) judge(helped, late bool) {
+func (h *budget) judge(helped, late bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {

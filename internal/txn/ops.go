@@ -1,9 +1,8 @@
-package locker
+package txn
 
 import (
 	"errors"
 	"math"
-	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -14,12 +13,12 @@ import (
 // What Locker asks of etcd's key-value store, in etcd's own messages: the operations of
 // its client would become the same, after being copied several times.
 
-// callOptions are the defaults of etcd's client, but for its limit on what is sent: etcd has
+// CallOptions are the defaults of etcd's client, but for its limit on what is sent: etcd has
 // one itself. The limits of a clientv3.Config cannot be read from a client.
-var callOptions = []grpc.CallOption{grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32)}
+var CallOptions = []grpc.CallOption{grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32)}
 
-// cmpCreate compares the create revision of key; 0 is that of a key that is not there.
-func cmpCreate(key string, revision int64) *pb.Compare {
+// CmpCreate compares the create revision of key; 0 is that of a key that is not there.
+func CmpCreate(key string, revision int64) *pb.Compare {
 	return &pb.Compare{
 		Key:         []byte(key),
 		Target:      pb.Compare_CREATE,
@@ -27,8 +26,8 @@ func cmpCreate(key string, revision int64) *pb.Compare {
 	}
 }
 
-// cmpMod compares the mod revision of key.
-func cmpMod(key string, revision int64) *pb.Compare {
+// CmpMod compares the mod revision of key.
+func CmpMod(key string, revision int64) *pb.Compare {
 	return &pb.Compare{
 		Key:         []byte(key),
 		Target:      pb.Compare_MOD,
@@ -36,55 +35,55 @@ func cmpMod(key string, revision int64) *pb.Compare {
 	}
 }
 
-// noneBelow compares that no key begins with prefix.
-func noneBelow(prefix string) *pb.Compare {
-	none := cmpCreate(prefix, 0)
-	none.RangeEnd = rangeEnd(prefix)
+// CmpNoneBelow compares that no key begins with prefix.
+func CmpNoneBelow(prefix string) *pb.Compare {
+	none := CmpCreate(prefix, 0)
+	none.RangeEnd = RangeEnd(prefix)
 	return none
 }
 
-func opPut(key, value string, lease clientv3.LeaseID) *pb.RequestOp {
+func OpPut(key, value string, lease clientv3.LeaseID) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
 		RequestPut: &pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(lease)},
 	}}
 }
 
-func opDelete(key string) *pb.RequestOp {
+func OpDelete(key string) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
 		RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)},
 	}}
 }
 
-// opRange makes a read part of a transaction.
-func opRange(read *pb.RangeRequest) *pb.RequestOp {
+// OpRange makes a read part of a transaction.
+func OpRange(read *pb.RangeRequest) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}}
 }
 
 // one reads a key.
-func one(key string) *pb.RangeRequest { return &pb.RangeRequest{Key: []byte(key)} }
+func Get(key string) *pb.RangeRequest { return &pb.RangeRequest{Key: []byte(key)} }
 
-// revisionsOf reads a key without its value.
-func revisionsOf(key string) *pb.RangeRequest {
+// RevisionsOf reads a key without its value.
+func RevisionsOf(key string) *pb.RangeRequest {
 	return &pb.RangeRequest{Key: []byte(key), KeysOnly: true}
 }
 
-// allBelow reads every key that begins with prefix.
-func allBelow(prefix string) *pb.RangeRequest {
-	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: rangeEnd(prefix)}
+// AllBelow reads every key that begins with prefix.
+func AllBelow(prefix string) *pb.RangeRequest {
+	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: RangeEnd(prefix)}
 }
 
-// oldestBelow reads the oldest of them.
-func oldestBelow(prefix string) *pb.RangeRequest {
-	read := allBelow(prefix)
+// OldestBelow reads the oldest of them.
+func OldestBelow(prefix string) *pb.RangeRequest {
+	read := AllBelow(prefix)
 	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_ASCEND, 1
 	return read
 }
 
-func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
+func RangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
 
-// errMalformed is for an answer that lacks what etcd's always have. Like one that never
+// ErrMalformed is for an answer that lacks what etcd's always have. Like one that never
 // came, it tells nothing about its request.
-var errMalformed = errors.New("malformed answer")
+var ErrMalformed = errors.New("malformed answer")
 
 // complete reports whether an answer has what each operation of its transaction was to return.
 func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
@@ -111,7 +110,7 @@ func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
 	return true
 }
 
-// tells reports whether an answer of a watch has what it is about.
-func tells(answer *pb.WatchResponse) bool {
-	return answer.Header != nil && !slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv == nil })
+// Found returns what the i-th operation of a transaction read.
+func Found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
+	return resp.Responses[i].GetResponseRange().GetKvs()
 }

@@ -1,4 +1,4 @@
-package locker
+package txn
 
 import (
 	"context"
@@ -19,23 +19,28 @@ const (
 	longestHedgeInterval = 30 * time.Second // to which they grow
 )
 
+// DelayFor returns the hedge delay of a client whose leases live for ttl.
+func DelayFor(ttl time.Duration) time.Duration {
+	return min(max(ttl/8, shortestHedgeDelay), longestHedgeDelay)
+}
+
 // slowestLink is the bandwidth, in bytes a second, down to which nothing that is large
 // is hedged while it is on its way.
 const slowestLink = 128 << 10
 
-// allowance is how long size bytes take on the slowest link.
-func allowance(size int64) time.Duration { return time.Duration(size) * time.Second / slowestLink }
+// Allowance is how long size bytes take on the slowest link.
+func Allowance(size int64) time.Duration { return time.Duration(size) * time.Second / slowestLink }
 
 // carry notes that so many bytes are on their way, which all requests are given the time
 // for, until done is called.
-func (c *Client) carry(size int64) (done func()) {
-	c.carried.Add(size)
-	return func() { c.carried.Add(-size) }
+func (s *Store) carry(size int64) (done func()) {
+	s.carried.Add(size)
+	return func() { s.carried.Add(-size) }
 }
 
-// lateAnswerWait is how long an attempt goes on that nobody waits for any more: usually
+// LateAnswerWait is how long an attempt goes on that nobody waits for any more: usually
 // it is answered, and leaves no doubt.
-func (c *Client) lateAnswerWait() time.Duration { return 4 * c.hedgeDelay }
+func (s *Store) LateAnswerWait() time.Duration { return 4 * s.HedgeDelay }
 
 // hedge makes a request in this goroutine and, while it has no answer after the hedge
 // delay and the time that its size takes, once more beside it. The balancer sends that to
@@ -43,7 +48,7 @@ func (c *Client) lateAnswerWait() time.Duration { return 4 * c.hedgeDelay }
 // answer counts. The first attempt lives as long as ctx, to give a slow link its time; the
 // second is replaced at growing intervals; so there are never more than two. When the
 // answer has come, the other attempt has late to be answered too, and is cut off then.
-func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, attempt func(context.Context) (T, error)) (answer T, err error) {
+func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, attempt func(context.Context) (T, error)) (answer T, err error) {
 	type outcome struct {
 		answer T
 		err    error
@@ -58,19 +63,19 @@ func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, a
 		answered atomic.Bool // the first attempt was
 		second   = make(chan outcome, 1)
 		began    = time.Now()
-		interval = c.hedgeDelay + allowed
+		interval = s.HedgeDelay + allowed
 	)
 	// again is one attempt beside the first, and reports whether another is of use.
 	again := func() bool {
 		ctx, stop := context.WithTimeout(ctx, interval)
 		defer stop()
-		old := c.tasks.After(c.hedgeDelay, c.hedging.leave)
+		old := s.Tasks.After(s.HedgeDelay, s.budget.leave)
 		answer, err := attempt(ctx)
 		if old.Stop() {
-			c.hedging.leave()
+			s.budget.leave()
 		}
-		certain := err == nil || !transient(err)
-		c.hedging.judge(certain, answered.Load())
+		certain := err == nil || !Transient(err)
+		s.budget.judge(certain, answered.Load())
 		if certain {
 			second <- outcome{answer, err}
 			return false
@@ -81,14 +86,14 @@ func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, a
 		}
 		return true
 	}
-	timer := c.tasks.After(interval, func() {
+	timer := s.Tasks.After(interval, func() {
 		defer close(second)
 		// What others send meanwhile takes its time as well.
-		for interval < c.hedgeDelay+allowance(c.carried.Load()) {
-			interval = c.hedgeDelay + allowance(c.carried.Load())
+		for interval < s.HedgeDelay+Allowance(s.carried.Load()) {
+			interval = s.HedgeDelay + Allowance(s.carried.Load())
 			_ = backoff.Sleep(wanted, time.Until(began.Add(interval)))
 		}
-		for n := 1; c.hedging.wait(wanted, c.hedgeDelay/2) && again(); n++ {
+		for n := 1; s.budget.wait(wanted, s.HedgeDelay/2) && again(); n++ {
 			if n >= quickHedges {
 				interval = min(2*interval, longestHedgeInterval+allowed)
 			}
@@ -102,12 +107,12 @@ func hedge[T any](ctx context.Context, c *Client, allowed, late time.Duration, a
 	if timer.Stop() {
 		return answer, err
 	}
-	certain := err == nil || !transient(err)
+	certain := err == nil || !Transient(err)
 	answered.Store(certain)
 	done()
 	rest := late
 	if !certain {
-		rest = c.hedgeDelay + allowed // for the other attempt, if it has begun
+		rest = s.HedgeDelay + allowed // for the other attempt, if it has begun
 	}
 	bounded, stop := context.WithTimeout(ctx, rest)
 	defer stop()
