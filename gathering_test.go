@@ -11,3 +11,6 @@ func KeepWatchesFor(c *Client, d time.Duration) { c.feed.idle = d }
 
 // Gathering returns how many writes of the client wait for the one in flight.
 func (c *Client) Gathering() (n int) { return c.store.Waiting() }
+
+// Waiting returns how many goroutines of the client stand in line behind the one that deals with etcd.
+func (c *Client) Waiting(name string) int { return c.lines.Waiting(name) }

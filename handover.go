@@ -40,7 +40,7 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 	w.Landed = func(o txn.Outcome) {
 		next.landed(o)
 		if o.Err == nil && o.Resp.Succeeded {
-			c.lines.leave(l.name, next) // at once: what is left for l to do it need not wait for
+			c.lines.Leave(l.name, next) // at once: what is left for l to do it need not wait for
 		}
 	}
 	next.puts.begin(w.Epoch)
@@ -68,7 +68,7 @@ func (l *Lock) share(next *Lock) bool {
 	if !same || !l.session.replace(l, next) {
 		return false
 	}
-	l.client.lines.leave(l.name, next)
+	l.client.lines.Leave(l.name, next)
 	return true
 }
 

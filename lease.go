@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/jagregory/locker/v2/internal/line"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
 )
@@ -29,11 +30,10 @@ type Lock struct {
 	cancel  context.CancelCauseFunc
 	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
 
-	outer   *Lock         // that the context it was locked with comes from; nil if there is none
-	ready   chan struct{} // closed when it is the one in front of the client's line
-	granted bool          // whether it is; guarded by the mutex of the lines
-	turns   int           // of goroutines in a row that share the entry, this one included
-	puts    puts          // of the entry, that may take effect yet
+	outer *Lock      // that the context it was locked with comes from; nil if there is none
+	place line.Place // in the client's line
+	turns int        // of goroutines in a row that share the entry, this one included
+	puts  puts       // of the entry, that may take effect yet
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
@@ -285,7 +285,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		return wrap(op, l.name, ErrClosed)
 	}
 	defer c.tasks.End()
-	next := c.lines.call(l.name)
+	next := c.lines.Call(l.name)
 	if next != nil && l.share(next) {
 		return nil
 	}

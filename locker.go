@@ -13,6 +13,7 @@ import (
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
+	"github.com/jagregory/locker/v2/internal/line"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
 )
@@ -37,7 +38,7 @@ type Client struct {
 	leaveEtcd func() // stops watching over the connection
 	tasks     tasks.Group
 
-	lines    lines
+	lines    *line.Lines[*Lock]
 	removals *tasks.Backlog // of what calls that failed have left in queues
 	failures tasks.Shared   // to find out what is wrong with the connection
 	store    *txn.Store
@@ -90,7 +91,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		return nil, wrap(op, "", &InvalidError{"safety margin", c.margin.String(), "it must be at most half the TTL of " + c.ttl.String()})
 	}
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
-	c.lines.init()
+	c.lines = newLines()
 	c.removals = tasks.NewBacklog(&c.tasks, removalsAtOnce)
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
@@ -330,7 +331,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	for pause := (backoff.Pause{}); ; {
 		if l.session == nil { // else by whoever handed the name over
 			if err := c.attach(ctx, l); err != nil {
-				c.lines.leave(name, nil)
+				c.lines.Leave(name, nil)
 				return nil, err
 			}
 		}
@@ -346,7 +347,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			l.session.drop(l)
 			_ = pause.Wait(ctx) // if it ends, the next attempt says so
 			l = c.newLock(ctx, name, value, session)
-			c.lines.replace(l)
+			c.lines.Replace(name, l)
 			continue
 		}
 		l.fail(err)

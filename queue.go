@@ -154,8 +154,8 @@ func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool
 	}
 }
 
-// place returns what was ahead of the entry at a revision, 0 if that is not known.
-func (l *Lock) place() (ahead []predecessor, revision int64) {
+// positions returns what was ahead of the entry at a revision, 0 if that is not known.
+func (l *Lock) positions() (ahead []predecessor, revision int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.placed {
@@ -253,9 +253,9 @@ func (l *Lock) passOn(cause error) {
 	l.end(cause)
 	c := l.client
 	c.tasks.Run(func() {
-		<-l.ready
+		<-l.place.Ready()
 		if l.session == nil {
-			c.lines.leave(l.name, nil)
+			c.lines.Leave(l.name, nil)
 			return
 		}
 		l.startCleanUp()
@@ -290,7 +290,7 @@ func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 	}
 	started = l.client.removals.Run(func() {
 		defer close(left)
-		_ = l.cleanUp(l.client.lines.call(l.name)) // it has done what can be done
+		_ = l.cleanUp(l.client.lines.Call(l.name)) // it has done what can be done
 	})
 	return left, started
 }
@@ -305,7 +305,7 @@ const removalsAtOnce = 2 * txn.MaxTogether
 // that wants the name has its turn; next if that has been called already.
 func (l *Lock) detach(next *Lock) {
 	left := l.session.drop(l)
-	l.client.lines.leave(l.name, next)
+	l.client.lines.Leave(l.name, next)
 	if left == 0 {
 		l.client.retire(l.session)
 	}

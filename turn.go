@@ -17,7 +17,7 @@ import (
 // so that a key that has been used again is not taken for the entry ahead.
 func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	c := l.client
-	ahead, revision := l.place()
+	ahead, revision := l.positions()
 	if revision != 0 && len(ahead) == 0 {
 		return nil
 	}
