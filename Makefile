@@ -39,7 +39,8 @@ cover: ## coverage of the library by its own tests
 
 fuzz: ## everything that parses, a minute each
 	go test -run '^$$' -fuzz FuzzNamesAndKeys -fuzztime 1m ./internal/key
-	for target in FuzzNames FuzzOptions FuzzEntries FuzzChanges FuzzAnswersOfAWatchStream; do \
+	go test -run '^$$' -fuzz FuzzAnswersOfAWatchStream -fuzztime 1m ./internal/watchmux
+	for target in FuzzNames FuzzOptions FuzzEntries FuzzChanges; do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime 1m . || exit 1; done
 
 faults: ## real processes under faults: DURATION=1h, SEED=n to repeat a run

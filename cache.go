@@ -45,7 +45,7 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 		defer close(k.done)
 		f := follower{client: c, below: c.keys.Below(prefix), stays: true, progress: true}
 		refused = f.run(life, func(sent time.Time, revision int64, changed []State) {
-			k.update(sent, revision, changed, c.feed.current)
+			k.update(sent, revision, changed, c.watches.Current)
 			fill()
 		})
 	})

@@ -16,6 +16,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/line"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
+	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
 // Client locks names on an etcd cluster. It is safe for concurrent use, and one is
@@ -42,7 +43,7 @@ type Client struct {
 	removals *tasks.Backlog // of what calls that failed have left in queues
 	failures tasks.Shared   // to find out what is wrong with the connection
 	store    *txn.Store
-	feed     *feed
+	watches  *watchmux.Mux
 
 	opening  chan struct{} // has an item while a shared session is being opened
 	mu       sync.Mutex    // guards what follows
@@ -104,7 +105,22 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		Explain:     c.explain,
 		Interrupted: c.interrupted,
 	})
-	c.feed = newFeed(c)
+	c.watches = watchmux.New(watchmux.Config{
+		Conn:       etcd.ActiveConnection,
+		Endpoints:  etcd.Endpoints,
+		Tasks:      &c.tasks,
+		Ctx:        c.ctx,
+		Base:       c.base,
+		Log:        c.log,
+		HedgeDelay: c.store.HedgeDelay,
+		Read: func(ctx context.Context, key string) (*pb.ResponseHeader, error) {
+			resp, err := c.store.Read(ctx, txn.RevisionsOf(key))
+			if err != nil {
+				return nil, err
+			}
+			return resp.Header, nil
+		},
+	})
 	c.leaveEtcd = c.endWithEtcd()
 	return c, nil
 }
@@ -146,7 +162,7 @@ func (c *Client) Close() error {
 	defer cancel()
 	err := c.await(ctx, sessions...)
 	c.stop()
-	c.feed.end()
+	c.watches.End()
 	c.tasks.Join()
 	c.leaveEtcd()
 	return wrap("close", "", err)

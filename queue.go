@@ -41,7 +41,7 @@ func (l *Lock) take(caller context.Context, try bool) error {
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
 	var t txn.Txn
-	if try || !c.feed.keeps(l.queue()) {
+	if try || !c.watches.Keeps(l.queue()) {
 		t = l.taking(try) // it has not been waited for lately, so it is probably free
 	} else {
 		t = l.joining()

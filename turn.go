@@ -9,6 +9,7 @@ import (
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/txn"
+	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
 // waitForHead returns nil once no entry is ahead of l's own any more. It does not
@@ -22,17 +23,17 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 		return nil
 	}
 	// A watch that was there before the entry misses nothing: no need to look.
-	w := c.feed.again(l.queue())
+	w := c.watches.Again(l.queue())
 	defer func() {
-		if err == nil && w != nil && w.key == l.queue() {
-			c.feed.keep(w)
+		if err == nil && w != nil && w.Key == l.queue() {
+			c.watches.Keep(w)
 		} else {
-			w.close()
+			w.Close()
 		}
 	}()
 	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {
 		what := l.horizon(ahead)
-		if w != nil && w.watched == what && revision != 0 {
+		if w != nil && w.Target == what && revision != 0 {
 			var alive bool
 			if ahead, alive, err = l.passBy(ctx, w, ahead, revision); err != nil {
 				return err
@@ -46,17 +47,17 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 			}
 		}
 		// First the watch, then the look: so nothing is missed in between.
-		w.close()
+		w.Close()
 		var unwatched error
-		w, unwatched = c.feed.open(ctx, what)
+		w, unwatched = c.watches.Open(ctx, what)
 		if ahead, revision, err = l.look(ctx); err != nil {
 			return err
 		}
-		if unwatched == nil && w.opened > revision {
+		if unwatched == nil && w.Opened > revision {
 			// etcd has come back empty or from a backup in between, and what the watch tells
 			// would be of what was before.
-			w.close()
-			w, unwatched = nil, errWatchEnded
+			w.Close()
+			w, unwatched = nil, watchmux.ErrEnded
 		}
 		if unwatched != nil && pause.Wait(ctx) != nil {
 			return c.interrupted(ctx)
@@ -71,19 +72,19 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 const lookahead = 8
 
 // horizon returns what to watch.
-func (l *Lock) horizon(ahead []predecessor) watched {
+func (l *Lock) horizon(ahead []predecessor) watchmux.Target {
 	if len(ahead) > lookahead {
-		return watched{key: ahead[lookahead].key, deletions: true}
+		return watchmux.Target{Key: ahead[lookahead].key, Deletions: true}
 	}
-	return watched{key: l.queue(), below: true, deletions: true}
+	return watchmux.Target{Key: l.queue(), Below: true, Deletions: true}
 }
 
 // passBy removes from ahead what is deleted after revision, until nothing is left
 // of it or something else has to be watched; alive is false if the watch has ended.
-func (l *Lock) passBy(ctx context.Context, w *watch, ahead []predecessor, revision int64) (_ []predecessor, alive bool, err error) {
+func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []predecessor, revision int64) (_ []predecessor, alive bool, err error) {
 	many := len(ahead) > lookahead
 	for len(ahead) > 0 && many == (len(ahead) > lookahead) {
-		answer, ended := w.next(ctx)
+		answer, ended := w.Next(ctx)
 		if ctx.Err() != nil {
 			return nil, false, l.client.interrupted(ctx)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/txn"
+	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
 // State is what was true of a name at one revision. It does not tell whether who held
@@ -174,7 +175,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 	p := queueView{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
 	for pause, filled := (backoff.Pause{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
-		w, err := f.client.feed.open(ctx, watched{key: f.below, below: true, progress: f.progress})
+		w, err := f.client.watches.Open(ctx, watchmux.Target{Key: f.below, Below: true, Progress: f.progress})
 		if err != nil && ctx.Err() != nil && !filled {
 			return txn.Ended(ctx, f.client.explain(ctx.Err()))
 		}
@@ -185,8 +186,8 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 			update(sent, resp.Header.Revision, p.load(resp, f.name))
 			// Were the read behind the watch, etcd had come back empty or from a backup in
 			// between, and what the watch tells would be of what was before.
-			if err == nil && w.opened <= resp.Header.Revision {
-				for answer, ended := w.next(ctx); ended == nil; answer, ended = w.next(ctx) {
+			if err == nil && w.Opened <= resp.Header.Revision {
+				for answer, ended := w.Next(ctx); ended == nil; answer, ended = w.Next(ctx) {
 					pause = backoff.Pause{} // not before: reading all again is a burden
 					changed := p.apply(answer.Events, resp.Header.Revision)
 					update(time.Time{}, reached(answer), changed)
@@ -194,7 +195,7 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 			}
 		}
 		if err == nil {
-			w.close()
+			w.Close()
 		}
 		if refused != nil && (!filled || !f.stays || ctx.Err() != nil) {
 			return refused

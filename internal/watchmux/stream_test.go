@@ -1,4 +1,4 @@
-package locker
+package watchmux
 
 import (
 	"context"
@@ -33,7 +33,7 @@ func (m member) confirms() (n int) {
 }
 
 // opens returns a watch that is confirmed.
-func (m member) opens(what watched) *watch {
+func (m member) opens(what Target) *Watch {
 	m.Helper()
 	w := m.watch(what)
 	m.confirms()
@@ -44,10 +44,10 @@ func (m member) opens(what watched) *watch {
 }
 
 // reads returns the next answer that a watch has, nil if there is none.
-func (m member) reads(w *watch) *pb.WatchResponse {
+func (m member) reads(w *Watch) *pb.WatchResponse {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	answer, _ := w.next(ended)
+	answer, _ := w.Next(ended)
 	return answer
 }
 
@@ -59,20 +59,20 @@ func (m member) reached(revision int64) {
 func TestProgress_IsToldToThoseThatNeedItOnly(t *testing.T) {
 	t.Parallel()
 	m := newMember(t)
-	waiter, loop := m.opens(watched{key: "a", deletions: true}), m.opens(watched{key: "b", below: true})
-	cache := m.opens(watched{key: "b", below: true, progress: true})
-	<-waiter.news // has been read
-	<-loop.news
+	waiter, loop := m.opens(Target{Key: "a", Deletions: true}), m.opens(Target{Key: "b", Below: true})
+	cache := m.opens(Target{Key: "b", Below: true, Progress: true})
+	<-waiter.ready // has been read
+	<-loop.ready
 	m.reached(7)
-	for _, w := range []*watch{waiter, loop} {
-		if len(w.news) > 0 {
-			t.Errorf("the watch of %s was woken for %v", w.key, m.reads(w))
+	for _, w := range []*Watch{waiter, loop} {
+		if len(w.ready) > 0 {
+			t.Errorf("the watch of %s was woken for %v", w.Key, m.reads(w))
 		}
 	}
 	if answer := m.reads(cache); answer == nil || answer.Header.Revision != 7 {
 		t.Errorf("the watch that needs it was told %v", answer)
 	}
-	cache.close()
+	cache.Close()
 	m.progress()
 	for _, request := range m.takeOutbox() {
 		if request.GetProgressRequest() != nil {
@@ -90,7 +90,7 @@ func TestProgress_IsBelievedWithTheNextWhereItMayComeBeforeEvents(t *testing.T) 
 		if early {
 			m.reached(3)
 		}
-		cache := m.opens(watched{key: "a", progress: true})
+		cache := m.opens(Target{Key: "a", Progress: true})
 		m.reached(5)
 		if answer := m.reads(cache); early != (answer == nil) {
 			t.Errorf("%s: the first answer led to %v", name, answer)
@@ -113,14 +113,14 @@ func TestProgress_IsBelievedWithTheNextWhereItMayComeBeforeEvents(t *testing.T) 
 func TestProgress_ShowsThatTheMemberAnswersWhereItIsAskedForAnyway(t *testing.T) {
 	t.Parallel()
 	m := newMember(t)
-	cache := m.opens(watched{key: "a", progress: true})
-	first := m.probe(cache.watched)
+	cache := m.opens(Target{Key: "a", Progress: true})
+	first := m.probe(cache.Target)
 	if n := m.confirms(); n != 1 {
 		t.Errorf("%d watches were opened before any request for progress was answered", n)
 	}
-	first.close()
+	first.Close()
 	m.reached(5)
-	second := m.probe(cache.watched)
+	second := m.probe(cache.Target)
 	if n := m.confirms(); n != 0 {
 		t.Errorf("%d watches were opened though progress is asked for and answered", n)
 	}
@@ -128,11 +128,11 @@ func TestProgress_ShowsThatTheMemberAnswersWhereItIsAskedForAnyway(t *testing.T)
 	if answer := m.reads(second); answer.GetHeader().GetRevision() != 6 {
 		t.Errorf("the answer was %v", answer)
 	}
-	second.close()
-	cache.close()
-	m.probe(cache.watched).close()
-	waiter := m.opens(watched{key: "b", deletions: true})
-	m.probe(waiter.watched)
+	second.Close()
+	cache.Close()
+	m.probe(cache.Target).Close()
+	waiter := m.opens(Target{Key: "b", Deletions: true})
+	m.probe(waiter.Target)
 	if n := m.confirms(); n != 1 {
 		t.Errorf("%d watches were opened to see whether the member answers", n)
 	}
@@ -143,16 +143,16 @@ func TestStream_ClosesManyWatchesInNoTime(t *testing.T) {
 	const many = 100_000
 	for name, confirmed := range map[string]bool{"that wait to be sent": false, "that are open": true} {
 		m := newMember(t)
-		watches := make([]*watch, many)
+		watches := make([]*Watch, many)
 		for i := range watches {
-			watches[i] = m.watch(watched{key: "a"})
+			watches[i] = m.watch(Target{Key: "a"})
 		}
 		if confirmed {
 			m.confirms()
 		}
 		began := time.Now()
 		for i := range watches {
-			watches[(i+many/2)%many].close() // from the middle on
+			watches[(i+many/2)%many].Close() // from the middle on
 		}
 		// A scan of all that are there takes ten times as long, and more.
 		if took := time.Since(began); took > 8*time.Second {

@@ -1,4 +1,4 @@
-package locker
+package watchmux
 
 import (
 	"context"
@@ -9,25 +9,23 @@ import (
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/tasks"
-	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // check looks after the stream, until the client ends.
-func (f *feed) check() {
-	c := f.client
-	timeout := c.store.HedgeDelay
-	for backoff.Sleep(c.ctx, c.store.HedgeDelay) == nil {
-		f.mu.Lock()
-		stream := f.stream
-		f.mu.Unlock()
+func (m *Mux) check() {
+	timeout := m.HedgeDelay
+	for backoff.Sleep(m.Ctx, m.HedgeDelay) == nil {
+		m.mu.Lock()
+		stream := m.stream
+		m.mu.Unlock()
 		what, ok := stream.sample()
 		switch {
 		case !ok: // nobody watches
-		case f.probe(stream, what, timeout):
-			timeout = c.store.HedgeDelay
+		case m.probe(stream, what, timeout):
+			timeout = m.HedgeDelay
 		default:
 			// Were it a large answer that holds the streams up, each would be replaced in turn.
-			timeout = min(2*timeout, 8*c.store.HedgeDelay)
+			timeout = min(2*timeout, 8*m.HedgeDelay)
 		}
 	}
 }
@@ -45,26 +43,25 @@ type goal struct {
 // watches that need it told which one they have reached. If it is silent for so long and
 // another, on another member, is not, that takes its place, and probe returns false. It
 // reads a key that somebody watches: the client may not be allowed to read any other.
-func (f *feed) probe(s *stream, what watched, timeout time.Duration) (kept bool) {
-	c := f.client
-	ctx, stop := tasks.Either(c.ctx, s.ctx)
+func (m *Mux) probe(s *stream, what Target, timeout time.Duration) (kept bool) {
+	ctx, stop := tasks.Either(m.Ctx, s.ctx)
 	defer stop()
 	before, at := s.hears(), time.Now()
 	goal := &goal{known: make(chan struct{})}
-	shown := f.shows(ctx, s, what, goal)
-	resp, err := c.store.Read(ctx, txn.RevisionsOf(what.key))
+	shown := m.shows(ctx, s, what, goal)
+	header, err := m.Read(ctx, what.Key)
 	if ctx.Err() != nil {
 		return true // it has ended
 	}
 	if err == nil {
-		if before.contradicts(resp.Header) {
-			c.log.Warn("etcd is at an earlier revision than before, watching it anew", "revision", resp.Header.Revision)
-			f.forget()
+		if before.contradicts(header) {
+			m.Log.Warn("etcd is at an earlier revision than before, watching it anew", "revision", header.Revision)
+			m.forget()
 			s.end()
 			return true
 		}
-		goal.revision = resp.Header.Revision
-		f.reach(checkpoint{at, resp.Header.Revision})
+		goal.revision = header.Revision
+		m.reach(checkpoint{at, header.Revision})
 	}
 	close(goal.known)
 	took := time.Since(at)
@@ -77,7 +74,7 @@ func (f *feed) probe(s *stream, what watched, timeout time.Duration) (kept bool)
 	case <-shown: // or it has ended
 		return true
 	case <-timer.C:
-		return s.hears().events > before.events || f.hedge(ctx, s, what, goal, shown)
+		return s.hears().events > before.events || m.hedge(ctx, s, what, goal, shown)
 	}
 }
 
@@ -89,15 +86,15 @@ func (h heard) contradicts(read *pb.ResponseHeader) bool {
 
 // shows returns a channel that has an item when s has shown that it is at goal, or that
 // it cannot.
-func (f *feed) shows(ctx context.Context, s *stream, what watched, goal *goal) <-chan error {
+func (m *Mux) shows(ctx context.Context, s *stream, what Target, goal *goal) <-chan error {
 	shown := make(chan error, 1)
-	f.client.tasks.Run(func() { shown <- s.show(ctx, what, goal) })
+	m.Tasks.Run(func() { shown <- s.show(ctx, what, goal) })
 	return shown
 }
 
 // show has the member show that it is at goal, which it does in turn with whatever else
 // comes on the stream. It does not wait for the goal to be known for long.
-func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
+func (s *stream) show(ctx context.Context, what Target, goal *goal) error {
 	early := time.NewTimer(roundTrip)
 	defer early.Stop()
 	select {
@@ -107,8 +104,8 @@ func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
 	}
 	for pause := (backoff.Pause{}); ; {
 		w := s.probe(what)
-		answer, err := w.next(ctx)
-		w.close()
+		answer, err := w.Next(ctx)
+		w.Close()
 		if err != nil {
 			return err
 		}
@@ -130,14 +127,13 @@ func (s *stream) show(ctx context.Context, what watched, goal *goal) error {
 // hedge keeps a stream that is silent until one on another member has shown to be better.
 // So whatever holds all of them up, such as a large answer on a slow link, does no harm.
 // It reports whether the stream was kept.
-func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, shown <-chan error) bool {
-	c := f.client
+func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *goal, shown <-chan error) bool {
 	before := s.hears().events
 	avoid := []string{s.member()}
-	for range c.etcd.Endpoints() {
-		next := newStream(c, avoid...)
-		better := f.shows(ctx, next, what, goal)
-		timeout := time.NewTimer(c.store.HedgeDelay)
+	for range m.Endpoints() {
+		next := newStream(m, avoid...)
+		better := m.shows(ctx, next, what, goal)
+		timeout := time.NewTimer(m.HedgeDelay)
 		var err error
 		select {
 		case <-shown:
@@ -153,7 +149,7 @@ func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, s
 			next.end()
 			return true
 		case err == nil:
-			return !f.replace(s, next)
+			return !m.replace(s, next)
 		}
 		next.end()
 		avoid = append(avoid, next.member())
@@ -163,14 +159,14 @@ func (f *feed) hedge(ctx context.Context, s *stream, what watched, goal *goal, s
 
 // replace ends a stream that does not answer, for one that does, and reports false if it
 // has ended by itself and another has taken its place already.
-func (f *feed) replace(s, next *stream) bool {
-	f.client.log.Debug("watch stream does not answer, using another", "member", s.member(), "other", next.member())
-	f.mu.Lock()
-	replaced := f.stream == s
+func (m *Mux) replace(s, next *stream) bool {
+	m.Log.Debug("watch stream does not answer, using another", "member", s.member(), "other", next.member())
+	m.mu.Lock()
+	replaced := m.stream == s
 	if replaced {
-		f.stream = next
+		m.stream = next
 	}
-	f.mu.Unlock()
+	m.mu.Unlock()
 	if !replaced {
 		next.end()
 		return false
@@ -180,27 +176,27 @@ func (f *feed) replace(s, next *stream) bool {
 }
 
 // reach notes that the cluster has reached a revision.
-func (f *feed) reach(now checkpoint) {
+func (m *Mux) reach(now checkpoint) {
 	const most = 16
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.seen = append(f.seen, now); len(f.seen) > most {
-		f.seen = slices.Delete(f.seen, 0, 1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.seen = append(m.seen, now); len(m.seen) > most {
+		m.seen = slices.Delete(m.seen, 0, 1)
 	}
 }
 
 // forget forgets what the cluster had reached.
-func (f *feed) forget() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.seen = nil
+func (m *Mux) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen = nil
 }
 
-// current returns when the cluster was last known to be at revision, or before it.
-func (f *feed) current(revision int64) (at time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, seen := range f.seen {
+// Current returns when the cluster was last known to be at revision, or before it.
+func (m *Mux) Current(revision int64) (at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, seen := range m.seen {
 		if seen.revision <= revision {
 			at = seen.at
 		}

@@ -1,9 +1,10 @@
-package locker
+package watchmux
 
 import (
 	"container/list"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -11,9 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
-
-	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // stream is one Watch stream of etcd with all its watches. When it ends, so do they,
@@ -21,7 +21,7 @@ import (
 // goroutine nor a buffer of its own, is what it does not share with the watcher of
 // etcd's client.
 type stream struct {
-	client *Client
+	mux    *Mux
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -30,10 +30,10 @@ type stream struct {
 	mu        sync.Mutex       // guards what follows
 	peer      string           // the address of the member at the other end, once it is known
 	outbox    list.List        // of posted, to be sent
-	creating  []*watch         // that were sent and etcd has yet to confirm, which it does in order
-	watches   map[int64]*watch // that it has confirmed
-	following map[*watch]bool  // of those, the ones that need progress
-	probes    map[*watch]bool  // that wait for the next answer to a request for progress
+	creating  []*Watch         // that were sent and etcd has yet to confirm, which it does in order
+	watches   map[int64]*Watch // that it has confirmed
+	following map[*Watch]bool  // of those, the ones that need progress
+	probes    map[*Watch]bool  // that wait for the next answer to a request for progress
 	last      int64            // ID that was asked for
 	heard     heard
 	ended     bool
@@ -55,18 +55,18 @@ type heard struct {
 // posted is a request to be sent.
 type posted struct {
 	request *pb.WatchRequest
-	watch   *watch // that it creates; else nil
+	watch   *Watch // that it creates; else nil
 }
 
 // newStream opens a stream, if it can be to none of the members at the addresses in avoid.
-func newStream(c *Client, avoid ...string) *stream {
+func newStream(m *Mux, avoid ...string) *stream {
 	// A member without a leader would stay silent: it has to refuse instead.
-	s := unconnected(context.WithCancel(clientv3.WithRequireLeader(c.base)))
-	s.client = c
+	s := unconnected(context.WithCancel(clientv3.WithRequireLeader(m.Base)))
+	s.mux = m
 	// Only a member of etcd 3.4.24 or 3.5.7 and before answers this while there is no watch:
 	// there the answers do not wait for the events before them (etcd issue 15220).
 	s.sendProgress()
-	c.tasks.Run(func() { s.run(avoid) })
+	m.Tasks.Run(func() { s.run(avoid) })
 	return s
 }
 
@@ -75,9 +75,9 @@ func unconnected(ctx context.Context, cancel context.CancelFunc) *stream {
 		ctx:       ctx,
 		cancel:    cancel,
 		post:      make(chan struct{}, 1),
-		watches:   make(map[int64]*watch),
-		following: make(map[*watch]bool),
-		probes:    make(map[*watch]bool),
+		watches:   make(map[int64]*Watch),
+		following: make(map[*Watch]bool),
+		probes:    make(map[*Watch]bool),
 	}
 }
 
@@ -89,10 +89,10 @@ func (s *stream) run(avoid []string) {
 		return
 	}
 	defer cancel()
-	s.client.tasks.Run(func() { s.sendTo(wire) })
+	s.mux.Tasks.Run(func() { s.sendTo(wire) })
 	for {
 		answer, err := wire.Recv()
-		if err != nil || !tells(answer) {
+		if err != nil || !wellFormed(answer) {
 			return
 		}
 		s.dispatch(answer)
@@ -103,11 +103,10 @@ func (s *stream) run(avoid []string) {
 // next one if it is one to avoid. When all have had their turn, twice since other
 // requests take turns as well, any will do.
 func (s *stream) connect(avoid []string) (pb.Watch_WatchClient, context.CancelFunc, error) {
-	c := s.client
-	for turns := 2 * len(c.etcd.Endpoints()); ; turns-- {
+	for turns := 2 * len(s.mux.Endpoints()); ; turns-- {
 		ctx, cancel := context.WithCancel(s.ctx)
 		// Like the requests of etcd's client, it waits for a connection.
-		wire, err := pb.NewWatchClient(c.etcd.ActiveConnection()).Watch(ctx, txn.CallOptions...)
+		wire, err := pb.NewWatchClient(s.mux.Conn()).Watch(ctx, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
 		if err != nil {
 			cancel()
 			return nil, nil, err
@@ -165,17 +164,17 @@ func (s *stream) end() {
 	s.ended = true
 	for item := s.outbox.Front(); item != nil; item = item.Next() {
 		if w := item.Value.(posted).watch; w != nil {
-			w.end(errWatchEnded)
+			w.end(ErrEnded)
 		}
 	}
 	for _, w := range s.creating {
-		w.end(errWatchEnded)
+		w.end(ErrEnded)
 	}
 	for _, w := range s.watches {
-		w.end(errWatchEnded)
+		w.end(ErrEnded)
 	}
 	for w := range s.probes {
-		w.end(errWatchEnded)
+		w.end(ErrEnded)
 	}
 	s.outbox.Init()
 	s.creating, s.watches, s.following, s.probes = nil, nil, nil, nil
@@ -190,26 +189,26 @@ func (s *stream) alive() bool {
 
 // sample returns what one of the watches is for, rather of those that need progress,
 // and false if there is none.
-func (s *stream) sample() (watched, bool) {
+func (s *stream) sample() (Target, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.following {
-		return w.watched, true
+		return w.Target, true
 	}
 	for _, w := range s.watches {
-		return w.watched, true
+		return w.Target, true
 	}
 	for _, w := range s.creating {
 		if !w.closed {
-			return w.watched, true
+			return w.Target, true
 		}
 	}
 	for item := s.outbox.Front(); item != nil; item = item.Next() {
 		if w := item.Value.(posted).watch; w != nil {
-			return w.watched, true
+			return w.Target, true
 		}
 	}
-	return watched{}, false
+	return Target{}, false
 }
 
 // member returns the address of the member at the other end, "" if it is not known.
@@ -227,19 +226,19 @@ func (s *stream) hears() heard {
 }
 
 // watch opens a watch.
-func (s *stream) watch(what watched) *watch {
-	w := &watch{watched: what, stream: s, news: make(chan struct{}, 1)}
-	request := &pb.WatchCreateRequest{Key: []byte(what.key)}
-	if what.below {
-		request.RangeEnd = txn.RangeEnd(what.key)
+func (s *stream) watch(what Target) *Watch {
+	w := &Watch{Target: what, stream: s, ready: make(chan struct{}, 1)}
+	request := &pb.WatchCreateRequest{Key: []byte(what.Key)}
+	if what.Below {
+		request.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(what.Key))
 	}
-	if what.deletions {
+	if what.Deletions {
 		request.Filters = []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		w.err = errWatchEnded
+		w.err = ErrEnded
 		return w
 	}
 	// The ID is chosen here: when it refuses a watch without one, etcd 3.4 stops telling
@@ -252,8 +251,8 @@ func (s *stream) watch(what watched) *watch {
 
 // probe returns a watch whose first answer shows how far the member is: that to a request
 // for progress, where it is needed anyway and known to come, or else to one for a watch.
-func (s *stream) probe(what watched) *watch {
-	what.progress = false
+func (s *stream) probe(what Target) *Watch {
+	what.Progress = false
 	s.progress()
 	s.mu.Lock()
 	if s.ended || !s.answers || len(s.following) == 0 {
@@ -261,7 +260,7 @@ func (s *stream) probe(what watched) *watch {
 		return s.watch(what)
 	}
 	defer s.mu.Unlock()
-	w := &watch{watched: what, stream: s, id: everyWatch, news: make(chan struct{}, 1)}
+	w := &Watch{Target: what, stream: s, id: everyWatch, ready: make(chan struct{}, 1)}
 	s.probes[w] = true
 	return w
 }
@@ -282,7 +281,7 @@ func (s *stream) sendProgress() {
 
 // close closes a watch. Of one that etcd has yet to confirm the ID is not known to be
 // good: it is taken back, or else cancelled when it is confirmed.
-func (s *stream) close(w *watch) {
+func (s *stream) close(w *Watch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || w.closed {
@@ -385,7 +384,7 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 	default:
 		w.id = answer.WatchId
 		s.watches[w.id] = w
-		if w.progress {
+		if w.Progress {
 			s.following[w] = true
 		}
 		w.add(answer)
@@ -393,16 +392,16 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 }
 
 // drop ends a watch because etcd has. The caller has the mutex.
-func (s *stream) drop(w *watch, answer *pb.WatchResponse) {
+func (s *stream) drop(w *Watch, answer *pb.WatchResponse) {
 	if s.watches[w.id] == w {
 		delete(s.watches, w.id)
 	}
 	delete(s.following, w)
 	w.closed = true
-	w.end(fmt.Errorf("%w: %s", errWatchEnded, answer.CancelReason))
+	w.end(fmt.Errorf("%w: %s", ErrEnded, answer.CancelReason))
 }
 
-// tells reports whether an answer of a watch has what it is about.
-func tells(answer *pb.WatchResponse) bool {
+// wellFormed reports whether an answer of a watch has what it is about.
+func wellFormed(answer *pb.WatchResponse) bool {
 	return answer.Header != nil && !slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv == nil })
 }
