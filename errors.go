@@ -132,11 +132,6 @@ func wrap(op, name string, err error) error {
 	return &callError{op, name, err}
 }
 
-// inDoubt adds ErrInDoubt to the error of a write.
-func inDoubt(err error) error { return fmt.Errorf("%w: %w", ErrInDoubt, err) }
-
-var errRepeated = errors.New("etcd's client sent it more than once")
-
 // callError is the error of a call. Its text is made when somebody asks for it: many
 // calls may fail at once.
 type callError struct {
@@ -166,6 +161,13 @@ func quote(text string) string {
 	}
 	return strconv.Quote(text[:end]) + "…"
 }
+
+// inDoubt adds ErrInDoubt to the error of a write.
+func inDoubt(err error) error { return fmt.Errorf("%w: %w", ErrInDoubt, err) }
+
+var errRepeated = errors.New("etcd's client sent it more than once")
+
+var errBackInTime = errors.New("etcd has gone back to an earlier revision")
 
 // The errors of a call of what New, or a call of its Client, has not made.
 var (

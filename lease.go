@@ -1,8 +1,10 @@
 package locker
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,15 +58,6 @@ const (
 	held
 	over
 )
-
-// newLock returns a lock that is yet to be attached to a session. Its context keeps
-// the values of ctx, but nothing of its end.
-func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
-	l := &Lock{client: c, wants: wants, outer: holdOf(ctx), name: name, value: value, turns: 1}
-	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	l.ctx = context.WithValue(ctx, holdKey{}, l)
-	return l
-}
 
 // Name returns the name that is locked.
 func (l *Lock) Name() string {
@@ -187,6 +180,58 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 		err = inDoubt(err)
 	}
 	return nil, wrap(op, l.name, err)
+}
+
+// allows refuses what Commit cannot do: an operation that is none, and one that writes
+// what the hold itself consists of. A put would detach the entry, or the record of its
+// session, from the lease, so that it outlives both; a delete is for Unlock.
+func (l *Lock) allows(ops []clientv3.Op) error {
+	if err := l.usable(); err != nil {
+		return err
+	}
+	for _, op := range ops {
+		switch {
+		case op.IsTxn():
+			_, success, failure := op.Txn()
+			for _, nested := range [][]clientv3.Op{success, failure} {
+				if err := l.allows(nested); err != nil {
+					return err
+				}
+			}
+		case op.IsGet():
+		case !op.IsPut() && !op.IsDelete():
+			return &InvalidError{"operation", "{}", "it is the zero value, use clientv3.OpPut or another"}
+		case writes(op, l.key):
+			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the entry of the lock; there are SetValue and Unlock"}
+		case writes(op, l.session.record()):
+			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the record of the lock's session"}
+		}
+	}
+	return nil
+}
+
+// writesAnything reports whether an operation is not a mere read.
+func writesAnything(ops []clientv3.Op) bool {
+	return slices.ContainsFunc(ops, func(op clientv3.Op) bool {
+		if op.IsTxn() {
+			_, success, failure := op.Txn()
+			return writesAnything(success) || writesAnything(failure)
+		}
+		return !op.IsGet()
+	})
+}
+
+// writes reports whether a put or a delete is of key. A range without an end is one key,
+// and one with the end "\x00" has all keys from its beginning.
+func writes(op clientv3.Op, key string) bool {
+	from, end, k := op.KeyBytes(), op.RangeBytes(), []byte(key)
+	switch {
+	case op.IsPut() || len(end) == 0:
+		return bytes.Equal(from, k)
+	case len(end) == 1 && end[0] == 0:
+		return bytes.Compare(from, k) <= 0
+	}
+	return bytes.Compare(from, k) <= 0 && bytes.Compare(k, end) < 0
 }
 
 // SetValue changes the value of the lock if it is still held. It blocks until etcd
@@ -343,19 +388,6 @@ func (l *Lock) end(cause error) phase {
 	return was
 }
 
-// endWait ends the lock if it is still queued.
-func (l *Lock) endWait(cause error) {
-	l.mu.Lock()
-	was := l.phase
-	if was == queued {
-		l.phase = over
-	}
-	l.mu.Unlock()
-	if was == queued {
-		l.cancel(cause)
-	}
-}
-
 // entryDeleted ends the lock because its entry is not in the queue any more, and returns
 // why the lock ended. It asks whether the lease is gone as well: then so are all
 // other locks of the session.
@@ -376,19 +408,92 @@ func (l *Lock) entryDeleted(ctx context.Context) error {
 	return context.Cause(l.ctx)
 }
 
-// hold turns a queued lock that has come to the front into a held one, if nothing
-// has happened to it.
-func (l *Lock) hold() error {
-	alive := l.session.check() == nil
+// holdKey is the key of the *Lock with whose hold a context ends: that of the hold
+// itself, or that of a function that Do or Campaign calls under it.
+type holdKey struct{}
+
+// holdOf returns the innermost such lock, nil if there is none.
+func holdOf(ctx context.Context) *Lock {
+	l, _ := ctx.Value(holdKey{}).(*Lock)
+	return l
+}
+
+// do calls fn under the lock and releases it; it returns the errors of both.
+func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (result, released error) {
+	fctx, stop := tasks.Either(ctx, l.ctx)
+	defer stop()
+	defer func() { // also when fn panics
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait))
+		defer cancel()
+		released = l.Unlock(ctx)
+		if errors.Is(released, ErrReleased) {
+			released = nil // by fn
+		}
+	}()
+	returned := make(chan struct{})
+	defer close(returned)
+	if !l.run(ctx, returned) {
+		return nil, nil // it is over already; Unlock says why
+	}
+	return fn(context.WithValue(fctx, holdKey{}, l), l), nil
+}
+
+// run notes that a callback begins, which will close returned, if the lock is held; ctx
+// is that of Do.
+func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 	l.mu.Lock()
-	ok := alive && l.phase == queued
-	if ok {
-		l.phase = held
+	defer l.mu.Unlock()
+	if l.phase == held {
+		l.callback, l.caller = returned, ctx
 	}
-	l.mu.Unlock()
-	if ok {
-		return nil
+	return l.phase == held
+}
+
+// running returns what the callback will close, nil if there is none.
+func (l *Lock) running() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.callback
+}
+
+// isHeld reports whether the lock has not ended. Unlike Err, it does not ask the clock.
+func (l *Lock) isHeld() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.phase == held
+}
+
+// outlasting returns the context that bounds Unlock: if ctx ends with the hold, and so by
+// Unlock itself, its deadline counts, and the context that Do was called with, unless it
+// has ended before.
+func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelFunc) {
+	if ctx.Err() != nil || !l.endsWith(ctx) {
+		return ctx, func() {}
 	}
-	<-l.ctx.Done()
-	return context.Cause(l.ctx)
+	deadline, bounded := ctx.Deadline()
+	ctx, stop := tasks.Either(context.WithoutCancel(ctx), l.callerOfDo())
+	if !bounded {
+		return ctx, stop
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	return ctx, func() { cancel(); stop() }
+}
+
+// callerOfDo returns the context that Do was called with, or one without an end.
+func (l *Lock) callerOfDo() context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.caller == nil {
+		return context.Background()
+	}
+	return l.caller
+}
+
+// endsWith reports whether ctx ends with the hold of l, as far as its values tell.
+func (l *Lock) endsWith(ctx context.Context) bool {
+	outer := holdOf(ctx)
+	for outer != nil && outer != l && outer.running() != nil { // the context of a callback within
+		outer = outer.outer
+	}
+	return outer == l
 }

@@ -10,6 +10,9 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/key"
@@ -271,6 +274,15 @@ func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []Loc
 	return session, err
 }
 
+// join puts together what fn returned and what the release did, which is no news
+// if fn returned that itself.
+func join(result, released error) error {
+	if released == nil || result != nil && errors.Is(result, errors.Unwrap(released)) {
+		return result
+	}
+	return errors.Join(result, released)
+}
+
 // begin starts a call: its context ends with ctx or with the client. end must be
 // called, after which the call starts no goroutine.
 func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err error) {
@@ -296,6 +308,18 @@ func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.Can
 	return ctx, stop, nil
 }
 
+// beginTask counts a call in, unless there can be none any more.
+func (c *Client) beginTask() error {
+	if !c.tasks.Begin() {
+		return ErrClosed
+	}
+	if c.etcdIsClosed() {
+		c.tasks.End()
+		return ErrEtcdClosed
+	}
+	return nil
+}
+
 // usable returns an error for what New has not made.
 func (c *Client) usable() error {
 	if c == nil || c.etcd == nil {
@@ -304,92 +328,78 @@ func (c *Client) usable() error {
 	return nil
 }
 
-// checkLock checks the arguments of Lock, and returns the session it is to use.
-func (c *Client) checkLock(ctx context.Context, name string, opts []LockOption) (*Session, error) {
-	if err := c.usable(); err != nil {
-		return nil, err
-	}
-	if err := checkContext(ctx); err != nil {
-		return nil, err
-	}
-	if err := checkName(name); err != nil {
-		return nil, err
-	}
-	session, err := c.sessionFor(opts)
-	if err == nil {
-		err = c.checkNesting(ctx, name)
-	}
-	return session, err
-}
-
-// acquire is Lock and, to try, TryLock.
-func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
-	session, err := c.checkLock(ctx, name, opts)
-	if err != nil {
-		return nil, err
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err := c.beginTask(); err != nil {
-		return nil, err
-	}
-	defer c.tasks.End()
-	l := c.newLock(ctx, name, value, session)
-	if try {
-		err = l.tryInLine(ctx)
-	} else {
-		err = l.waitInLine(ctx)
-	}
-	if err != nil {
-		return nil, err
-	}
-	for pause := (backoff.Pause{}); ; {
-		if l.session == nil { // else by whoever handed the name over
-			if err := c.attach(ctx, l); err != nil {
-				c.lines.Leave(name, nil)
-				return nil, err
-			}
+// endWithEtcd has the client end when its connection is closed, which it borrows: when the
+// program closes that, nothing can be renewed or asked any more. So everything ends, at
+// once and with a reason of its own. stop undoes that, and waits if it has begun.
+func (c *Client) endWithEtcd() (stop func()) {
+	done := make(chan struct{})
+	undo := context.AfterFunc(c.etcd.Ctx(), func() {
+		defer close(done)
+		c.end(ErrEtcdClosed)
+		c.mu.Lock()
+		sessions := make([]*Session, 0, len(c.sessions))
+		for s := range c.sessions {
+			sessions = append(sessions, s)
 		}
-		err := l.take(ctx, try)
-		if err == nil {
-			return l, nil
+		c.mu.Unlock()
+		for _, s := range sessions {
+			s.end(&LostError{Reason: Revoked, Cause: ErrEtcdClosed})
 		}
-		unqueued := l.token.Load() == 0 || errors.Is(err, errBackInTime)
-		if session == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
-			// The shared session was lost before it was of any use here; whatever may
-			// be queued goes with its lease.
-			l.end(err)
-			l.session.drop(l)
-			_ = pause.Wait(ctx) // if it ends, the next attempt says so
-			l = c.newLock(ctx, name, value, session)
-			c.lines.Replace(name, l)
-			continue
+	})
+	return func() {
+		if !undo() {
+			<-done
 		}
-		l.fail(err)
-		return nil, err
 	}
 }
 
-// lockedHere is TryLock's error when a goroutine of this client has the name.
-func (c *Client) lockedHere(ctx context.Context, name string) error {
-	ctx, stop := tasks.Either(ctx, c.ctx)
-	defer stop()
-	holder, err := c.get(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		holder, err = Holder{Name: name}, nil
+// etcdIsClosed reports whether the connection was closed.
+func (c *Client) etcdIsClosed() bool { return c.etcd.Ctx().Err() != nil }
+
+// closedError returns ErrEtcdClosed if the connection was closed.
+func (c *Client) closedError() error {
+	if c.etcdIsClosed() {
+		return ErrEtcdClosed
 	}
-	if err != nil {
+	return nil
+}
+
+// orEtcdClosed returns err, or that the connection was closed, which explains any other.
+func (c *Client) orEtcdClosed(err error) error {
+	if err != nil && c.etcdIsClosed() {
+		return ErrEtcdClosed
+	}
+	return err
+}
+
+// explain finds out what kept a request from being answered: etcd's client waits
+// for a connection and does not say why there is none.
+func (c *Client) explain(err error) error {
+	conn := c.etcd.ActiveConnection()
+	if !txn.IsContextError(err) || conn.GetState() == connectivity.Ready {
 		return err
 	}
-	return &LockedError{Holder: holder}
+	failure := c.failures.Do(func() error {
+		ctx, cancel := context.WithTimeout(c.base, explainTimeout)
+		defer cancel()
+		// This one does not wait: it fails with the error of the last connection.
+		_, failure := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(c.keys.Records()), CountOnly: true})
+		return failure
+	})
+	if status.Code(failure) == codes.Unavailable {
+		return failure
+	}
+	return err
 }
 
-// join puts together what fn returned and what the release did, which is no news
-// if fn returned that itself.
-func join(result, released error) error {
-	if released == nil || result != nil && errors.Is(result, errors.Unwrap(released)) {
-		return result
+// explainTimeout is how long it takes at most to find out what is wrong with a connection.
+const explainTimeout = 50 * time.Millisecond
+
+// interrupted is the error of a wait that ctx has ended. It was for others, not for
+// etcd, but if there is no connection that is worth to be told.
+func (c *Client) interrupted(ctx context.Context) error {
+	if c.etcd.ActiveConnection().GetState() == connectivity.Ready {
+		return txn.Ended(ctx, nil)
 	}
-	return errors.Join(result, released)
+	return txn.Ended(ctx, c.explain(ctx.Err()))
 }

@@ -133,3 +133,38 @@ func (s *Session) room() int {
 	}
 	return entriesPerLease - len(s.locks)
 }
+
+// admit attaches l to the session.
+func (s *Session) admit(l *Lock) error {
+	if err := s.check(); err != nil { // perhaps nobody has looked at the clock since it jumped
+		return err
+	}
+	s.mu.Lock()
+	over, full := s.over, len(s.locks) >= entriesPerLease
+	if !over && !full {
+		s.locks[l] = struct{}{}
+		l.session, l.key, l.since = s, s.client.keys.Entry(l.name, s.member), s.timeline.revision.Load()
+	}
+	s.mu.Unlock()
+	switch {
+	case over:
+		<-s.ctx.Done()
+		return context.Cause(s.ctx)
+	case full:
+		return ErrSessionFull
+	}
+	return nil
+}
+
+// drop is the end of what admit began, and tells how many locks are left.
+func (s *Session) drop(l *Lock) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.locks[l]; ok {
+		delete(s.locks, l)
+		if s.over && len(s.locks) == 0 {
+			close(s.empty)
+		}
+	}
+	return len(s.locks)
+}

@@ -5,9 +5,14 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/txn"
 )
@@ -110,4 +115,292 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 		return kvs[0].CreateRevision, nil
 	}
 	return 0, nil
+}
+
+// puts counts the attempts to put an entry that may yet take effect: those under
+// way, and those that ended without an answer.
+type puts struct {
+	mu       sync.Mutex // guards what follows
+	underWay int
+	epoch    int64         // the largest that one carries
+	lost     bool          // at least one was never answered
+	fenced   bool          // none can take effect any more
+	landed   chan struct{} // closed when none is under way; nil if nobody waits
+}
+
+func (p *puts) begin(epoch int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.underWay++
+	p.epoch = max(p.epoch, epoch)
+}
+
+// newest returns the largest epoch that one carries.
+func (p *puts) newest() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.epoch
+}
+
+func (p *puts) end(answered bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost = p.lost || !answered
+	if p.underWay--; p.underWay == 0 && p.landed != nil {
+		close(p.landed)
+		p.landed = nil
+	}
+}
+
+// fence notes that those begun so far cannot take effect any more; none may follow.
+func (p *puts) fence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fenced = true
+}
+
+// any reports whether one may yet take effect.
+func (p *puts) any() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.fenced && (p.underWay > 0 || p.lost)
+}
+
+// wait returns when none is under way, or ctx has ended.
+func (p *puts) wait(ctx context.Context) {
+	p.mu.Lock()
+	if p.fenced || p.underWay == 0 {
+		p.mu.Unlock()
+		return
+	}
+	if p.landed == nil {
+		p.landed = make(chan struct{})
+	}
+	landed := p.landed
+	p.mu.Unlock()
+	select {
+	case <-landed:
+	case <-ctx.Done():
+	}
+}
+
+// timeline is what etcd's answers to a session have told of the cluster. From it a session
+// notices that a backup was restored: what it knows of its entries is no longer so.
+type timeline struct {
+	cluster  atomic.Uint64 // its ID; 0 until it is known
+	revision atomic.Int64  // the largest so far
+}
+
+// now returns what an answer to a request that is sent now must not fall behind.
+func (t *timeline) now() (revision int64) { return t.revision.Load() }
+
+// saw takes in the header of an answer.
+func (t *timeline) saw(header *pb.ResponseHeader) {
+	if header == nil {
+		return
+	}
+	t.cluster.CompareAndSwap(0, header.ClusterId)
+	for seen := t.revision.Load(); header.Revision > seen && !t.revision.CompareAndSwap(seen, header.Revision); {
+		seen = t.revision.Load()
+	}
+}
+
+// follows reports whether an answer is of the same cluster, and not behind what was seen
+// before its request was sent. A member that lags fills the headers of its answers about
+// leases with a revision that is; of a linearizable read, and of a write, that is proof.
+// Proxies may leave headers empty.
+func (t *timeline) follows(header *pb.ResponseHeader, before int64) bool {
+	if header == nil || header.Revision == 0 {
+		return true
+	}
+	return header.Revision >= before && t.same(header)
+}
+
+// same reports whether an answer is of the same cluster.
+func (t *timeline) same(header *pb.ResponseHeader) bool {
+	cluster := t.cluster.Load()
+	return cluster == 0 || header.ClusterId == 0 || header.ClusterId == cluster
+}
+
+// audit compares what the session believes with what etcd has. It ends the holds whose
+// entries somebody else has deleted, removes entries that belong to no lock, and ends
+// the session if etcd has gone back to an earlier time.
+func (s *Session) audit() {
+	// What takes longer is left to the next audit; the next renewal must not wait.
+	until := s.renewed.sent.Add(s.renewed.life() / 3)
+	ctx, cancel := context.WithTimeout(s.ctx, min(time.Until(until), cleanupWait))
+	defer cancel()
+	if s.renewed.odd { // perhaps the member that has answered is only behind the others
+		if _, err := s.look(ctx, txn.Txn{Then: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}}); err != nil {
+			return
+		}
+	}
+	s.auditHolds(ctx)
+	s.auditEntries(ctx)
+}
+
+// look makes a transaction that reads, linearizably. If the answer is of an earlier time
+// than those before, the session is lost.
+func (s *Session) look(ctx context.Context, t txn.Txn) (*pb.TxnResponse, error) {
+	before := s.timeline.now()
+	resp, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (*pb.TxnResponse, error) {
+		resp, err := s.client.store.Send(ctx, t)
+		return resp, clientv3.ContextError(ctx, err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return resp, s.follow(resp.Header, before)
+}
+
+// follow takes in the header of a linearizable answer to what was sent when before was the
+// revision. The session is lost if it is of an earlier time: in between a backup was
+// restored, and holds that were granted since are void.
+func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
+	if !s.timeline.follows(header, before) {
+		return s.fail(errBackInTime)
+	}
+	s.timeline.saw(header)
+	return nil
+}
+
+// auditHolds ends the holds, and the places in queues, whose entries are gone: one
+// request for many, and one more for each entry that is not as it was.
+func (s *Session) auditHolds(ctx context.Context) {
+	s.mu.Lock()
+	queued := make([]*Lock, 0, len(s.locks))
+	for l := range s.locks {
+		if l.token.Load() != 0 {
+			queued = append(queued, l)
+		}
+	}
+	s.mu.Unlock()
+	_ = inBatches(queued, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
+		all := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // a read, so that etcd does not answer with what one member knows
+		reads := make([]*pb.RequestOp, len(batch))
+		for i, l := range batch {
+			all.When = append(all.When, l.standing())
+			reads[i] = txn.OpRange(txn.RevisionsOf(l.key))
+		}
+		resp, err := s.look(ctx, all)
+		if err != nil || resp.Succeeded {
+			return err
+		}
+		if resp, err = s.look(ctx, txn.Txn{Then: reads}); err != nil {
+			return err
+		}
+		for i, l := range batch {
+			kvs := txn.Found(resp, i)
+			if ctx.Err() == nil && l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
+				_ = l.entryDeleted(ctx) // the lock has it
+			}
+		}
+		return ctx.Err()
+	})
+}
+
+// auditEntries removes from queues what is on the lease under the session's name and
+// belongs to none of its locks. Such entries come back with a backup; on a lease that is
+// renewed they would block their names for ever.
+func (s *Session) auditEntries(ctx context.Context) {
+	lease, err := s.attached(ctx)
+	if err != nil {
+		return
+	}
+	if !s.timeline.same(lease.Header) {
+		_ = s.fail(errBackInTime) // the session has it
+		return
+	}
+	s.timeline.saw(lease.Header)
+	strays := s.unclaimed(s.entries(lease.Keys))
+	err = inBatches(strays, func(batch []entry) error {
+		reads := make([]*pb.RequestOp, len(batch))
+		for i, e := range batch {
+			reads[i] = txn.OpRange(txn.RevisionsOf(e.key))
+		}
+		resp, err := s.look(ctx, txn.Txn{Then: reads})
+		if err != nil {
+			return err
+		}
+		for i := range batch {
+			if kvs := txn.Found(resp, i); len(kvs) > 0 {
+				batch[i].created = kvs[0].CreateRevision
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return
+	}
+	// Once more: what was read may have been put by a lock that has come since. A lock that
+	// comes from now on does not take for its own what was there before it (see enqueue).
+	strays = slices.DeleteFunc(s.unclaimed(strays), func(e entry) bool { return e.created == 0 })
+	if len(strays) == 0 {
+		return
+	}
+	err = concurrently(s.client, strays, func(e entry) error {
+		_, _, err := s.client.store.Commit(ctx, e.removal())
+		return err
+	})
+	s.client.log.Warn("entries that belong to no lock, perhaps of a backup", "lease", s.member, "entries", len(strays), "error", err)
+}
+
+// entry is a key in the queue of a name.
+type entry struct {
+	name, key string
+	created   int64 // 0 until it is known
+}
+
+// removal deletes this incarnation of the entry and no other.
+func (e entry) removal() txn.Txn {
+	return txn.Txn{Name: e.name, When: []*pb.Compare{txn.CmpCreate(e.key, e.created)}, Then: []*pb.RequestOp{txn.OpDelete(e.key)}}
+}
+
+// attached returns the lease with its keys. That answer may be large, so it is given its
+// time before it is asked for once more.
+func (s *Session) attached(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
+	request := &pb.LeaseTimeToLiveRequest{ID: int64(s.lease), Keys: true}
+	return txn.AskFor(ctx, ctx, s.client.store, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
+		resp, err := s.client.leases.LeaseTimeToLive(ctx, request, txn.CallOptions...)
+		if err == nil && resp.Header == nil {
+			return nil, txn.ErrMalformed
+		}
+		return resp, clientv3.ContextError(ctx, err)
+	})
+}
+
+// entries returns those of the keys that are the session's own entries. Others may have
+// put theirs on the same lease, such as a concurrency.Mutex over an adopted session.
+func (s *Session) entries(keys [][]byte) (own []entry) {
+	for _, key := range keys {
+		e := entry{key: string(key)}
+		var ok bool
+		if e.name, ok = s.client.keys.Name(e.key); !ok {
+			continue
+		}
+		if strings.TrimSuffix(e.key, alternate) == s.client.keys.Entry(e.name, s.member) {
+			own = append(own, e)
+		}
+	}
+	return own
+}
+
+// unclaimed returns the entries that belong to no lock of the session for certain: while
+// it is not known where in the queue a lock is, every entry of its name may be its own.
+func (s *Session) unclaimed(entries []entry) (strays []entry) {
+	if len(entries) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byName := make(map[string][]*Lock, len(s.locks))
+	for l := range s.locks {
+		byName[l.name] = append(byName[l.name], l)
+	}
+	for _, e := range entries {
+		if !slices.ContainsFunc(byName[e.name], func(l *Lock) bool { return l.token.Load() == 0 || l.key == e.key }) {
+			strays = append(strays, e)
+		}
+	}
+	return strays
 }

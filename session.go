@@ -55,18 +55,6 @@ type Session struct {
 // authentication to renew it, etcd walks all of its keys while others wait.
 const entriesPerLease = 1000
 
-// SessionOption adjusts a Session of the caller's own.
-type SessionOption func(*Session) error
-
-// WithSessionTTL sets the time to live of the session's lease; the default is
-// that of the Client. The rules of WithTTL apply.
-func WithSessionTTL(ttl time.Duration) SessionOption {
-	return func(s *Session) error {
-		s.ttl = ttl
-		return checkTTL(ttl)
-	}
-}
-
 // NewSession opens a session with a lease of its own. It blocks until etcd has
 // granted the lease; ctx bounds that and nothing else. On error nothing is left
 // behind, or it is removed in the background.
@@ -220,6 +208,32 @@ func (s *Session) open(ctx context.Context) (err error) {
 	return nil
 }
 
+// run is the session's goroutine: it renews the lease and audits the entries until
+// the session is over, and then leaves nothing behind.
+func (s *Session) run() {
+	defer close(s.done)
+	defer s.client.delist(s)
+	defer func() { s.endCleanUp(s.client.orEtcdClosed(errDrained)) }()
+	if s.adopted != nil {
+		ctx, stop := context.WithCancel(s.ctx)
+		defer stop()
+		s.client.tasks.Run(func() {
+			select {
+			case <-s.adopted:
+				s.end(&LostError{Reason: Revoked, Cause: errAdoptedEnded})
+			case <-ctx.Done():
+			}
+		})
+	}
+	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.life()/3))) == nil; {
+		if s.check() == nil {
+			kept = s.renew(kept)
+			s.audit()
+		}
+	}
+	s.closeErr = s.cleanUp()
+}
+
 // check ends the session if its deadline has passed or its connection to etcd was
 // closed, and returns why it is over, or nil. It is called at every use, because a
 // timer is of no use to a process that was stopped, or whose machine slept.
@@ -241,6 +255,14 @@ func (s *Session) check() error {
 	return nil
 }
 
+// passed reports whether a deadline has passed on either clock: the monotonic one,
+// which may stand still while the machine sleeps, or the wall clock, which does
+// not but may be set back.
+func passed(deadline time.Time) bool {
+	now := time.Now()
+	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))
+}
+
 // fail ends a session whose lease is gone, or has to be given up, and returns why it
 // is over.
 func (s *Session) fail(cause error) error {
@@ -249,12 +271,12 @@ func (s *Session) fail(cause error) error {
 	return context.Cause(s.ctx)
 }
 
-// passed reports whether a deadline has passed on either clock: the monotonic one,
-// which may stand still while the machine sleeps, or the wall clock, which does
-// not but may be set back.
-func passed(deadline time.Time) bool {
-	now := time.Now()
-	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))
+// diagnose looks at the error of a write: if the lease is gone, the session is lost.
+func (s *Session) diagnose(err error) error {
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return s.fail(err)
+	}
+	return err
 }
 
 // end ends the session and all holds on it. Only the first call counts.
@@ -317,73 +339,4 @@ func (s *Session) deleteLater(l *Lock) {
 		s.pendingDeletes = append(s.pendingDeletes, l)
 		s.mu.Unlock()
 	}
-}
-
-// admit attaches l to the session.
-func (s *Session) admit(l *Lock) error {
-	if err := s.check(); err != nil { // perhaps nobody has looked at the clock since it jumped
-		return err
-	}
-	s.mu.Lock()
-	over, full := s.over, len(s.locks) >= entriesPerLease
-	if !over && !full {
-		s.locks[l] = struct{}{}
-		l.session, l.key, l.since = s, s.client.keys.Entry(l.name, s.member), s.timeline.revision.Load()
-	}
-	s.mu.Unlock()
-	switch {
-	case over:
-		<-s.ctx.Done()
-		return context.Cause(s.ctx)
-	case full:
-		return ErrSessionFull
-	}
-	return nil
-}
-
-// drop is the end of what admit began, and tells how many locks are left.
-func (s *Session) drop(l *Lock) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.locks[l]; ok {
-		delete(s.locks, l)
-		if s.over && len(s.locks) == 0 {
-			close(s.empty)
-		}
-	}
-	return len(s.locks)
-}
-
-// run is the session's goroutine: it renews the lease and audits the entries until
-// the session is over, and then leaves nothing behind.
-func (s *Session) run() {
-	defer close(s.done)
-	defer s.client.delist(s)
-	defer func() { s.endCleanUp(s.client.orEtcdClosed(errDrained)) }()
-	if s.adopted != nil {
-		ctx, stop := context.WithCancel(s.ctx)
-		defer stop()
-		s.client.tasks.Run(func() {
-			select {
-			case <-s.adopted:
-				s.end(&LostError{Reason: Revoked, Cause: errAdoptedEnded})
-			case <-ctx.Done():
-			}
-		})
-	}
-	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.life()/3))) == nil; {
-		if s.check() == nil {
-			kept = s.renew(kept)
-			s.audit()
-		}
-	}
-	s.closeErr = s.cleanUp()
-}
-
-// diagnose looks at the error of a write: if the lease is gone, the session is lost.
-func (s *Session) diagnose(err error) error {
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return s.fail(err)
-	}
-	return err
 }

@@ -1,0 +1,524 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc/connectivity"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/line"
+	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
+	"github.com/jagregory/locker/v2/internal/watchmux"
+)
+
+// acquire is Lock and, to try, TryLock.
+func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
+	session, err := c.checkLock(ctx, name, opts)
+	if err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := c.beginTask(); err != nil {
+		return nil, err
+	}
+	defer c.tasks.End()
+	l := c.newLock(ctx, name, value, session)
+	if try {
+		err = l.tryInLine(ctx)
+	} else {
+		err = l.waitInLine(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for pause := (backoff.Pause{}); ; {
+		if l.session == nil { // else by whoever handed the name over
+			if err := c.attach(ctx, l); err != nil {
+				c.lines.Leave(name, nil)
+				return nil, err
+			}
+		}
+		err := l.take(ctx, try)
+		if err == nil {
+			return l, nil
+		}
+		unqueued := l.token.Load() == 0 || errors.Is(err, errBackInTime)
+		if session == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
+			// The shared session was lost before it was of any use here; whatever may
+			// be queued goes with its lease.
+			l.end(err)
+			l.session.drop(l)
+			_ = pause.Wait(ctx) // if it ends, the next attempt says so
+			l = c.newLock(ctx, name, value, session)
+			c.lines.Replace(name, l)
+			continue
+		}
+		l.fail(err)
+		return nil, err
+	}
+}
+
+// checkLock checks the arguments of Lock, and returns the session it is to use.
+func (c *Client) checkLock(ctx context.Context, name string, opts []LockOption) (*Session, error) {
+	if err := c.usable(); err != nil {
+		return nil, err
+	}
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	session, err := c.sessionFor(opts)
+	if err == nil {
+		err = c.checkNesting(ctx, name)
+	}
+	return session, err
+}
+
+// checkNesting refuses to lock a name with a context that ends with a hold of the same
+// name and client, or was given to a callback under one: it would wait for itself.
+func (c *Client) checkNesting(ctx context.Context, name string) error {
+	innermost := holdOf(ctx)
+	for l := innermost; l != nil; l = l.outer {
+		if l.client == c && l.name == name && (l == innermost || l.running() != nil) && l.isHeld() {
+			return &InvalidError{"name", quote(name), "the hold that the context comes from has locked it, and locks are not reentrant"}
+		}
+	}
+	return nil
+}
+
+// newLock returns a lock that is yet to be attached to a session. Its context keeps
+// the values of ctx, but nothing of its end.
+func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
+	l := &Lock{client: c, wants: wants, outer: holdOf(ctx), name: name, value: value, turns: 1}
+	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	l.ctx = context.WithValue(ctx, holdKey{}, l)
+	return l
+}
+
+// newLines returns the queues inside a client: of the goroutines that want a name, only
+// the one in front deals with etcd. So they exclude each other, whatever sessions they use,
+// and a client has at most one entry in the queue of a name.
+func newLines() *line.Lines[*Lock] {
+	place := func(l *Lock) *line.Place { return &l.place }
+	over := func(l *Lock) bool { return l.ctx.Err() != nil }
+	return line.New(place, over)
+}
+
+// waitInLine waits until l is the one in front of the client's line.
+func (l *Lock) waitInLine(ctx context.Context) error {
+	c := l.client
+	mine, ended := c.lines.Join(l.name, l, ctx, c.ctx, l.ofSession())
+	if ended == nil {
+		return nil
+	}
+	if mine {
+		l.passOn(context.Cause(ended))
+	}
+	return c.interrupted(ended)
+}
+
+// tryInLine is waitInLine for TryLock. It does not wait for a holder, nor with others
+// who wait, but for the removal of what is over: of a call that failed, or a release.
+func (l *Lock) tryInLine(ctx context.Context) error {
+	c := l.client
+	for {
+		ok, moved := c.lines.TryJoin(l.name, l)
+		switch {
+		case ok:
+			return nil
+		case moved == nil:
+			return c.lockedHere(ctx, l.name)
+		}
+		session := l.ofSession()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return c.interrupted(ctx)
+		case <-c.ctx.Done():
+			return c.interrupted(c.ctx)
+		case <-session.Done():
+			return c.interrupted(session)
+		}
+	}
+}
+
+// ofSession is the context of the session of WithSession, or one without an end.
+func (l *Lock) ofSession() context.Context {
+	if l.wants == nil {
+		return context.Background()
+	}
+	return l.wants.ctx
+}
+
+// lockedHere is TryLock's error when a goroutine of this client has the name.
+func (c *Client) lockedHere(ctx context.Context, name string) error {
+	ctx, stop := tasks.Either(ctx, c.ctx)
+	defer stop()
+	holder, err := c.get(ctx, name)
+	if errors.Is(err, ErrNotFound) {
+		holder, err = Holder{Name: name}, nil
+	}
+	if err != nil {
+		return err
+	}
+	return &LockedError{Holder: holder}
+}
+
+// passOn is what becomes of a lock that was given the turn when it did not want it
+// any more, or is about to be.
+func (l *Lock) passOn(cause error) {
+	l.end(cause)
+	c := l.client
+	c.tasks.Run(func() {
+		<-l.place.Ready()
+		if l.session == nil {
+			c.lines.Leave(l.name, nil)
+			return
+		}
+		l.startCleanUp()
+	})
+}
+
+// take acquires the lock: it joins the queue, unless it was put there by its
+// predecessor, and waits for its turn. On error fail must follow.
+func (l *Lock) take(caller context.Context, try bool) error {
+	// While it is queued, the lock's own context ends with that of the caller.
+	defer context.AfterFunc(caller, func() { l.endWait(context.Cause(caller)) })()
+	ctx := l.ctx
+	if l.token.Load() == 0 {
+		if err := l.enqueue(ctx, try); err != nil {
+			return err
+		}
+	}
+	// Were another attempt still under way, and somebody deleted the entry, it could
+	// put it once more, behind others, and nobody would notice. Once none is, the
+	// token is final, and so is what is ahead of it.
+	if err := l.resolveInDoubt(ctx); err != nil {
+		return err
+	}
+	if err := l.waitForHead(ctx); err != nil {
+		return err
+	}
+	return l.hold()
+}
+
+// endWait ends the lock if it is still queued.
+func (l *Lock) endWait(cause error) {
+	l.mu.Lock()
+	was := l.phase
+	if was == queued {
+		l.phase = over
+	}
+	l.mu.Unlock()
+	if was == queued {
+		l.cancel(cause)
+	}
+}
+
+// enqueue puts the entry at the end of the queue, or, to try, only into an empty
+// queue. It repeats itself until etcd has answered for certain or ctx has ended. On
+// error, an entry may have been left: cleanUp removes it.
+func (l *Lock) enqueue(ctx context.Context, try bool) error {
+	c, s := l.client, l.session
+	var t txn.Txn
+	if try || !c.watches.Keeps(l.queue()) {
+		t = l.taking(try) // it has not been waited for lately, so it is probably free
+	} else {
+		t = l.joining()
+	}
+	for {
+		t.Epoch = s.currentEpoch()
+		l.puts.begin(t.Epoch)
+		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: l.landed})
+		switch {
+		case err != nil:
+			return s.diagnose(err)
+		case !s.timeline.follows(resp.Header, l.since) || resp.Succeeded && resp.Header.Revision <= l.since:
+			return s.fail(errBackInTime)
+		case resp.Succeeded:
+			return nil
+		case t.Otherwise == nil:
+			t = l.joining()
+			continue
+		}
+		own, record, head := txn.Found(resp, 0), txn.Found(resp, 1), txn.Found(resp, 2)
+		switch {
+		case len(own) > 0 && own[0].CreateRevision <= l.since: // it was there before, and belongs to no lock
+			stray := entry{name: l.name, key: l.key, created: own[0].CreateRevision}
+			if _, _, err := c.store.Commit(ctx, stray.removal()); err != nil {
+				return err
+			}
+		case len(own) > 0: // by an attempt whose answer has not come
+			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, nil, false)
+			return nil
+		case try && len(head) > 0:
+			return &LockedError{Holder: holderOf(l.name, head[0])}
+		case len(record) == 0:
+			if err := s.writeRecord(ctx); err != nil {
+				return err
+			}
+		case record[0].ModRevision < t.Epoch:
+			return s.fail(errBackInTime)
+		default:
+			s.learnEpoch(record[0].ModRevision)
+		}
+	}
+}
+
+// taking is the transaction that puts the entry if the queue is empty, and to try, else
+// reads why not.
+func (l *Lock) taking(try bool) txn.Txn {
+	t := txn.Txn{Name: l.name, Record: l.session.record(), Learn: l.session.learnEpoch, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
+	if try {
+		t.Otherwise = l.reasons()
+	}
+	return t
+}
+
+// joining is the transaction that puts the entry at the end of the queue and reads
+// what is ahead of it.
+func (l *Lock) joining() txn.Txn {
+	return txn.Txn{
+		Name:      l.name,
+		Record:    l.session.record(),
+		Learn:     l.session.learnEpoch,
+		When:      []*pb.Compare{txn.CmpCreate(l.key, 0)},
+		Then:      []*pb.RequestOp{l.entry(), txn.OpRange(l.newest(0))},
+		Otherwise: l.reasons(),
+	}
+}
+
+func (l *Lock) entry() *pb.RequestOp { return txn.OpPut(l.key, l.value, l.session.lease) }
+
+// reasons reads why the entry was not put.
+func (l *Lock) reasons() []*pb.RequestOp {
+	return []*pb.RequestOp{
+		txn.OpRange(txn.RevisionsOf(l.key)),
+		txn.OpRange(txn.RevisionsOf(l.session.record())),
+		txn.OpRange(txn.OldestBelow(l.queue())),
+	}
+}
+
+// landed takes in the outcome of an attempt to put the entry. If what is ahead was not
+// read, the queue was empty.
+func (l *Lock) landed(o txn.Outcome) {
+	if o.Err == nil {
+		l.session.timeline.saw(o.Resp.Header)
+	}
+	if o.Err == nil && o.Resp.Succeeded {
+		token := o.Resp.Header.Revision
+		ahead, known := []predecessor(nil), true
+		if list := o.Resp.Responses[len(o.Resp.Responses)-1].GetResponseRange(); list != nil {
+			ahead, known = l.predecessors(list.Kvs, token)
+		}
+		l.queuedAt(token, token, ahead, known)
+	}
+	// Not before the token is set: whoever cleans up looks at both.
+	l.puts.end(o.State() != txn.InDoubt)
+}
+
+// queuedAt notes that the entry is in the queue, and what was ahead of it when it was
+// put, if that is known. Of several entries, put one after the other had been deleted,
+// the newest is the one that may be there.
+func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if created > l.token.Load() {
+		l.token.Store(created)
+		l.modified = modified
+	}
+	if created == l.token.Load() || !known {
+		l.ahead, l.placed = ahead, known
+	}
+}
+
+// positions returns what was ahead of the entry at a revision, 0 if that is not known.
+func (l *Lock) positions() (ahead []predecessor, revision int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.placed {
+		return nil, 0
+	}
+	return slices.Clone(l.ahead), l.token.Load()
+}
+
+// waitForHead returns nil once no entry is ahead of l's own any more. It does not
+// poll: it follows the deletions in the short range just ahead of its own entry,
+// which it watches too. The list says which incarnations of the keys are meant,
+// so that a key that has been used again is not taken for the entry ahead.
+func (l *Lock) waitForHead(ctx context.Context) (err error) {
+	c := l.client
+	ahead, revision := l.positions()
+	if revision != 0 && len(ahead) == 0 {
+		return nil
+	}
+	// A watch that was there before the entry misses nothing: no need to look.
+	w := c.watches.Again(l.queue())
+	defer func() {
+		if err == nil && w != nil && w.Key == l.queue() {
+			c.watches.Keep(w)
+		} else {
+			w.Close()
+		}
+	}()
+	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {
+		what := l.horizon(ahead)
+		if w != nil && w.Target == what && revision != 0 {
+			var alive bool
+			if ahead, alive, err = l.passBy(ctx, w, ahead, revision); err != nil {
+				return err
+			}
+			if alive {
+				pause = backoff.Pause{}
+				continue
+			}
+			if pause.Wait(ctx) != nil {
+				return c.interrupted(ctx)
+			}
+		}
+		// First the watch, then the look: so nothing is missed in between.
+		w.Close()
+		var unwatched error
+		w, unwatched = c.watches.Open(ctx, what)
+		if ahead, revision, err = l.look(ctx); err != nil {
+			return err
+		}
+		if unwatched == nil && w.Opened > revision {
+			// etcd has come back empty or from a backup in between, and what the watch tells
+			// would be of what was before.
+			w.Close()
+			w, unwatched = nil, watchmux.ErrEnded
+		}
+		if unwatched != nil && pause.Wait(ctx) != nil {
+			return c.interrupted(ctx)
+		}
+	}
+	return nil
+}
+
+// lookahead is how many entries ahead of its own a waiter follows one by one. A waiter
+// with more ahead of it watches only the farthest of the nearest, so that the
+// work of a hand-over does not grow with the number of waiters.
+const lookahead = 8
+
+// horizon returns what to watch.
+func (l *Lock) horizon(ahead []predecessor) watchmux.Target {
+	if len(ahead) > lookahead {
+		return watchmux.Target{Key: ahead[lookahead].key, Deletions: true}
+	}
+	return watchmux.Target{Key: l.queue(), Below: true, Deletions: true}
+}
+
+// passBy removes from ahead what is deleted after revision, until nothing is left
+// of it or something else has to be watched; alive is false if the watch has ended.
+func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []predecessor, revision int64) (_ []predecessor, alive bool, err error) {
+	many := len(ahead) > lookahead
+	for len(ahead) > 0 && many == (len(ahead) > lookahead) {
+		answer, ended := w.Next(ctx)
+		if ctx.Err() != nil {
+			return nil, false, l.client.interrupted(ctx)
+		}
+		if ended != nil {
+			return ahead, false, nil
+		}
+		for _, ev := range answer.Events {
+			if ev.Kv.ModRevision <= revision {
+				continue
+			}
+			if string(ev.Kv.Key) == l.key {
+				return nil, false, l.entryDeleted(ctx)
+			}
+			ahead = slices.DeleteFunc(ahead, func(p predecessor) bool { return p.key == string(ev.Kv.Key) })
+		}
+	}
+	return ahead, true, nil
+}
+
+// look reads which entries are ahead now, and at which revision that is so.
+func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, err error) {
+	c := l.client
+	token := l.token.Load()
+	resp, err := c.store.Read(ctx, l.newest(token))
+	if err != nil {
+		return nil, 0, err
+	}
+	ahead, ok := l.predecessors(resp.Kvs, token)
+	if !ok {
+		return nil, 0, l.entryDeleted(ctx)
+	}
+	return ahead, resp.Header.Revision, nil
+}
+
+// predecessor is another entry in the queue.
+type predecessor struct {
+	key   string
+	token int64
+}
+
+// predecessors reads a list of entries, the newest first, that begins with l's own.
+func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predecessor, ok bool) {
+	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
+		return nil, false
+	}
+	for _, kv := range kvs[1:] {
+		ahead = append(ahead, predecessor{string(kv.Key), kv.CreateRevision})
+	}
+	return ahead, true
+}
+
+// newest reads the newest entries of the queue: the own one and up to one more ahead
+// of it than are lookahead; none is newer than revision, if that is not 0.
+func (l *Lock) newest(revision int64) *pb.RangeRequest {
+	read := txn.AllBelow(l.queue())
+	read.KeysOnly, read.MaxCreateRevision = true, revision
+	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND, lookahead+2
+	return read
+}
+
+func (l *Lock) queue() string { return l.client.keys.Queue(l.name) }
+
+// hold turns a queued lock that has come to the front into a held one, if nothing
+// has happened to it.
+func (l *Lock) hold() error {
+	alive := l.session.check() == nil
+	l.mu.Lock()
+	ok := alive && l.phase == queued
+	if ok {
+		l.phase = held
+	}
+	l.mu.Unlock()
+	if ok {
+		return nil
+	}
+	<-l.ctx.Done()
+	return context.Cause(l.ctx)
+}
+
+// fail ends a lock that could not be acquired. Usually it is gone from the
+// queue when fail returns; if etcd does not answer at once, that goes on in the
+// background.
+func (l *Lock) fail(cause error) {
+	l.end(cause)
+	c := l.client
+	if done, started := l.startCleanUp(); started && c.etcd.ActiveConnection().GetState() == connectivity.Ready {
+		ctx, cancel := context.WithTimeout(l.session.cleanUpCtx, dequeueWait)
+		defer cancel()
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// dequeueWait is how long a call that failed waits for its place in the queue to be gone.
+const dequeueWait = 50 * time.Millisecond

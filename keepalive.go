@@ -1,0 +1,304 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/peer"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/txn"
+)
+
+// grant takes the lease. If an attempt without an answer has done so already, it is
+// for renewOnce to find out how long the lease lives.
+func (s *Session) grant(ctx context.Context) error {
+	seconds := int64((s.ttl + time.Second - 1) / time.Second)
+	c := s.client
+	var granted renewal
+	var once sync.Once
+	done := make(chan error, 1)
+	// What is granted after the lease was revoked would stay: so an attempt is not cut off
+	// by the end of the call.
+	attempts, cancel := context.WithCancel(s.cleanUpCtx)
+	attempt := func(ctx context.Context) (renewal, error) {
+		r := renewal{sent: time.Now()}
+		resp, err := c.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
+		err = clientv3.ContextError(ctx, err)
+		if err == nil {
+			r.ttl = resp.TTL
+			s.timeline.saw(resp.Header)
+		}
+		if err == nil || !txn.Transient(err) {
+			once.Do(func() { granted = r; done <- err })
+		}
+		return r, err
+	}
+	c.tasks.Run(func() { // nobody waits any more: it has that much longer
+		defer cancel()
+		select {
+		case <-ctx.Done():
+			_ = backoff.Sleep(attempts, c.store.LateAnswerWait())
+		case <-attempts.Done():
+		}
+	})
+	s.grants.Add(1)
+	c.tasks.Run(func() {
+		defer s.grants.Done()
+		defer cancel()
+		_, err := txn.AskFor(ctx, attempts, c.store, 0, attempt)
+		once.Do(func() { done <- err })
+	})
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return txn.Ended(ctx, c.explain(ctx.Err()))
+	}
+	switch {
+	case err == nil:
+		s.start(granted)
+	case errors.Is(err, rpctypes.ErrLeaseExist):
+		err = nil
+	}
+	return err
+}
+
+// renewOnce renews a lease that is there already for the first time.
+func (s *Session) renewOnce(ctx context.Context) error {
+	renewed, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (renewal, error) {
+		k := s.newKeepAlive()
+		defer k.cancel()
+		defer context.AfterFunc(ctx, k.cancel)()
+		r := k.renew(s, nil)
+		return r, clientv3.ContextError(ctx, r.err)
+	})
+	switch {
+	case err == nil && renewed.ttl <= 0:
+		err = &LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound}
+	case err == nil:
+		s.start(renewed)
+	}
+	return err
+}
+
+// start sets the first deadline.
+func (s *Session) start(r renewal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renewed, s.ttl = r, r.life()
+	s.deadline = s.until(r)
+	s.setAlarm()
+	if s.over {
+		s.alarm.Stop() // closed while the lease was being taken
+	}
+}
+
+// setAlarm has the deadline checked when it passes. The caller has the mutex.
+func (s *Session) setAlarm() {
+	if s.alarm != nil {
+		s.alarm.Stop()
+	}
+	s.alarm = s.client.tasks.After(time.Until(s.deadline), func() { _ = s.check() }) // it ends what is over
+}
+
+// until returns the deadline that a renewal leads to. etcd counts the TTL from a
+// later moment than that of sending, so it cannot delete before.
+func (s *Session) until(r renewal) time.Time {
+	return r.sent.Add(r.life() - s.client.marginOf(r.life()))
+}
+
+// renewal is the answer to one request.
+type renewal struct {
+	by   *keepAlive
+	sent time.Time
+	ttl  int64 // seconds; 0 if there is no such lease
+	odd  bool  // it seems to come from an earlier time
+	err  error
+}
+
+// life is how long the lease lives from then on.
+func (r renewal) life() time.Duration { return time.Duration(r.ttl) * time.Second }
+
+// longestRenewalWait bounds the interval at which a renewal that is not answered is asked
+// for again: a lease of a year has time, but should be renewed soon after an outage.
+const longestRenewalWait = 30 * time.Second
+
+// renew renews the lease once, on the stream kept from the last time, and returns
+// the stream to keep. While there is no answer it asks again at growing intervals,
+// each time on a new stream, which the balancer opens to another member, and takes
+// the answer that comes first: so it survives a frozen member as well as a slow
+// network. No more than two are on the way: the first, which a slow network answers
+// in the end, and the newest. It returns when the lease is renewed or the session is
+// over, with no goroutine left.
+func (s *Session) renew(kept *keepAlive) *keepAlive {
+	var (
+		wait    = s.client.store.HedgeDelay
+		longest = max(wait, min(s.renewed.life()/6, longestRenewalWait)) // several fit before the deadline
+		again   = time.NewTimer(0)
+		answers = make(chan renewal)
+		asked   []*keepAlive // those on the way
+		earlier []*keepAlive // the last few, whatever has become of them
+		running int          // these, and those given up that have yet to end
+		next    = kept
+	)
+	defer again.Stop()
+	defer func() {
+		for _, k := range asked {
+			k.cancel()
+		}
+		for range running {
+			<-answers
+		}
+	}()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case <-again.C:
+			again.Reset(wait)
+			wait = min(2*wait, longest)
+			if len(asked) == 2 {
+				asked[1].cancel()
+				asked = asked[:1]
+			}
+			k := next
+			if k == nil {
+				k = s.newKeepAlive()
+			}
+			next = nil
+			others := slices.Clone(earlier[max(0, len(earlier)-2):])
+			asked, earlier = append(asked, k), append(others, k)
+			running++
+			s.client.tasks.Run(func() { answers <- k.renew(s, others) })
+		case a := <-answers:
+			running--
+			givenUp := !slices.Contains(asked, a.by)
+			asked = slices.DeleteFunc(asked, func(k *keepAlive) bool { return k == a.by })
+			switch {
+			case a.err != nil && givenUp:
+				continue
+			case a.err == nil && a.ttl <= 0:
+				a.by.cancel()
+				_ = s.fail(rpctypes.ErrLeaseNotFound) // the session has it
+				return nil
+			case a.err == nil:
+				s.renewed = a
+				s.extend(a)
+				if givenUp {
+					return nil // just before the answer came
+				}
+				return a.by
+			}
+			a.by.cancel()
+			s.noteFailure(a.err)
+			if a.by == kept {
+				again.Reset(backoff.Shortest) // it broke some time ago, that is no reason to wait
+			}
+		}
+	}
+}
+
+// extend moves the deadline after a renewal: back, if etcd has lowered the TTL.
+// Renewals are answered in the order of their sending, as far as they count.
+func (s *Session) extend(r renewal) {
+	if s.check() != nil {
+		return // too late: what is lost stays lost
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trouble = nil
+	if !s.over {
+		s.deadline = s.until(r)
+		s.setAlarm()
+	}
+}
+
+// noteFailure remembers why a renewal failed, for the day the deadline passes.
+func (s *Session) noteFailure(err error) {
+	s.mu.Lock()
+	s.trouble = err
+	s.mu.Unlock()
+	s.client.log.Debug("renewal failed, trying again", "lease", s.member, "error", err)
+}
+
+// keepAlive is a stream on which a lease is renewed, one request at a time.
+type keepAlive struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	stream pb.Lease_LeaseKeepAliveClient // nil until the first renewal has opened it
+	refuse context.CancelFunc            // of the stream alone
+	member atomic.Pointer[string]        // at the other end; nil until it is known
+}
+
+// newKeepAlive prepares a stream. It belongs to the session, not to a call.
+func (s *Session) newKeepAlive() *keepAlive {
+	// Ask for a leader: a member that was cut off from it refuses, and the next
+	// attempt goes to another.
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(s.ctx))
+	return &keepAlive{ctx: ctx, cancel: cancel}
+}
+
+// open opens the stream. The balancer chooses the member; one that has not answered any of
+// the others is refused, twice, after which there may be no better.
+func (k *keepAlive) open(s *Session, others []*keepAlive) error {
+	for refusals := 0; ; refusals++ {
+		ctx, refuse := context.WithCancel(k.ctx)
+		stream, err := s.client.leases.LeaseKeepAlive(ctx)
+		if err != nil {
+			refuse()
+			return rpctypes.Error(err)
+		}
+		k.stream, k.refuse = stream, refuse
+		if refusals == 2 || !k.meets(others) {
+			return nil
+		}
+		k.refuse()
+	}
+}
+
+// meets notes which member is at the other end, and reports whether that has one of the
+// others as well.
+func (k *keepAlive) meets(others []*keepAlive) bool {
+	at, ok := peer.FromContext(k.stream.Context())
+	if !ok || at.Addr == nil {
+		return false
+	}
+	member := at.Addr.String()
+	k.member.Store(&member)
+	return slices.ContainsFunc(others, func(other *keepAlive) bool {
+		known := other.member.Load()
+		return known != nil && *known == member
+	})
+}
+
+// renew sends one request and waits for its answer, or for the end of the stream.
+func (k *keepAlive) renew(s *Session, others []*keepAlive) (r renewal) {
+	r.by = k
+	if k.stream == nil {
+		if r.err = k.open(s, others); r.err != nil {
+			return r
+		}
+	}
+	// What counts is when it was sent: etcd renews some time after that.
+	r.sent = time.Now()
+	before := s.timeline.now()
+	// An error of Send only says that the stream has ended; Recv says why.
+	_ = k.stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(s.lease)})
+	resp, err := k.stream.Recv()
+	if err != nil {
+		r.err = rpctypes.Error(err)
+		return r
+	}
+	r.ttl = resp.TTL
+	r.odd = !s.timeline.follows(resp.Header, before)
+	s.timeline.saw(resp.Header)
+	return r
+}

@@ -1,0 +1,404 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
+)
+
+// cleanUp removes whatever the lock may have in the queue, and detaches it; next, if
+// there is one, gets its turn. It is bounded by the TTL.
+func (l *Lock) cleanUp(next *Lock) error {
+	ctx, cancel := context.WithTimeout(l.session.cleanUpCtx, l.session.ttl)
+	defer cancel()
+	found, err := l.dequeue(ctx, next)
+	return l.conclude(next, found, err)
+}
+
+// conclude draws the conclusions from what dequeue returned: what could not be confirmed
+// entryDeleted costs the session its lease, and goes with it.
+func (l *Lock) conclude(next *Lock, found bool, err error) error {
+	defer l.detach(next)
+	s := l.session
+	if err != nil {
+		s.deleteLater(l)
+	}
+	switch {
+	case err == nil && found:
+		return nil
+	case s.ctx.Err() != nil: // its lease has taken the entry along, or will
+		return context.Cause(s.ctx)
+	case err == nil:
+		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
+	}
+	s.end(&LostError{Reason: Revoked, Cause: err})
+	return err
+}
+
+// startCleanUp makes sure that nothing of the lock is left in the queue, and detaches it. If
+// that takes requests, it goes on in the background until done is closed, which may
+// have to wait for others.
+func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
+	left := make(chan struct{})
+	if l.nothingLeft() {
+		l.detach(nil)
+		close(left)
+		return left, true
+	}
+	started = l.client.removals.Run(func() {
+		defer close(left)
+		_ = l.cleanUp(l.client.lines.Call(l.name)) // it has done what can be done
+	})
+	return left, started
+}
+
+// removalsAtOnce is what two transactions take.
+const removalsAtOnce = 2 * txn.MaxTogether
+
+// nothingLeft reports whether the lock has certainly nothing in the queue.
+func (l *Lock) nothingLeft() bool { return !l.puts.any() && l.token.Load() == 0 }
+
+// detach is the last step in the life of a lock: the next goroutine of the client
+// that wants the name has its turn; next if that has been called already.
+func (l *Lock) detach(next *Lock) {
+	left := l.session.drop(l)
+	l.client.lines.Leave(l.name, next)
+	if left == 0 {
+		l.client.retire(l.session)
+	}
+}
+
+// dequeue releases what is in the queue, after making sure that nothing can come
+// after it, and reports whether it was there until then.
+func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) {
+	if err := l.resolveInDoubt(ctx); err != nil {
+		return false, err
+	}
+	if l.token.Load() == 0 {
+		return false, nil
+	}
+	unknown := false
+	if next != nil {
+		if found, unknown = l.handOver(ctx, next); found {
+			return true, nil
+		}
+	}
+	found, err = l.deleteEntry(ctx)
+	return found || unknown, err
+}
+
+// resolveInDoubt makes sure that no put of the entry can take effect any more. It first
+// gives those under way the time to be answered: a fence costs the other puts of the
+// session another attempt.
+func (l *Lock) resolveInDoubt(ctx context.Context) error {
+	if !l.puts.any() {
+		return nil
+	}
+	landed, cancel := context.WithTimeout(ctx, l.client.store.HedgeDelay+txn.Allowance(int64(len(l.Value()))))
+	l.puts.wait(landed)
+	cancel()
+	if !l.puts.any() {
+		return nil
+	}
+	created, err := l.invalidatePuts(ctx)
+	if err == nil {
+		l.queuedAt(created, created, nil, false)
+	}
+	return err
+}
+
+// deleteEntry deletes the entry, this incarnation of it and no other, and reports
+// whether it was there until then. It is a transaction without a put, which etcd
+// accepts even when it has run out of space.
+func (l *Lock) deleteEntry(ctx context.Context) (found bool, err error) {
+	resp, only, err := l.client.store.Commit(ctx, txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}})
+	if err != nil {
+		return false, err
+	}
+	l.session.timeline.saw(resp.Header)
+	return resp.Succeeded || !only, nil
+}
+
+// alternate ends every second key of a name and session: etcd refuses to delete and
+// put one key in one transaction, so in a hand-over two take turns.
+const alternate = ".2"
+
+// handOver releases the entry of l and puts that of next, the next in the client's
+// line, at the end of the queue in one transaction: if nobody else is waiting, next
+// holds after one commit. It waits for the hedge delay. If there is no answer by then, the
+// two go separate ways, and next finds out by itself whether its entry is in the queue
+// nevertheless. unknown tells that the entry of l may have been released as well.
+func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool) {
+	c := l.client
+	if next.session == nil && c.attachNow(next) != nil {
+		return false, false // it takes a request, which is for next to make
+	}
+	if txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay {
+		return false, false // it would take too long to wait for
+	}
+	if next.key == l.key {
+		next.key += alternate
+	}
+	w := &txn.Write{Begun: next.puts.begin, Txn: txn.Txn{
+		Name:   l.name,
+		Record: next.session.record(),
+		Learn:  next.session.learnEpoch,
+		Epoch:  next.session.currentEpoch(),
+		When:   []*pb.Compare{l.standing(), txn.CmpCreate(next.key, 0)},
+		Then:   []*pb.RequestOp{txn.OpDelete(l.key), next.entry(), txn.OpRange(next.newest(0))},
+	}}
+	w.Landed = func(o txn.Outcome) {
+		next.landed(o)
+		if o.Err == nil && o.Resp.Succeeded {
+			c.lines.Leave(l.name, next) // at once: what is left for l to do it need not wait for
+		}
+	}
+	next.puts.begin(w.Epoch)
+	c.store.Submit(w)
+	late := time.NewTimer(c.store.HedgeDelay)
+	defer late.Stop()
+	select {
+	case <-w.Done():
+		o := w.Result()
+		released = o.Err == nil && o.Resp.Succeeded
+		return released, !released && (!o.Only || o.State() == txn.InDoubt)
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false, c.store.Forget(w) != txn.ErrUnsent
+}
+
+// share passes the hold of l, which has ended, on to next as it is: without a
+// request, with the same entry and token. It reports false if that must not be:
+// often enough in a row, or next would not have the session or the value it wants.
+func (l *Lock) share(next *Lock) bool {
+	l.mu.Lock()
+	same := l.turns < l.client.turns && !l.revalued && next.value == l.value && next.wants == l.wants
+	l.mu.Unlock()
+	if !same || !l.session.replace(l, next) {
+		return false
+	}
+	l.client.lines.Leave(l.name, next)
+	return true
+}
+
+// replace attaches next to the session in the place of l, with its entry.
+func (s *Session) replace(l, next *Lock) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return false
+	}
+	next.session, next.key, next.turns = s, l.key, l.turns+1
+	next.queuedAt(l.token.Load(), l.token.Load(), nil, true)
+	delete(s.locks, l)
+	s.locks[next] = struct{}{}
+	return true
+}
+
+// cleanupWait is how long a call that cannot be given up waits for etcd to confirm that
+// nothing is left. A TTL may be a year; what takes longer goes on in the background.
+const cleanupWait = 10 * time.Second
+
+var (
+	errAdoptedEnded = errors.New("the adopted session has ended")
+	errDrained      = errors.New("the session is over, and etcd has not answered")
+)
+
+// await waits until nothing is left of the sessions, or ctx has ended, and returns what
+// was not confirmed.
+func (c *Client) await(ctx context.Context, sessions ...*Session) error {
+	var errs []error
+	var late error // why the others are not confirmed
+	for _, s := range sessions {
+		if late == nil {
+			select {
+			case <-s.done:
+			case <-ctx.Done():
+				late = c.orEtcdClosed(txn.Ended(ctx, c.explain(ctx.Err())))
+			}
+		}
+		select {
+		case <-s.done:
+			errs = append(errs, s.closeErr)
+		default:
+			errs = append(errs, s.unconfirmed(late))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unconfirmed says what may be left of the session.
+func (s *Session) unconfirmed(err error) error {
+	if s.adopted != nil {
+		return fmt.Errorf("entries on the adopted lease %x not confirmed gone: %w", s.lease, err)
+	}
+	return fmt.Errorf("lease %x not confirmed gone, it runs out by itself: %w", s.lease, err)
+}
+
+// cleanUp leaves nothing of a session that is over in etcd. By its end, at the latest,
+// the lease has run out by itself, if it was not adopted.
+func (s *Session) cleanUp() error {
+	ctx, cancel := context.WithTimeout(s.cleanUpCtx, max(s.ttl, s.renewed.life()))
+	defer cancel()
+	ctx, stop := tasks.Either(ctx, s.client.etcd.Ctx())
+	defer stop()
+	s.awaitCallbacks(ctx)
+	leave := s.revoke
+	if s.adopted != nil {
+		leave = s.detach
+	}
+	err := leave(ctx)
+	if err != nil {
+		err = s.unconfirmed(s.client.orEtcdClosed(err))
+		s.client.log.Warn("session not confirmed gone", "lease", s.member, "error", err)
+	}
+	return err
+}
+
+// awaitCallbacks waits, after a Close, for the callbacks under the holds that it has
+// ended: until they return, nobody else should have their names. It renews the lease
+// meanwhile. It leaves a quarter of its bound to what follows.
+func (s *Session) awaitCallbacks(ctx context.Context) {
+	if len(s.callbacks) == 0 {
+		return
+	}
+	c := s.client
+	deadline, _ := ctx.Deadline()
+	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), cleanupWait)*3/4)
+	defer cancel()
+	interval := s.renewed.life() / 3
+	again := time.NewTimer(time.Until(s.renewed.sent.Add(interval)))
+	defer again.Stop()
+	pause := backoff.Pause{}
+	for waiting := s.callbacks; len(waiting) > 0; {
+		select {
+		case <-waiting[0]:
+			waiting = waiting[1:]
+		case <-again.C:
+			attempt, cancel := context.WithTimeout(ctx, c.store.LateAnswerWait())
+			_, err := c.etcd.KeepAliveOnce(attempt, s.lease)
+			cancel()
+			if err == nil {
+				again.Reset(interval)
+			} else {
+				again.Reset(pause.Next())
+			}
+		case <-ctx.Done():
+			c.log.Warn("closed while functions of Do were still at work", "lease", s.member, "functions", len(waiting))
+			return
+		}
+	}
+}
+
+// revoke revokes the lease, and everything on it goes with it.
+func (s *Session) revoke(ctx context.Context) error {
+	// What is granted after it was revoked would stay. A grant that is not answered
+	// ends with ctx.
+	stop := context.AfterFunc(ctx, func() { s.endCleanUp(errDrained) })
+	s.grants.Wait()
+	stop()
+	_, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+		return s.client.etcd.Revoke(ctx, s.lease)
+	})
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil
+	}
+	return err
+}
+
+// detach deletes the entries and the record of an adopted session, all at once: they
+// leave together.
+func (s *Session) detach(ctx context.Context) error {
+	select {
+	case <-s.empty: // all holds have ended, and whoever was waiting has withdrawn
+	case <-ctx.Done():
+		return txn.Ended(ctx, ctx.Err())
+	}
+	// First the record: without it, no put that is still under way can take effect.
+	if _, _, err := s.client.store.Commit(ctx, txn.Txn{Then: []*pb.RequestOp{txn.OpDelete(s.record())}}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	pending := s.pendingDeletes
+	s.mu.Unlock()
+	err := concurrently(s.client, pending, func(l *Lock) error {
+		_, err := l.dequeue(ctx, nil)
+		return err
+	})
+	return errors.Join(err, s.deleteLeftovers(ctx))
+}
+
+// deleteLeftovers deletes what is on an adopted lease under the session's own name. No
+// put can follow: the record is gone.
+func (s *Session) deleteLeftovers(ctx context.Context) error {
+	lease, err := s.attached(ctx)
+	switch {
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
+		return nil // others have keys on it that must not be read, so there is nothing to go by
+	case err != nil:
+		return err
+	}
+	return inBatches(s.entries(lease.Keys), func(batch []entry) error {
+		deletes := make([]*pb.RequestOp, len(batch))
+		for i, e := range batch {
+			deletes[i] = txn.OpDelete(e.key)
+		}
+		_, _, err := s.client.store.Commit(ctx, txn.Txn{Then: deletes})
+		return err
+	})
+}
+
+// concurrently calls f for all items at once, so that what they write leaves together,
+// and returns one of the errors. There are as many as a lease has entries.
+func concurrently[T any](c *Client, items []T, f func(T) error) error {
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex // guards what follows
+		failed int
+		last   error
+	)
+	for _, item := range items {
+		wg.Add(1)
+		c.tasks.Run(func() {
+			defer wg.Done()
+			if err := f(item); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed++
+				last = err
+			}
+		})
+	}
+	wg.Wait()
+	if failed > 1 {
+		return fmt.Errorf("%d of %d failed, the last with: %w", failed, len(items), last)
+	}
+	return last
+}
+
+// inBatches calls f for the items, as many at once as etcd accepts in one transaction.
+func inBatches[T any](items []T, f func([]T) error) error {
+	for limit := txn.MaxTogether; len(items) > 0; {
+		batch := items[:min(limit, len(items))]
+		switch err := f(batch); {
+		case errors.Is(err, rpctypes.ErrTooManyOps) && len(batch) > 1:
+			limit = len(batch) / 2
+		case err != nil:
+			return err
+		default:
+			items = items[len(batch):]
+		}
+	}
+	return nil
+}
