@@ -35,7 +35,7 @@ type mutant struct {
 var mutants = []mutant{
 	{
 		name:  "the deadline is counted from the receipt of the answer",
-		edits: []edit{{"renew.go", "	r.ttl = resp.TTL\n", "	r.ttl, r.sent = resp.TTL, time.Now()\n"}},
+		edits: []edit{{"keepalive.go", "	r.ttl = resp.TTL\n	r.odd", "	r.ttl, r.sent = resp.TTL, time.Now()\n	r.odd"}},
 		storm: []string{"-faults", "late-answer", "-hold", "20s"},
 		caughtBy: []string{
 			"no two holds are certain at once", "a loss is told before etcd deletes",
@@ -45,8 +45,8 @@ var mutants = []mutant{
 	{
 		name: "the clean-up runs on a context that has ended",
 		edits: []edit{{
-			"queue.go", "		_ = l.withdraw(l.client.lines.call(l.name)) // it has done what can be done\n",
-			"		ctx, cancel := context.WithCancel(l.session.life)\n		cancel()\n		_, _ = l.remove(ctx, nil)\n		l.depart(nil)\n",
+			"release.go", "		_ = l.cleanUp(l.client.lines.Call(l.name)) // it has done what can be done\n",
+			"		ctx, cancel := context.WithCancel(l.session.cleanUpCtx)\n		cancel()\n		_, _ = l.dequeue(ctx, nil)\n		l.detach(nil)\n",
 		}},
 		storm:    []string{"-script", "given-up"},
 		soon:     true,
@@ -54,13 +54,13 @@ var mutants = []mutant{
 	},
 	{
 		name:     "unlock goes by the key alone",
-		edits:    []edit{{"queue.go", "txn{name: l.name, when: []*pb.Compare{l.standing()}, then: []*pb.RequestOp{remove(l.key)}}", "txn{name: l.name, then: []*pb.RequestOp{remove(l.key)}}"}},
+		edits:    []edit{{"release.go", "txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}}", "txn.Txn{Name: l.name, Then: []*pb.RequestOp{txn.OpDelete(l.key)}}"}},
 		storm:    []string{"-faults", "freeze-member-briefly", "-names", "4", "-hold", "200ms"},
 		caughtBy: []string{"an entry is removed by its owner only", "no two holds are certain at once"},
 	},
 	{
 		name:     "the own entry is not checked after waiting",
-		edits:    []edit{{"turn.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
+		edits:    []edit{{"acquire.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
 		storm:    []string{"-faults", "delete-entry"},
 		caughtBy: []string{"a hold that is reported was the head of its queue during the call"},
 	},
@@ -73,16 +73,16 @@ var mutants = []mutant{
 	{
 		name: "nothing is read again after a watch was closed while waiting",
 		edits: []edit{
-			{"turn.go", "	for pause := (backoff{}); revision == 0 ||", "	closed := false\n	for pause := (backoff{}); revision == 0 ||"},
-			{"turn.go", "			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
-			{"turn.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if closed {\n			if unwatched != nil && pause.wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
+			{"acquire.go", "	for pause := (backoff.Pause{}); revision == 0 ||", "	closed := false\n	for pause := (backoff.Pause{}); revision == 0 ||"},
+			{"acquire.go", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
+			{"acquire.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if closed {\n			if unwatched != nil && pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
 		},
 		storm:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
 		caughtBy: []string{"whose turn it is gets the lock"},
 	},
 	{
 		name:     "nothing is read again after a watch of an observer was closed",
-		edits:    []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
+		edits:    []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff.Pause{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
 		storm:    []string{"-faults", "lose-events"},
 		caughtBy: []string{"observers see what was so, in order, and the newest"},
 	},
@@ -98,31 +98,31 @@ var mutants = []mutant{
 	},
 	{
 		name:     "the audit asks for existence instead of the create revision",
-		edits:    []edit{{"audit.go", "(len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load())", "len(kvs) == 0"}},
+		edits:    []edit{{"record.go", "(len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load())", "len(kvs) == 0"}},
 		storm:    []string{"-script", "restore"},
 		caughtBy: []string{forgottenIsLost},
 	},
 	{
 		name:     "the audit leaves entries that belong to no lock",
-		edits:    []edit{{"audit.go", "	s.auditEntries(ctx)\n", ""}},
+		edits:    []edit{{"record.go", "	s.auditEntries(ctx)\n", ""}},
 		storm:    []string{"-script", "restore"},
 		caughtBy: []string{nothingBlocks},
 	},
 	{
 		name:     "a session does not mind that etcd has gone back",
-		edits:    []edit{{"audit.go", "	if !s.timeline.follows(header, before) {\n", "	if false {\n"}},
+		edits:    []edit{{"record.go", "	if !s.timeline.follows(header, before) {\n", "	if false {\n"}},
 		storm:    []string{"-script", "restore"},
 		caughtBy: []string{endsWithThePast},
 	},
 	{
 		name:     "a write that etcd's client has repeated is not in doubt",
-		edits:    []edit{{"sendings.go", "return s.again.Load()", "return false"}},
+		edits:    []edit{{"internal/txn/repeats.go", "return r.again.Load()", "return false"}},
 		storm:    []string{"-faults", "repeat-writes"},
 		caughtBy: []string{"a guarded write that is acknowledged was made once"},
 	},
 	{
 		name:     "connections are not kept alive",
-		edits:    []edit{{"config.go", "		DialKeepAliveTime:    keepAliveTime,\n", ""}},
+		edits:    []edit{{"options.go", "		DialKeepAliveTime:    keepAliveTime,\n", ""}},
 		storm:    []string{"-script", "dead-connections"},
 		caughtBy: []string{backFromTheDead},
 	},
