@@ -1,5 +1,5 @@
-// Package locker is a lock service on etcd: a program locks a name with a value;
-// others read the value, watch it, or wait their turn.
+// Package locker provides distributed locks on etcd. A program locks a name with a value;
+// other programs read the value, watch it, or wait for the lock.
 //
 //	etcd, err := clientv3.New(locker.ClientConfig("localhost:2379"))
 //	client, err := locker.New(etcd)
@@ -8,56 +8,80 @@
 //
 //	holder, err := client.Get(ctx, "www.example.com") // holder.Value is "10.1.1.1"
 //
-// # The model
+// Error handling is omitted here; the examples have it.
 //
-// Each name has a queue in etcd: the keys below <prefix><name>/. An entry in it is
-// attached to a lease, which a [Session] of the [Client] renews. The oldest entry
-// is the holder; its value is the value of the name, and the revision at which it
-// was created is its fencing token. A [Lock] is the handle of one hold. It ends by
-// [Lock.Unlock], or it is lost: then its context ends, and it is never held again.
+// # Model
 //
-// The layout is that of etcd's own concurrency package, so that concurrency.Mutex,
-// concurrency.Election, "etcdctl lock locker/NAME" and "etcdctl elect
-// locker/NAME" exclude Locker and are excluded by it. In a key, a slash of a name
-// is written %2F and a percent sign %25: the name "a/b" is locker/a%2Fb there.
+// Each name has a queue in etcd: the keys below <prefix><name>/. A key in a queue is called
+// an entry. It is attached to a lease, which a [Session] of the [Client] renews. The oldest
+// entry belongs to the holder: its value is the value of the name, and its create revision
+// is the fencing token.
+//
+// A [Lock] is the handle of one hold. Once it has ended, it never holds again:
+//
+//	               head of the queue             Unlock
+//	Lock --> queued ----------------> held ------------------> released: ErrReleased
+//	           |                       | lease or entry is gone
+//	           |                       +---------------------> lost: *LostError
+//	           |                       |         Close
+//	           |                       +---------------------> closed: ErrClosed
+//	           | ctx ends, or lease or entry is gone
+//	           +--> Lock returns an error, and the entry is removed
+//
+// A Session is a lease and its renewal. When it ends, the contexts of its holds end first,
+// and only then is the lease revoked. (An adopted lease is kept, and only what Locker has
+// on it is deleted.)
+//
+//	               renewed every third of the TTL
+//	NewSession --> open
+//	                |              Close
+//	                +-----------------------------> closed --+
+//	                |     deadline passed, lease gone        +--> lease revoked
+//	                +-----------------------------> lost ----+
+//
+// The layout is that of etcd's own concurrency package. Therefore concurrency.Mutex,
+// concurrency.Election, "etcdctl lock locker/NAME" and "etcdctl elect locker/NAME" exclude
+// Locker and are excluded by it. In a key, a slash in a name is written %2F and a percent
+// sign %25: the name "a/b" is locker/a%2Fb there.
 //
 // # Choosing a verb
 //
-//   - [Client.Lock] waits its turn and returns the hold.
-//   - [Client.TryLock] takes a free name, or says who holds it.
+//   - [Client.Lock] waits for the name and returns the hold.
+//   - [Client.TryLock] takes a free name, or reports who holds it.
 //   - [Client.Do] runs a function under the lock.
-//   - [Client.Campaign] runs it again after each loss, for a role that must always
-//     be filled.
+//   - [Client.Campaign] runs it again after each loss, for a role that must always be
+//     filled.
 //   - [Client.Get], [Client.List] and [Client.Owners] read who holds what.
 //   - [Client.Watch] and [Client.WatchPrefix] follow it; a [Cache] keeps it in memory.
 //
-// # What is guaranteed
+// # Guarantees
 //
-// A lock alone cannot stop a holder that was paused: between its last look at the
-// lock and the effect of what it does then, any time may pass. So let the resource
-// decide. If it is in etcd, write through [Lock.Commit], or put [Lock.Guard] into
-// your own transactions: they are refused once the hold is over. If it is
-// elsewhere, send [Lock.Token] along, and let it refuse a smaller one after a
-// larger. Both hold whatever clocks and networks do.
+// A lock alone cannot stop a holder that was paused: any amount of time may pass between
+// its last check of the lock and the effect of what it does next. So let the resource
+// decide. If it is in etcd, write through [Lock.Commit], or add [Lock.Guard] to your own
+// transactions: etcd refuses them once the hold is over. If it is elsewhere, send
+// [Lock.Token] along, and let the resource refuse a token that is smaller than one it has
+// seen. Both hold whatever clocks and networks do.
 //
-// Beyond that, as long as the clocks of this machine and of etcd's leader do not
-// drift apart by more than the safety margin within one TTL (see
-// [WithSafetyMargin]): the context of a hold ends before anybody else can hold the
-// name, and a name whose holder has died is free after the TTL.
+// Beyond that, as long as the clocks of this machine and of etcd's leader do not drift
+// apart by more than the safety margin within one TTL (see [WithSafetyMargin]), the context
+// of a hold ends before anybody else can hold the name, and a name whose holder has died is
+// free after the TTL.
 //
-// Not guaranteed: that somebody who deletes entries or revokes leases by hand is
-// noticed at once (it takes up to a third of the TTL); anything about entries made
-// without a lease, which hold until somebody deletes them.
+// There is no guarantee that a holder notices at once when somebody deletes its entry or
+// revokes its lease by hand: that takes up to a third of the TTL. Nor is there any about
+// entries that others made without a lease: they hold until somebody deletes them.
 //
 // # Contexts and goroutines
 //
-// A context given to a call bounds that call, never the hold. Every goroutine of
-// the package belongs to a Client and has ended when [Client.Close] returns. User
-// code runs in the goroutine of its caller.
+// A context given to a call bounds that call, never the hold. Every goroutine of the
+// package belongs to a Client and has ended when [Client.Close] returns. User code runs in
+// the goroutine of its caller.
 //
 // # Errors
 //
-// Every error can be told by errors.Is from the sentinels of this package, carries
-// its details in a type for errors.As, matches the cause of a context that ended
-// the call, and keeps etcd's own error in the chain.
+// Examine errors with errors.Is and errors.As. An error matches a sentinel of this package
+// such as [ErrLost], and has its details in a type such as [*LostError]; or it matches the
+// cause of the context that ended the call; or it is etcd's own. In any case etcd's error
+// stays in the chain.
 package locker
