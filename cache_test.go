@@ -3,7 +3,6 @@ package locker_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -14,30 +13,10 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-func newCache(t testing.TB, c *locker.Client, prefix string) *locker.Cache {
-	t.Helper()
-	k, err := c.NewCache(within(t), prefix)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(k.Close)
-	return k
-}
-
-// list returns what etcd says that is held below prefix.
-func list(t testing.TB, c *locker.Client, prefix string) []locker.Holder {
-	t.Helper()
-	holders, err := c.List(within(t), prefix)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return holders
-}
-
 func TestACacheIsFilledFromTheBeginning(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	a, ab := lock(t, c, "a", "1"), lock(t, c, "a/b", "2")
 	lock(t, c, "c", "3")
 	k := newCache(t, c, "a")
@@ -62,8 +41,8 @@ func TestACacheIsFilledFromTheBeginning(t *testing.T) {
 func TestACacheFollowsEachChange(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
-	k := newCache(t, b.client(t), "")
+	c := b.Client(t)
+	k := newCache(t, b.Client(t), "")
 	if got := k.List(); len(got) != 0 {
 		t.Fatalf("List = %+v", got)
 	}
@@ -92,72 +71,18 @@ func TestACacheFollowsEachChange(t *testing.T) {
 	}
 }
 
-func TestACacheIsAtEachRevisionWhatWasHeld(t *testing.T) {
-	b := setup(t)
-	proxy := b.server.Proxy(t)
-	type sample struct {
-		revision int64
-		holders  []locker.Holder
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	caches := []*locker.Cache{newCache(t, b.client(t), ""), newCache(t, newClient(t, proxy.Client(t)), "")}
-	samples := make([][]sample, len(caches))
-	for i, k := range caches {
-		wg.Go(func() {
-			last := sample{revision: -1}
-			for ctx.Err() == nil {
-				now := sample{k.Revision(), k.List()}
-				if now.revision < last.revision {
-					t.Errorf("the revision went from %d to %d", last.revision, now.revision)
-				}
-				if now.revision == k.Revision() && now.revision != last.revision {
-					samples[i], last = append(samples[i], now), now
-				}
-				<-time.After(50 * time.Microsecond)
-			}
-		})
-	}
-	wg.Go(func() {
-		shake := time.NewTicker(200 * time.Millisecond)
-		defer shake.Stop()
-		for ctx.Err() == nil {
-			<-shake.C
-			proxy.Reset()
-		}
-	})
-	defer wg.Wait()
-	defer cancel()
-	so := makeHistory(t, b)
-	for i, k := range caches {
-		eventually(t, fmt.Sprintf("cache %d knows the end", i), func() bool {
-			return slices.Equal(k.List(), list(t, b.client(t), ""))
-		})
-	}
-	cancel()
-	wg.Wait()
-	for i := range samples {
-		t.Logf("%d samples of cache %d", len(samples[i]), i)
-		for _, s := range samples[i] {
-			if want := so.held(s.revision); !slices.Equal(s.holders, want) {
-				t.Errorf("cache %d at revision %d has %+v, but held were %+v", i, s.revision, s.holders, want)
-			}
-		}
-	}
-}
-
 // etcd sends a watch that has fallen behind no more than 1,000 revisions at once.
 func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
 	b := setup(t)
-	proxy := b.server.Proxy(t)
-	l := lock(t, b.client(t), "a", "start")
+	proxy := b.Server.Proxy(t)
+	l := lock(t, b.Client(t), "a", "start")
 	k := newCache(t, newClient(t, proxy.Client(t)), "")
 	proxy.Cut()
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
 			for range 200 {
-				if _, err := b.etcd.Put(within(t), "locker/b/1", "passing"); err != nil {
+				if _, err := b.Etcd.Put(within(t), "locker/b/1", "passing"); err != nil {
 					t.Error(err)
 					return
 				}
@@ -167,7 +92,7 @@ func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
 	wg.Wait()
 	setValue(t, l, "newest")
 	want := holderBy(l)
-	now, err := b.etcd.Get(within(t), l.Key())
+	now, err := b.Etcd.Get(within(t), l.Key())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +112,7 @@ func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
 func TestTheAgeOfACacheTellsWhetherItIsCurrent(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	const ttl = 2 * time.Second
 	k := newCache(t, newClient(t, proxy.Client(t), locker.WithTTL(ttl)), "")
 	for range 3 {
@@ -202,7 +127,7 @@ func TestTheAgeOfACacheTellsWhetherItIsCurrent(t *testing.T) {
 		if age, most := k.Age(), time.Since(began)+5*ttl; age > most {
 			t.Errorf("the age is %v, after %v without etcd", age, time.Since(began))
 		}
-		l := lock(t, b.client(t), what, "1")
+		l := lock(t, b.Client(t), what, "1")
 		proxy.Heal()
 		eventually(t, what+": the copy is current again", func() bool {
 			holder, _ := k.Get(what)
@@ -214,14 +139,14 @@ func TestTheAgeOfACacheTellsWhetherItIsCurrent(t *testing.T) {
 func TestAClosedCacheCanStillBeRead(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	other := b.client(t)
+	other := b.Client(t)
 	l := lock(t, other, "a", "1")
 	want := []locker.Holder{holderBy(l)}
 	for what, end := range map[string]func(*locker.Client, *locker.Cache){
 		"the cache":  func(_ *locker.Client, k *locker.Cache) { k.Close(); k.Close() },
 		"the client": func(c *locker.Client, _ *locker.Cache) { _ = c.Close() },
 	} {
-		c := b.client(t)
+		c := b.Client(t)
 		k := newCache(t, c, "")
 		end(c, k)
 		revision, age := k.Revision(), k.Age()
@@ -241,7 +166,7 @@ func TestAClosedCacheCanStillBeRead(t *testing.T) {
 func TestNewCacheReturnsWhenItCannotBeFilled(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	c := newClient(t, proxy.Client(t))
 	proxy.Cut()
 	reason := errors.New("enough")
@@ -273,11 +198,11 @@ func TestNewCacheReturnsWhenItCannotBeFilled(t *testing.T) {
 func TestCacheChanged_IsSilentWhenNothingChangesThatGetOrListReturn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := lock(t, b.client(t), "a", "1")
-	k := newCache(t, b.client(t), "")
+	l := lock(t, b.Client(t), "a", "1")
+	k := newCache(t, b.Client(t), "")
 	changed := k.Changed()
 	for range 3 {
-		resp, err := b.etcd.Put(within(t), l.Key(), l.Value(), clientv3.WithLease(lease(l)))
+		resp, err := b.Etcd.Put(within(t), l.Key(), l.Value(), clientv3.WithLease(lease(l)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,7 +220,7 @@ func TestCacheChanged_IsSilentWhenNothingChangesThatGetOrListReturn(t *testing.T
 // Not parallel: what other tests allocate would be counted as well.
 func TestGetOfACacheAllocatesNothing(t *testing.T) {
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	lock(t, c, "a", "1")
 	k := newCache(t, c, "")
 	if n := testing.AllocsPerRun(100_000, func() {
@@ -313,7 +238,7 @@ func TestGetOfACacheAllocatesNothing(t *testing.T) {
 func TestChangedTellsOfEachChangeBelowThePrefixAndOfNothingElse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	k := newCache(t, c, "a")
 	changed := func(ch <-chan struct{}) bool {
 		select {

@@ -19,7 +19,7 @@ import (
 // leases returns how many leases there are.
 func (b bundle) leases(t testing.TB) int {
 	t.Helper()
-	resp, err := b.etcd.Leases(within(t))
+	resp, err := b.Etcd.Leases(within(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func wantWrappedOnce(t testing.TB, err error) {
 func TestAContextThatHasEndedLeadsToItsCauseAndNoRequest(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
-	etcd, requests := countedEtcd(t, b.server)
+	etcd, requests := countedEtcd(t, b.Server)
 	c := newClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
 	l := lock(t, c, "a", "v")
 	calls := verbs(c)
@@ -85,7 +85,7 @@ func sweep(t *testing.T, b bundle, present int, try bool, fault func(end func())
 	t.Helper()
 	enough := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(within(t))
-	config := b.server.ClientConfig()
+	config := b.Server.ClientConfig()
 	config.DialOptions = append(config.DialOptions, fault(func() { cancel(enough) }).DialOption())
 	etcd, err := clientv3.New(config)
 	if err != nil {
@@ -107,19 +107,19 @@ func sweep(t *testing.T, b bundle, present int, try bool, fault func(end func())
 	}()
 	got := receive(t, result)
 	switch {
-	case got.err == nil && present > 0:
+	case got.Err == nil && present > 0:
 		t.Error("locked, while another holds")
-	case got.err == nil:
-		if got.lock.Err() != nil {
-			t.Errorf("returned with the hold over: %v", got.lock.Err())
+	case got.Err == nil:
+		if got.Lock.Err() != nil {
+			t.Errorf("returned with the hold over: %v", got.Lock.Err())
 		}
-		unlock(t, got.lock)
-	case try && errors.Is(got.err, locker.ErrLocked):
+		unlock(t, got.Lock)
+	case try && errors.Is(got.Err, locker.ErrLocked):
 	default:
-		want(t, got.err, enough)
+		want(t, got.Err, enough)
 		ended = true
 	}
-	b.queued(t, "a", present)
+	b.Queued(t, "a", present)
 	eventually(t, "the client has one lease at most", func() bool { return b.leases(t) <= present+1 })
 	if err := c.Close(); err != nil {
 		t.Error(err)
@@ -140,7 +140,7 @@ func TestAContextMayEndAtAnyRequestOfLock(t *testing.T) {
 					t.Parallel()
 					b := setup(t)
 					if present > 0 {
-						lock(t, b.client(t), "a", "present")
+						lock(t, b.Client(t), "a", "present")
 					}
 					ends := 0
 					for at := int64(1); at <= 6; at++ {
@@ -183,7 +183,7 @@ func TestAContextMayEndAtAnyTimeOfLock(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			if present > 0 {
-				lock(t, b.client(t), "a", "present")
+				lock(t, b.Client(t), "a", "present")
 			}
 			ends := 0
 			for d := 50 * time.Microsecond; d < 50*time.Millisecond; d += d / 4 {
@@ -205,7 +205,7 @@ func TestAContextMayEndAtAnyTimeOfLock(t *testing.T) {
 func TestWhoIsCancelledWhileWaitingInTheClientsLineIsSkipped(t *testing.T) {
 	t.Parallel()
 	b, tired := setup(t), errors.New("tired")
-	c := b.client(t)
+	c := b.Client(t)
 	l := lock(t, c, "a", "v")
 	ctx, cancel := context.WithCancelCause(within(t))
 	first := lockAsync(ctx, c, "a", "first")
@@ -214,45 +214,45 @@ func TestWhoIsCancelledWhileWaitingInTheClientsLineIsSkipped(t *testing.T) {
 	eventually(t, "the second is in line", func() bool { return c.Waiting("a") == 2 })
 	cancel(tired)
 	got := receive(t, first)
-	want(t, got.err, tired)
-	wantWrappedOnce(t, got.err)
-	if got.lock != nil || l.Err() != nil {
+	want(t, got.Err, tired)
+	wantWrappedOnce(t, got.Err)
+	if got.Lock != nil || l.Err() != nil {
 		t.Errorf("a lock with an error, or the holder was disturbed: %v", l.Err())
 	}
-	b.queued(t, "a", 1)
+	b.Queued(t, "a", 1)
 	unlock(t, l)
-	if got := receive(t, second); got.err != nil || get(t, c, "a").Value != "second" {
-		t.Errorf("the second: %v", got.err)
+	if got := receive(t, second); got.Err != nil || get(t, c, "a").Value != "second" {
+		t.Errorf("the second: %v", got.Err)
 	}
 }
 
 func TestWhoIsCancelledWhileWaitingInEtcdsQueueIsSkipped(t *testing.T) {
 	t.Parallel()
 	b, tired := setup(t), errors.New("tired")
-	l := lock(t, b.client(t), "a", "v")
+	l := lock(t, b.Client(t), "a", "v")
 	ctx, cancel := context.WithCancelCause(within(t))
-	first := lockAsync(ctx, b.client(t), "a", "first")
-	b.queued(t, "a", 2)
-	second := lockAsync(within(t), b.client(t), "a", "second")
-	b.queued(t, "a", 3)
+	first := lockAsync(ctx, b.Client(t), "a", "first")
+	b.Queued(t, "a", 2)
+	second := lockAsync(within(t), b.Client(t), "a", "second")
+	b.Queued(t, "a", 3)
 	cancel(tired)
-	want(t, receive(t, first).err, tired)
-	b.queued(t, "a", 2)
+	want(t, receive(t, first).Err, tired)
+	b.Queued(t, "a", 2)
 	select {
 	case got := <-second:
-		t.Fatalf("the second did not wait: %v", got.err)
+		t.Fatalf("the second did not wait: %v", got.Err)
 	default:
 	}
 	unlock(t, l)
-	if got := receive(t, second); got.err != nil {
-		t.Errorf("the second: %v", got.err)
+	if got := receive(t, second); got.Err != nil {
+		t.Errorf("the second: %v", got.Err)
 	}
 }
 
 func TestCloseEndsEverythingAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	foreign := lock(t, other, "foreign", "v")
 	l := lock(t, c, "a", "v")
 	s, err := c.NewSession(ctx)
@@ -274,7 +274,7 @@ func TestCloseEndsEverythingAndLeavesNothing(t *testing.T) {
 	eventually(t, "it is in line", func() bool { return c.Waiting("a") == 1 })
 	run("a remote waiter", func() error { _, err := c.Lock(ctx, "foreign", "w"); return err })
 	run("a waiter behind it", func() error { _, err := c.Lock(ctx, "foreign", "w", locker.WithSession(s)); return err })
-	b.queued(t, "foreign", 2)
+	b.Queued(t, "foreign", 2)
 	started := make(chan string, 4)
 	running := func(ctx context.Context, l *locker.Lock) error {
 		started <- l.Name()
@@ -306,7 +306,7 @@ func TestCloseEndsEverythingAndLeavesNothing(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if keys := b.keys(t, ""); len(keys) != 2 || b.leases(t) != 1 { // the entry and the record of the other
+	if keys := b.Keys(t, ""); len(keys) != 2 || b.leases(t) != 1 { // the entry and the record of the other
 		t.Errorf("left behind: %d leases, keys %q", b.leases(t), keys)
 	}
 	for what, result := range results {
@@ -334,7 +334,7 @@ func TestCloseEndsEverythingAndLeavesNothing(t *testing.T) {
 func TestAfterCloseEveryCallSaysClosed(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	etcd, requests := countedEtcd(t, b.server)
+	etcd, requests := countedEtcd(t, b.Server)
 	c := newClient(t, etcd)
 	l := lock(t, c, "a", "v")
 	unlock(t, l)
@@ -372,7 +372,7 @@ func TestEveryCloseReturnsWhenNothingIsLeft(t *testing.T) {
 	revoking, proceed := make(chan struct{}), make(chan struct{})
 	var revoked atomic.Bool
 	var once sync.Once // on a busy machine it may be sent twice
-	c := newClient(t, b.server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		if method != "/etcdserverpb.Lease/LeaseRevoke" {
 			return call()
 		}
@@ -398,7 +398,7 @@ func TestEveryCloseReturnsWhenNothingIsLeft(t *testing.T) {
 		receive(t, started)
 	}
 	receive(t, revoking)
-	b.queued(t, "a", 1) // some time in which one might return
+	b.Queued(t, "a", 1) // some time in which one might return
 	close(proceed)
 	for range 4 {
 		if err := receive(t, done); err != nil {

@@ -1,6 +1,7 @@
 package locker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path"
@@ -21,7 +22,7 @@ import (
 
 // compat returns a Compat with a connection and a Client of its own, closed with the test.
 func (b bundle) compat(t testing.TB, opts ...locker.Option) *locker.Compat {
-	return newCompat(t, b.client(t, opts...))
+	return newCompat(t, b.Client(t, opts...))
 }
 
 // newCompat returns a Compat over client, closed with the test.
@@ -133,7 +134,7 @@ func TestCompatLockTellsTwoCompetingCallersWhatTheOriginalDid(t *testing.T) {
 	first.tells(t, true)
 	second := contend(b.compat(t, locker.WithTTL(brief)), "a", "2", 9)
 	second.tells(t, false)
-	b.queued(t, "a", 2)
+	b.Queued(t, "a", 2)
 	outlast(t, b, brief)
 	second.silent(t)
 	first.ends(t)
@@ -142,11 +143,11 @@ func TestCompatLockTellsTwoCompetingCallersWhatTheOriginalDid(t *testing.T) {
 }
 
 // expire ends the lease of the holder of name, remove removes its entry.
-func expire(t testing.TB, b bundle, h locker.Holder) { b.server.ExpireLease(t, h.Lease) }
+func expire(t testing.TB, b bundle, h locker.Holder) { b.Server.ExpireLease(t, h.Lease) }
 func remove(t testing.TB, b bundle, h locker.Holder) {
 	t.Helper()
-	for _, key := range b.keys(t, locker.DefaultPrefix+h.Name+"/") {
-		if _, err := b.etcd.Delete(within(t), key); err != nil {
+	for _, key := range b.Keys(t, locker.DefaultPrefix+h.Name+"/") {
+		if _, err := b.Etcd.Delete(within(t), key); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -158,7 +159,7 @@ func TestCompatLockTellsLossAndReacquisition(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			observer := b.client(t)
+			observer := b.Client(t)
 			for _, events := range []int{0, 9} {
 				k := contend(b.compat(t, locker.WithTTL(brief)), "a", "v", events)
 				k.tells(t, true)
@@ -175,22 +176,22 @@ func TestCompatLockTellsLossAndReacquisition(t *testing.T) {
 func TestCompatLockGoesOnContendingAfterFalse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	present := lock(t, b.client(t), "a", "present")
+	present := lock(t, b.Client(t), "a", "present")
 	k := contend(b.compat(t, locker.WithTTL(brief)), "a", "v", 9)
 	k.tells(t, false)
 	for range 2 { // its place in the queue is lost, which is no news
-		b.queued(t, "a", 2)
-		keys := b.keys(t, locker.DefaultPrefix+"a/")
+		b.Queued(t, "a", 2)
+		keys := b.Keys(t, locker.DefaultPrefix+"a/")
 		mine := slices.DeleteFunc(keys, func(key string) bool { return key == present.Key() })[0]
-		if _, err := b.etcd.Delete(within(t), mine); err != nil {
+		if _, err := b.Etcd.Delete(within(t), mine); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "it queues again", func() bool {
-			resp, err := b.etcd.Get(within(t), mine)
+			resp, err := b.Etcd.Get(within(t), mine)
 			return err == nil && len(resp.Kvs) == 1
 		})
 	}
-	b.queued(t, "a", 2)
+	b.Queued(t, "a", 2)
 	k.silent(t)
 	unlock(t, present)
 	k.tells(t, true)
@@ -200,7 +201,7 @@ func TestCompatLockGoesOnContendingAfterFalse(t *testing.T) {
 func TestCompatTakesNilForEveryChannel(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, locker.WithTTL(brief)).Compat()
+	c := b.Client(t, locker.WithTTL(brief)).Compat()
 	held := calling(func() error { return c.Lock("a", "v", nil, nil) })
 	eventually(t, "it is locked", func() bool { v, err := c.Get("a"); return v == "v" && err == nil })
 	waiting := calling(func() error { return c.Lock("a", "w", nil, nil) })
@@ -244,22 +245,22 @@ func TestCompatLockQuitsByASendAndByAClose(t *testing.T) {
 			k.tells(t, true)
 			quit(t, k.quit)
 			k.ended(t)
-			b.queued(t, "a", 0)
+			b.Queued(t, "a", 0)
 		})
 		t.Run("while waiting, by "+way, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			present, c := lock(t, b.client(t), "a", "present"), b.compat(t)
+			present, c := lock(t, b.Client(t), "a", "present"), b.compat(t)
 			k := contend(c, "a", "v", 1)
 			k.tells(t, false)
-			b.queued(t, "a", 2)
+			b.Queued(t, "a", 2)
 			behind := contend(c, "a", "v", 1)
 			behind.tells(t, false)
 			for _, k := range []call[bool]{behind, k} {
 				quit(t, k.quit)
 				k.ended(t)
 			}
-			b.queued(t, "a", 1)
+			b.Queued(t, "a", 1)
 			if present.Err() != nil {
 				t.Error(present.Err())
 			}
@@ -275,12 +276,12 @@ func TestCompatLockQuitsByASendAndByAClose(t *testing.T) {
 				quit(t, k.quit)
 				k.ended(t)
 			}
-			b.queued(t, "a", 0)
+			b.Queued(t, "a", 0)
 		})
 		t.Run("during the first attempt, by "+way, func(t *testing.T) {
 			t.Parallel()
 			b, begun, passed, once := setup(t), make(chan struct{}), make(chan struct{}), sync.Once{}
-			etcd := b.server.ClientWith(t, gate(func(string) {
+			etcd := b.Server.ClientWith(t, gate(func(string) {
 				once.Do(func() { close(begun) })
 				<-passed
 			}))
@@ -289,7 +290,7 @@ func TestCompatLockQuitsByASendAndByAClose(t *testing.T) {
 			quit(t, k.quit)
 			k.ended(t)
 			close(passed)
-			b.queued(t, "a", 0)
+			b.Queued(t, "a", 0)
 		})
 	}
 }
@@ -318,14 +319,14 @@ func TestCompatLockThatWasToldToQuitBeforeItBeganDoesNothing(t *testing.T) {
 func TestCompatUsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := locker.NewCompat(b.server.Client(t))
+	c := locker.NewCompat(b.Server.Client(t))
 	defer c.Close()
 	contend(c, "a", "v", 0).tells(t, true)
-	keys := b.keys(t, "locker/a/")
+	keys := b.Keys(t, "locker/a/")
 	if len(keys) != 1 || path.Dir(keys[0]) != "locker/a" {
 		t.Errorf("the keys are %v", keys)
 	}
-	lease, err := b.etcd.TimeToLive(within(t), get(t, b.client(t), "a").Lease)
+	lease, err := b.Etcd.TimeToLive(within(t), get(t, b.Client(t), "a").Lease)
 	if err != nil || lease.GrantedTTL != 5 {
 		t.Errorf("the lease is %+v, %v; want a TTL of 5 s", lease, err)
 	}
@@ -334,7 +335,7 @@ func TestCompatUsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
 func TestCompatReturnsOtherErrors(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
-	config := b.server.ClientConfig()
+	config := b.Server.ClientConfig()
 	config.Username = addUser(t, b, "guest", "elsewhere/")
 	config.Password = config.Username
 	c, guest := b.compat(t), newCompat(t, newClient(t, connect(t, config)))
@@ -361,15 +362,15 @@ func TestCompatReturnsOtherErrors(t *testing.T) {
 func TestCompatLockReturnsAnErrorOfEtcdAlsoWhileItWaits(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
-	config := b.server.ClientConfig()
+	config := b.Server.ClientConfig()
 	config.Username = addUser(t, b, "member", "locker/")
 	config.Password = config.Username
 	c := newCompat(t, newClient(t, connect(t, config), locker.WithTTL(brief)))
-	lock(t, b.client(t), "a", "present")
+	lock(t, b.Client(t), "a", "present")
 	k, behind := contend(c, "a", "v", 9), contend(c, "a", "w", 9)
 	k.tells(t, false)
 	behind.tells(t, false)
-	if _, err := b.etcd.RoleRevokePermission(within(t), "member", "locker/", clientv3.GetPrefixRangeEnd("locker/")); err != nil {
+	if _, err := b.Etcd.RoleRevokePermission(within(t), "member", "locker/", clientv3.GetPrefixRangeEnd("locker/")); err != nil {
 		t.Fatal(err)
 	}
 	for _, k := range []call[bool]{k, behind} {
@@ -380,5 +381,228 @@ func TestCompatLockReturnsAnErrorOfEtcdAlsoWhileItWaits(t *testing.T) {
 	}
 	if text := fmt.Sprint(c.Lock("a", "v", nil, nil)); !strings.Contains(text, "permission denied") {
 		t.Errorf("%s does not tell why", text)
+	}
+}
+
+// legacy is all that a program on the original could call.
+type legacy interface {
+	Lock(name, value string, owned chan<- bool, quit <-chan bool) error
+	Watch(name string, valueChanges chan<- string, quit <-chan bool) error
+	Get(name string) (string, error)
+}
+
+// legacyProgram is written after the original's README, with nothing newer: a
+// service that serves while it owns its name, follows the service it depends on,
+// and gives up its name when that has gone. It reports what it does.
+func legacyProgram(client legacy, name, dependency string, report func(...any)) error {
+	value, err := client.Get(dependency)
+	if notFound, ok := err.(locker.LockNotFound); ok {
+		report(notFound.Error())
+	} else if err != nil {
+		return err
+	}
+	if value != "" {
+		report(dependency, "is", value)
+	}
+
+	owned, changes := make(chan bool), make(chan string)
+	quitLock, quitWatch := make(chan bool), make(chan bool)
+	results := make(chan error, 2)
+	go func() { results <- client.Lock(name, "ok", owned, quitLock) }()
+	go func() { results <- client.Watch(dependency, changes, quitWatch) }()
+	for seen := value != ""; ; {
+		select {
+		case own := <-owned:
+			report("owns", name, own)
+		case change := <-changes:
+			if change == "" && seen {
+				report(dependency, "is gone")
+				quitLock <- true
+				close(quitWatch)
+				for range 2 {
+					if err := <-results; err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			seen = seen || change != ""
+		}
+	}
+}
+
+func TestCompatRunsAProgramWrittenForTheOriginal(t *testing.T) {
+	t.Parallel()
+	client := locker.NewCompat(embedtest.Start(t).Client(t)) // the line that has changed
+	t.Cleanup(func() { _ = client.Close() })
+
+	b, reports := contend(client, "service-b", "ok", 0), make(chan string, 9)
+	b.tells(t, true)
+	w := follow(client, "service-a", 0)
+	w.tells(t, "")
+	result := calling(func() error {
+		return legacyProgram(client, "service-a", "service-b", func(words ...any) { reports <- fmt.Sprintln(words...) })
+	})
+	w.tells(t, "ok")
+	got := []string{receive(t, reports), receive(t, reports)}
+	b.ends(t)
+	if err := receive(t, result); err != nil {
+		t.Error(err)
+	}
+	w.tells(t, "")
+	got = append(got, receive(t, reports))
+	if want := []string{"service-b is ok\n", "owns service-a true\n", "service-b is gone\n"}; !slices.Equal(got, want) {
+		t.Errorf("the program reports %q, want %q", got, want)
+	}
+}
+
+// What Compat.Watch and Compat.Get have kept of the original.
+
+func TestCompatWatchTellsTheFirstValueAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.compat(t)
+	lock(t, b.Client(t), "a", "v")
+	follow(c, "a", 0).tells(t, "v")
+	follow(c, "nobody", 0).tells(t, "")
+}
+
+func TestCompatWatchTellsChangesOnly(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	holder := b.Client(t)
+	w := follow(b.compat(t), "a", 9)
+	w.tells(t, "")
+	for _, value := range []string{"v", "w"} {
+		l := lock(t, holder, "a", value)
+		w.tells(t, value)
+		setValue(t, l, value) // an event of etcd, but no change
+		unlock(t, l)
+		w.tells(t, "")
+	}
+	unlock(t, lock(t, holder, "a", "")) // cannot be told from nobody
+	lock(t, holder, "a", "x")
+	w.tells(t, "x")
+	w.ends(t)
+}
+
+func TestCompatWatchQuitsByASendAndByAClose(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.compat(t)
+	for _, quit := range []func(testing.TB, chan bool){bySend, byClose} {
+		read := follow(c, "a", 0)
+		read.tells(t, "")
+		unread := follow(c, "a", 0)
+		for _, w := range []call[string]{read, unread} {
+			quit(t, w.quit)
+			w.ended(t)
+		}
+	}
+}
+
+func TestCompatWatchQuitsWhileEtcdIsGone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := follow(b.compat(t), "a", 1)
+	b.Server.Stop(t, 0)
+	if len(w.told) == 1 {
+		w.tells(t, "")
+	}
+	unread := follow(b.compat(t), "a", 1)
+	w.ends(t)
+	unread.ends(t)
+}
+
+func TestCompatWatchTellsALateReaderTheNewest(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, holder := b.compat(t), b.Client(t)
+	w, brisk := follow(c, "a", 0), follow(c, "a", 9)
+	brisk.tells(t, "")
+	for _, value := range []string{"1", "2", "3"} {
+		l := lock(t, holder, "a", value)
+		brisk.tells(t, value)
+		if value != "3" {
+			unlock(t, l)
+			brisk.tells(t, "")
+		}
+	}
+	// It may be about to hear of the newest, but does not stay behind.
+	for value := ""; value != "3"; value = receive(t, w.told) {
+	}
+	w.ends(t)
+}
+
+func TestCompatWatchReturnsAnErrorWhenEtcdIsGoneForTheTTL(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, proxy := b.cut(t, brief)
+	w := follow(c, "a", 9)
+	w.tells(t, "")
+	proxy.Cut()
+	if err := receive(t, w.result); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Watch returned %v", err)
+	}
+	w.silent(t)
+}
+
+func TestCompatWatchSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, proxy := b.cut(t, unhurried)
+	w := follow(c, "a", 9)
+	w.tells(t, "")
+	proxy.Cut()
+	outlast(t, b, brief)
+	lock(t, b.Client(t), "a", "v")
+	w.silent(t)
+	proxy.Heal()
+	w.tells(t, "v")
+	w.ends(t)
+}
+
+func TestCompatGetReturnsTheValueOrLockNotFound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.compat(t)
+	_, err := c.Get("a")
+	if _, ok := err.(locker.LockNotFound); !ok {
+		t.Errorf("%T is not a LockNotFound", err)
+	}
+	if err == nil || err.Error() != "Lock not found: a" {
+		t.Errorf("the text is %q", err)
+	}
+	want(t, err, locker.ErrNotFound)
+	if errors.Is(err, locker.ErrLocked) {
+		t.Error("it is ErrLocked as well")
+	}
+	lock(t, b.Client(t), "a", "v")
+	if value, err := c.Get("a"); value != "v" || err != nil {
+		t.Errorf("%q, %v", value, err)
+	}
+}
+
+func TestCompatGetDoesNotTakeEtcdsAbsenceForThatOfALock(t *testing.T) {
+	t.Parallel()
+	server := embedtest.Start(t)
+	c := newCompat(t, newClient(t, server.Client(t), locker.WithTTL(brief)))
+	server.Stop(t, 0)
+	_, err := c.Get("a")
+	if err == nil || errors.Is(err, locker.ErrNotFound) {
+		t.Errorf("%v, want an error of etcd", err)
+	}
+	wantWrappedOnce(t, err)
+}
+
+func TestCompatLockDeniedHasItsOldText(t *testing.T) {
+	t.Parallel()
+	var err error = locker.LockDenied{}
+	if err.Error() != "Lock attempt was denied: " {
+		t.Errorf("the text is %q", err)
+	}
+	want(t, err, locker.ErrLocked)
+	if errors.Is(err, locker.ErrNotFound) {
+		t.Error("it is ErrNotFound as well")
 	}
 }

@@ -3,10 +3,13 @@ package locker_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
 )
@@ -16,7 +19,7 @@ var errOwn = errors.New("of fn")
 func TestDoHoldsWhileItsFunctionRuns(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), context.WithValue(within(t), contextKey{}, "kept")
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	var inner context.Context
 	err := c.Do(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		inner = ctx
@@ -34,13 +37,13 @@ func TestDoHoldsWhileItsFunctionRuns(t *testing.T) {
 	if inner == nil || inner.Err() == nil {
 		t.Error("the context of fn outlives it")
 	}
-	b.queued(t, "a", 0)
+	b.Queued(t, "a", 0)
 }
 
 func TestDoUnlocksHoweverItsFunctionEnds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	ends := map[string]struct {
 		fn     func(context.Context, *locker.Lock) error
 		err    error
@@ -75,7 +78,7 @@ func TestDoUnlocksHoweverItsFunctionEnds(t *testing.T) {
 func TestFnMayUnlockWithItsOwnContext(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	for range 20 {
 		err := c.Do(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 			if err := l.Unlock(ctx); err != nil { // ctx ends by that, which is no reason not to wait
@@ -100,7 +103,7 @@ func TestFnMayUnlockWithItsOwnContext(t *testing.T) {
 func TestTheContextOfFnEndsWithThatOfDo(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
-	c := b.client(t)
+	c := b.Client(t)
 	ctx, cancel := context.WithCancelCause(within(t))
 	err := c.Do(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		cancel(enough)
@@ -115,7 +118,7 @@ func TestTheContextOfFnEndsWithThatOfDo(t *testing.T) {
 	if errors.Is(err, locker.ErrLost) {
 		t.Errorf("not lost: %v", err)
 	}
-	b.queued(t, "a", 0)
+	b.Queued(t, "a", 0)
 }
 
 func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
@@ -124,13 +127,13 @@ func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
 	losses := map[locker.Reason]func(*testing.T, *locker.Client, *locker.Lock){
 		locker.Deleted: func(t *testing.T, _ *locker.Client, l *locker.Lock) { b.delete(t, l) },
 		locker.Revoked: func(t *testing.T, c *locker.Client, l *locker.Lock) {
-			b.server.ExpireLease(t, get(t, c, l.Name()).Lease)
+			b.Server.ExpireLease(t, get(t, c, l.Name()).Lease)
 		},
 	}
 	for reason, lose := range losses {
 		t.Run(reason.String(), func(t *testing.T) {
 			t.Parallel()
-			c, name := b.client(t, locker.WithTTL(brief)), reason.String()
+			c, name := b.Client(t, locker.WithTTL(brief)), reason.String()
 			for _, own := range []error{nil, errOwn} {
 				var lost *locker.Lock
 				err := c.Do(within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
@@ -158,25 +161,25 @@ func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
 func TestDoDoesNotCallFnWithoutTheLock(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
-	lock(t, b.client(t), "a", "v")
+	lock(t, b.Client(t), "a", "v")
 	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
 	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
-	c := b.client(t)
+	c := b.Client(t)
 	for _, call := range []verb{c.Do, c.Campaign} {
 		ctx, cancel := context.WithCancelCause(within(t))
 		result := make(chan error, 1)
 		go func() { result <- call(ctx, "a", "v", never) }()
-		b.queued(t, "a", 2)
+		b.Queued(t, "a", 2)
 		cancel(enough)
 		want(t, receive(t, result), enough)
-		b.queued(t, "a", 1)
+		b.Queued(t, "a", 1)
 	}
 }
 
 func TestCloseWithinDoEndsIt(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
-		c := sim.client()
+		c := sim.Client()
 		err := c.Do(sim.Context(), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 			if err := c.Close(); err != nil { // after it has waited for fn within its bound
 				sim.Error(err)
@@ -191,7 +194,7 @@ func TestCloseWithinDoEndsIt(t *testing.T) {
 func TestCampaignHoldsAgainAfterALoss(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, locker.WithTTL(brief))
+	c := b.Client(t, locker.WithTTL(brief))
 	var holds []*locker.Lock
 	err := c.Campaign(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		if len(holds) > 0 {
@@ -206,7 +209,7 @@ func TestCampaignHoldsAgainAfterALoss(t *testing.T) {
 		case 1:
 			b.delete(t, l)
 		case 2:
-			b.server.ExpireLease(t, get(t, c, "a").Lease)
+			b.Server.ExpireLease(t, get(t, c, "a").Lease)
 		default:
 			if get(t, c, "a") != holderOf(t, b, l) {
 				t.Error("somebody else holds")
@@ -219,13 +222,13 @@ func TestCampaignHoldsAgainAfterALoss(t *testing.T) {
 	if err != nil || len(holds) != 3 {
 		t.Errorf("%v after %d holds", err, len(holds))
 	}
-	b.queued(t, "a", 0)
+	b.Queued(t, "a", 0)
 }
 
 func TestCampaignEndsWithWhatFnReturnsWhileHolding(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	for _, result := range []error{nil, errOwn} {
 		calls := 0
 		err := c.Campaign(ctx, "a", "v", func(context.Context, *locker.Lock) error { calls++; return result })
@@ -238,7 +241,7 @@ func TestCampaignEndsWithWhatFnReturnsWhileHolding(t *testing.T) {
 func TestCampaignEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
-	c := b.client(t, locker.WithTTL(brief))
+	c := b.Client(t, locker.WithTTL(brief))
 	for what, lose := range map[string]bool{"while holding": false, "after a loss": true} {
 		ctx, cancel := context.WithCancelCause(within(t))
 		calls := 0
@@ -255,14 +258,14 @@ func TestCampaignEndsWithItsContext(t *testing.T) {
 		if !errors.Is(err, enough) || calls != 1 {
 			t.Errorf("%s: %v after %d calls", what, err, calls)
 		}
-		b.queued(t, "a", 0)
+		b.Queued(t, "a", 0)
 	}
 }
 
 func TestCampaignEndsWithAnOwnSession(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t, locker.WithTTL(brief))
+	c := b.Client(t, locker.WithTTL(brief))
 	s, err := c.NewSession(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +275,7 @@ func TestCampaignEndsWithAnOwnSession(t *testing.T) {
 		if calls++; calls == 1 {
 			b.delete(t, l) // this one is worth another try
 		} else {
-			b.server.ExpireLease(t, s.Lease())
+			b.Server.ExpireLease(t, s.Lease())
 		}
 		receive(t, ctx.Done())
 		return nil
@@ -287,7 +290,7 @@ func TestCampaignEndsWithAnOwnSession(t *testing.T) {
 func TestCampaignEndsWithARefusal(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
 	err := c.Campaign(within(t), "a", string(make([]byte, 1600<<10)), never)
 	want(t, err, rpctypes.ErrRequestTooLarge)
@@ -298,11 +301,11 @@ func TestCampaignsTakeTurns(t *testing.T) {
 	b, ctx := setup(t), within(t)
 	order, results := make(chan int, 3), make(chan error, 3)
 	for i := range 3 {
-		c := b.client(t)
+		c := b.Client(t)
 		go func() {
 			results <- c.Campaign(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 				if i == 0 {
-					b.queued(t, "a", 3)
+					b.Queued(t, "a", 3)
 				}
 				_, err := l.Commit(ctx, clientv3.OpPut("leader", "v"))
 				order <- i
@@ -310,7 +313,7 @@ func TestCampaignsTakeTurns(t *testing.T) {
 			})
 		}()
 		if i < 2 { // the first waits for the last
-			b.queued(t, "a", i+1)
+			b.Queued(t, "a", i+1)
 		}
 	}
 	for i := range 3 {
@@ -322,5 +325,267 @@ func TestCampaignsTakeTurns(t *testing.T) {
 		if err := receive(t, results); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// callback is a function of Do that tells how far it is.
+type callback struct {
+	started, ended, proceed chan struct{}
+}
+
+func newCallback() *callback {
+	return &callback{make(chan struct{}), make(chan struct{}), make(chan struct{})}
+}
+
+// run waits for its context to end, and then for the test.
+func (f *callback) run(ctx context.Context, _ *locker.Lock) error {
+	close(f.started)
+	<-ctx.Done()
+	close(f.ended)
+	<-f.proceed
+	return context.Cause(ctx)
+}
+
+func TestClose_WaitsForTheFunctionsOfDoBeforeItGivesTheirLocksAway(t *testing.T) {
+	t.Parallel()
+	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
+	closings := map[string]func(t *testing.T, b bundle, c *locker.Client) (run verb, closing func() error, opts []locker.LockOption){
+		"Do": func(_ *testing.T, _ bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
+			return c.Do, c.Close, nil
+		},
+		"Campaign": func(_ *testing.T, _ bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
+			return c.Campaign, c.Close, nil
+		},
+		"own session": func(t *testing.T, _ bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
+			s := newSession(t, c)
+			return c.Do, s.Close, []locker.LockOption{locker.WithSession(s)}
+		},
+		"adopted session": func(t *testing.T, b bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
+			foreign, err := concurrency.NewSession(b.Etcd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = foreign.Close() })
+			s, err := c.AdoptSession(foreign)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.Do, s.Close, []locker.LockOption{locker.WithSession(s)}
+		},
+	}
+	for what, prepare := range closings {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b, f := setup(t), newCallback()
+			c, other := b.Client(t), b.Client(t)
+			run, closing, opts := prepare(t, b, c)
+			result, closed := make(chan error, 1), make(chan error, 1)
+			go func() { result <- run(within(t), "a", "v", f.run, opts...) }()
+			receive(t, f.started)
+			go func() { closed <- closing() }()
+			receive(t, f.ended) // its context ends at once
+			next := lockAsync(within(t), other, "a", "next")
+			b.Queued(t, "a", 2)
+			_, err := other.TryLock(within(t), "a", "try")
+			want(t, err, locker.ErrLocked)
+			select {
+			case err := <-closed:
+				t.Errorf("Close returned %v before the function did", err)
+			case <-next:
+				t.Error("the lock was given away under the function")
+			case <-time.After(200 * time.Millisecond):
+			}
+			close(f.proceed)
+			want(t, receive(t, result), locker.ErrClosed)
+			if err := receive(t, closed); err != nil {
+				t.Error(err)
+			}
+			if got := receive(t, next); got.Err != nil {
+				t.Error(got.Err)
+			}
+		})
+	}
+}
+
+func TestClose_DoesNotWaitForAFunctionLongerThanItsBound(t *testing.T) {
+	t.Parallel()
+	simulate(t, func(sim simulation) {
+		c, f := sim.Client(locker.WithTTL(8*time.Second)), newCallback()
+		result := make(chan error, 1)
+		go func() { result <- c.Do(sim.Context(), "a", "v", f.run) }()
+		<-f.started
+		began := time.Now()
+		if err := c.Close(); err != nil {
+			sim.Error(err)
+		}
+		if took := time.Since(began); took < 4*time.Second || took > 8*time.Second {
+			sim.Errorf("Close took %v", took)
+		}
+		next, err := sim.Client().TryLock(sim.Context(), "a", "next")
+		if err != nil {
+			sim.Errorf("it was not given up: %v", err)
+		} else if err := next.Unlock(sim.Context()); err != nil {
+			sim.Error(err)
+		}
+		close(f.proceed)
+		if err := <-result; !errors.Is(err, locker.ErrClosed) {
+			sim.Error(err)
+		}
+	})
+}
+
+func TestClose_KeepsTheLeaseWhileItWaitsForAFunction(t *testing.T) {
+	t.Parallel()
+	simulate(t, func(sim simulation) {
+		c, other, f := sim.Client(locker.WithTTL(9*time.Second)), sim.Client(), newCallback()
+		go func() { _ = c.Do(sim.Context(), "a", "v", f.run) }()
+		<-f.started
+		sim.At(2900 * time.Millisecond) // just before a renewal: the lease would run out at 9 s
+		closed := make(chan error, 1)
+		go func() { closed <- c.Close() }()
+		<-f.ended
+		sim.At(9500 * time.Millisecond)
+		if _, err := other.TryLock(sim.Context(), "a", "next"); !errors.Is(err, locker.ErrLocked) {
+			sim.Errorf("the lock was lost under the function: %v", err)
+		}
+		close(f.proceed)
+		if err := <-closed; err != nil {
+			sim.Error(err)
+		}
+	})
+}
+
+func TestClose_DoesNotWaitForAFunctionThatHasUnlocked(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.Client(t, locker.WithTTL(2*time.Minute))
+	s := newSession(t, c)
+	err := c.Do(within(t), "a", "v", func(_ context.Context, l *locker.Lock) error {
+		unlock(t, l)
+		closed := make(chan error, 1)
+		go func() { closed <- s.Close() }()
+		return receive(t, closed)
+	}, locker.WithSession(s))
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// lockingVerbs are the calls that lock name with ctx.
+func lockingVerbs(c *locker.Client, name string) map[string]func(context.Context) error {
+	nothing := func(context.Context, *locker.Lock) error { return nil }
+	return map[string]func(context.Context) error{
+		"Lock":     func(ctx context.Context) error { return unlocked(c.Lock(ctx, name, "w")) },
+		"TryLock":  func(ctx context.Context) error { return unlocked(c.TryLock(ctx, name, "w")) },
+		"Do":       func(ctx context.Context) error { return c.Do(ctx, name, "w", nothing) },
+		"Campaign": func(ctx context.Context) error { return c.Campaign(ctx, name, "w", nothing) },
+	}
+}
+
+// unlocked unlocks what was locked.
+func unlocked(l *locker.Lock, err error) error {
+	if err != nil {
+		return err
+	}
+	return l.Unlock(context.Background())
+}
+
+// wantNested fails the test unless every call that locks name is refused as one that waits for itself.
+func wantNested(t *testing.T, ctx context.Context, c *locker.Client, name string) {
+	t.Helper()
+	for verb, call := range lockingVerbs(c, name) {
+		err := call(ctx)
+		wantInvalid(t, err, "name")
+		wantWrappedOnce(t, err)
+		if !strings.Contains(err.Error(), "not reentrant") {
+			t.Errorf("%s: %v", verb, err)
+		}
+	}
+}
+
+func TestLock_WithinDoOfTheSameNameIsRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, other := b.Client(t), b.Client(t)
+	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
+	for what, run := range map[string]verb{"Do": c.Do, "Campaign": c.Campaign} {
+		err := run(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+			derived, cancel := context.WithCancel(context.WithValue(ctx, contextKey{}, "v"))
+			defer cancel()
+			wantNested(t, derived, c, "a")
+			if l.Err() != nil {
+				t.Errorf("%s: the hold was disturbed: %v", what, l.Err())
+			}
+			for verb, call := range lockingVerbs(c, "b") { // another name
+				if err := call(ctx); err != nil {
+					t.Errorf("%s in %s: %v", verb, what, err)
+				}
+			}
+			_, err := other.TryLock(ctx, "a", "w") // another client
+			want(t, err, locker.ErrLocked)
+			_, err = c.TryLock(within(t), "a", "w") // another context
+			want(t, err, locker.ErrLocked)
+			return c.Do(ctx, "b", "v", func(ctx context.Context, inner *locker.Lock) error {
+				wantNested(t, ctx, c, "a")
+				wantNested(t, ctx, c, "b")
+				wantNested(t, inner.Context(), c, "a")
+				return nil
+			})
+		})
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	l := lock(t, c, "a", "v")
+	wantNested(t, l.Context(), c, "a")
+	unlock(t, l)
+	b.Queued(t, "a", 0)
+}
+
+func TestLock_WithTheContextOfAHoldThatIsOverIsNotRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.Client(t)
+	var outlives context.Context
+	var inner *locker.Lock
+	err := c.Do(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+		outlives = context.WithoutCancel(ctx)
+		inner = lock(t, c, "b", "v")
+		var err error
+		if inner, err = c.Lock(ctx, "c", "v"); err != nil {
+			return err
+		}
+		if err := l.Unlock(within(t)); err != nil {
+			return err
+		}
+		want(t, unlocked(c.Lock(ctx, "a", "w")), locker.ErrReleased) // ctx has ended
+		return unlocked(c.Lock(context.WithoutCancel(ctx), "a", "w"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ctx := range []context.Context{outlives, inner.Context()} {
+		for verb, call := range lockingVerbs(c, "a") {
+			if err := call(ctx); err != nil {
+				t.Errorf("%s: %v", verb, err)
+			}
+		}
+	}
+}
+
+func TestLock_OfANameThatOnlyAnOuterContextHasIsNotRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.Client(t)
+	first := lock(t, c, "a", "v")
+	second, err := c.Lock(first.Context(), "b", "v") // does not end with the first
+	if err != nil {
+		t.Fatal(err)
+	}
+	third := lockAsync(second.Context(), c, "a", "w")
+	eventually(t, "it is in line", func() bool { return c.Waiting("a") == 1 })
+	unlock(t, first)
+	if got := receive(t, third); got.Err != nil {
+		t.Error(got.Err)
 	}
 }

@@ -3,399 +3,754 @@ package locker_test
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
-	"strconv"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// Faults of the network between a client and etcd.
-
-// observer is what a Watch of one name has told.
-type observer struct {
-	states <-chan locker.State
-	last   locker.State
-}
-
-// observe watches name until the test ends.
-func observe(t testing.TB, c *locker.Client, name string) *observer {
-	states := make(chan locker.State, 1000)
-	go func() {
-		for state, err := range c.Watch(t.Context(), name) {
-			if err != nil {
-				return
-			}
-			states <- state
-		}
-	}()
-	return &observer{states: states}
-}
-
-// sees waits until the observer is told of the holder with that token, 0 for
-// nobody. What it is told must be in order and news.
-func (o *observer) sees(t testing.TB, token int64) {
+// wantOneRefused has a write that etcd refuses leave together with ten that it
+// does not, and returns what became of it.
+func wantOneRefused(t *testing.T, b bundle, c *locker.Client, w *wire, refuse func() <-chan outcome) error {
 	t.Helper()
-	for {
-		state := receive(t, o.states)
-		if state.Revision <= o.last.Revision {
-			t.Errorf("told of revision %d after %d", state.Revision, o.last.Revision)
-		}
-		if o.last.Revision != 0 && state.Held == o.last.Held && state.Holder == o.last.Holder {
-			t.Errorf("told twice: %+v", state)
-		}
-		o.last = state
-		if state.Token == token {
-			return
-		}
+	d := newDam(t, c, w)
+	before := len(w.transactions(0))
+	results := gathered(within(t), t, c, 10)
+	refused := refuse()
+	eventually(t, "it waits as well", func() bool { return c.Gathering() == 11 })
+	d.burst(t)
+	locks := b.wantEach(t, results)
+	got := receive(t, refused)
+	if got.Lock != nil {
+		t.Error("it is held")
 	}
+	if sent := w.transactions(before); len(sent[0]) != 11 {
+		t.Errorf("they left as %v", sent)
+	}
+	unlockAll(t, locks)
+	b.nothingQueued(t)
+	return got.Err
 }
 
-// company is one name with all who may take an interest in it, each with a Client
-// of its own.
-type company struct {
-	name     string
-	holder   *locker.Lock
-	waiting  <-chan outcome
-	observer *observer
-	cache    *locker.Cache
-}
-
-// gather returns once the name is held, waited for and observed.
-func gather(t testing.TB, b bundle, connect func(testing.TB) *clientv3.Client, opts ...locker.Option) *company {
-	t.Helper()
-	c := &company{name: "shared"}
-	c.holder = lock(t, newClient(t, connect(t), opts...), c.name, "holder")
-	c.waiting = lockAsync(within(t), newClient(t, connect(t), opts...), c.name, "waiter")
-	b.queued(t, c.name, 2)
-	c.observer = observe(t, newClient(t, connect(t), opts...), c.name)
-	c.observer.sees(t, c.holder.Token())
-	cache, err := newClient(t, connect(t), opts...).NewCache(within(t), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.cache = cache
-	return c
-}
-
-// passOn has the holder release what it must still hold, and wants everybody to
-// learn of it.
-func (c *company) passOn(t testing.TB, b bundle) {
-	t.Helper()
-	renewed(t, c.holder)
-	if holder, ok := c.cache.Get(c.name); !ok || holder.Token != c.holder.Token() {
-		t.Errorf("the cache has %+v, %v", holder, ok)
-	}
-	if err := c.holder.Unlock(within(t)); err != nil {
-		t.Error(err)
-	}
-	c.takeOver(t, b)
-}
-
-// takeOver wants the waiter to hold, and everybody to learn of that and of its end.
-func (c *company) takeOver(t testing.TB, b bundle) {
-	t.Helper()
-	next := receive(t, c.waiting)
-	if next.err != nil {
-		t.Fatal(next.err)
-	}
-	if next.lock.Token() <= c.holder.Token() {
-		t.Errorf("token %d after %d", next.lock.Token(), c.holder.Token())
-	}
-	c.observer.sees(t, next.lock.Token())
-	eventually(t, "the cache has the next holder", func() bool {
-		holder, _ := c.cache.Get(c.name)
-		return holder.Token == next.lock.Token()
-	})
-	if err := next.lock.Unlock(within(t)); err != nil {
-		t.Error(err)
-	}
-	c.observer.sees(t, 0)
-	eventually(t, "the cache has no holder", func() bool {
-		_, ok := c.cache.Get(c.name)
-		return !ok
-	})
-	b.queued(t, c.name, 0)
-}
-
-// renewed waits for a renewal that begins after now.
-func renewed(t testing.TB, l *locker.Lock) {
-	t.Helper()
-	// The renewal that moves the deadline first may have been under way; the
-	// second was not.
-	for range 2 {
-		before := l.Deadline()
-		eventually(t, "the deadline moves", func() bool { return l.Err() != nil || l.Deadline().After(before) })
-	}
-	if err := l.Err(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// lost waits for the end of a hold and wants it to be a loss for that reason.
-func lost(t testing.TB, l *locker.Lock, reason locker.Reason) *locker.LostError {
-	t.Helper()
-	receive(t, l.Context().Done())
-	var loss *locker.LostError
-	if err := l.Err(); !errors.As(err, &loss) || !errors.Is(err, locker.ErrLost) {
-		t.Fatalf("the hold ended with %v", err)
-	}
-	if loss.Reason != reason || loss.Name != l.Name() || loss.Token != l.Token() {
-		t.Errorf("lost with %+v, not %v", loss, reason)
-	}
-	return loss
-}
-
-func TestAHolderThatIsCutOffIsToldOfItsLossBeforeEtcdDeletesTheEntry(t *testing.T) {
+func TestAValueThatIsTooLargeFailsAloneOfAllThatLeftTogether(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
-		fault  func(*embedtest.Proxy)
-		trials int
-		lapses bool // the lease is left to run out
-	}{
-		"cut":    {func(p *embedtest.Proxy) { p.Cut() }, 30, true},
-		"frozen": {func(p *embedtest.Proxy) { p.Freeze() }, 8, true},
-		// The client, having lost the lease, gets a revocation through at once.
-		"replies dropped": {func(p *embedtest.Proxy) { p.DropReplies() }, 8, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := setup(t)
-			slacks := make([]time.Duration, test.trials)
-			var trials sync.WaitGroup
-			for i := range slacks {
-				ttl := brief + time.Duration(i%2)*time.Second
-				trials.Go(func() { slacks[i] = cutOff(t, b, "trial"+strconv.Itoa(i), ttl, test.fault) })
-			}
-			trials.Wait()
-			smallest := slacks[0]
-			for i, slack := range slacks {
-				smallest = min(smallest, slack)
-				if slack <= 0 && test.lapses {
-					t.Errorf("trial %d was told %v after the deletion", i, -slack)
-				}
-			}
-			t.Logf("the smallest slack of %d trials was %v", test.trials, smallest)
-		})
+	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxRequestBytes = 64 << 10 }))
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	err := wantOneRefused(t, b, c, w, func() <-chan outcome {
+		return lockAsync(within(t), c, "refused", strings.Repeat("x", 65<<10))
+	})
+	want(t, err, rpctypes.ErrRequestTooLarge)
+}
+
+func TestValuesThatAreTooLargeTogetherAreNot(t *testing.T) {
+	t.Parallel()
+	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxRequestBytes = 64 << 10 }))
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	d := newDam(t, c, w)
+	results := make([]<-chan outcome, 10)
+	for i := range results {
+		results[i] = lockAsync(within(t), c, fmt.Sprint("name", i), strings.Repeat("x", 20<<10))
+	}
+	eventually(t, "they wait", func() bool { return c.Gathering() == len(results) })
+	d.burst(t)
+	for _, result := range results {
+		b.holds(t, lockOf(t, result))
 	}
 }
 
-// cutOff lets a fault happen to a holder and returns by how much the end of its
-// hold came before the deletion of its entry. It is called in any goroutine.
-func cutOff(t *testing.T, b bundle, name string, ttl time.Duration, fault func(*embedtest.Proxy)) time.Duration {
+func TestALeaseThatIsGoneFailsAloneOfAllThatLeftTogether(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	s := newSession(t, c)
+	err := wantOneRefused(t, b, c, w, func() <-chan outcome {
+		b.Server.ExpireLease(t, s.Lease())
+		return lockAsync(within(t), c, "refused", "", locker.WithSession(s))
+	})
+	want(t, err, locker.ErrLost)
+	var lost *locker.LostError
+	if !errors.As(err, &lost) || lost.Reason != locker.Revoked {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestANameWithoutPermissionFailsAloneOfAllThatLeftTogether(t *testing.T) {
+	t.Parallel()
+	b := setup(t, embedtest.WithAuth())
+	user, ctx := addUser(t, b, "guest", locker.DefaultPrefix+"name"), within(t)
+	for _, prefix := range []string{"/", "warm/", "dam/"} {
+		prefix = locker.DefaultPrefix + prefix
+		if _, err := b.Etcd.RoleGrantPermission(ctx, user, prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := new(wire)
+	config := b.Server.ClientConfig()
+	config.Username, config.Password = user, user
+	config.DialOptions = append(config.DialOptions, embedtest.Intercept(w.intercept).DialOption())
+	c := newClient(t, connect(t, config), locker.WithTTL(unhurried))
+	unlock(t, lock(t, c, "warm", ""))
+	err := wantOneRefused(t, b, c, w, func() <-chan outcome { return lockAsync(ctx, c, "secret", "") })
+	want(t, err, rpctypes.ErrPermissionDenied)
+}
+
+func TestReleasesGoThroughTogetherWithLocksThatAreRefusedForSpace(t *testing.T) {
+	t.Parallel()
+	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 }))
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	locks := fill(t, c, "held", 10)
+	blocker := lock(t, c, "dam", "")
+	b.fillUp(t)
+	g := w.stop(t, false, func(req any) bool { return releases(req, "dam") })
 	ctx := within(t)
-	proxy := b.server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
-	l, err := c.Lock(ctx, name, "")
-	if err != nil {
-		t.Error(err)
-		return 0
-	}
-	entry := b.etcd.Watch(ctx, l.Key(), clientv3.WithRev(l.Token()+1), clientv3.WithFilterPut())
-	ended := make(chan time.Time, 1)
-	go func() {
-		<-l.Context().Done()
-		ended <- time.Now()
-	}()
-
-	<-time.After(rand.N(ttl)) // the fault comes at any point of the renewal interval
-	fault(proxy)
-	certain := l.Deadline()
-	answer, ok := <-entry
-	deleted, over := time.Now(), l.Context().Err() != nil
-	if !ok || len(answer.Events) == 0 {
-		t.Errorf("%s: no deletion: %v", name, answer.Err())
-		return 0
-	}
-	if !over {
-		t.Errorf("%s: not lost when the entry was deleted", name)
-	}
-	select {
-	case at := <-ended:
-		if at.Before(certain) {
-			t.Errorf("%s: lost %v before the deadline", name, certain.Sub(at))
+	var releases sync.WaitGroup
+	releases.Go(func() {
+		if err := blocker.Unlock(ctx); err != nil {
+			t.Error(err)
 		}
-		var loss *locker.LostError
-		if err := l.Err(); !errors.As(err, &loss) || loss.Reason != locker.Expired {
-			t.Errorf("%s: the hold ended with %v", name, err)
-		}
-		return deleted.Sub(at)
-	case <-ctx.Done():
-		t.Errorf("%s: the hold did not end", name)
-		return 0
-	}
-}
-
-func TestAfterItsRepliesWereDroppedAClientLocksAgain(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	proxy := b.server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
-	before := lock(t, c, "a", "")
-	proxy.DropReplies()
-	lost(t, before, locker.Expired)
-	waiting := lockAsync(within(t), c, "a", "")
-	proxy.Heal()
-	after := receive(t, waiting)
-	if after.err != nil {
-		t.Fatal(after.err)
-	}
-	if after.lock.Token() <= before.Token() {
-		t.Errorf("token %d after %d", after.lock.Token(), before.Token())
-	}
-}
-
-func TestNobodyNoticesThatConnectionsAreReset(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	proxy := b.server.Proxy(t)
-	c := gather(t, b, proxy.Client, locker.WithTTL(steady))
-	proxy.Reset()
-	renewed(t, c.holder)
-	proxy.Reset()
-	c.passOn(t, b)
-}
-
-func TestNoHandOverIsMissedWhileConnectionsAreReset(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	proxy := b.server.Proxy(t)
-	var clients [3]*locker.Client
-	for i := range clients {
-		clients[i] = newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
-	}
-	seen := observe(t, newClient(t, proxy.Client(t)), "a")
-	holder := lock(t, clients[0], "a", "")
-	owners := leases(t, b)
-	for i := range 20 {
-		waiting := lockAsync(within(t), clients[(i+1)%len(clients)], "a", "")
-		if i%2 == 0 {
-			b.queued(t, "a", 2) // else the reset comes while it is queuing
-		}
-		proxy.Reset()
-		if err := holder.Unlock(within(t)); err != nil {
-			t.Fatal(err)
-		}
-		proxy.Reset()
-		next := receive(t, waiting)
-		if next.err != nil {
-			t.Fatal(next.err)
-		}
-		if next.lock.Token() <= holder.Token() {
-			t.Fatalf("token %d after %d", next.lock.Token(), holder.Token())
-		}
-		holder = next.lock
-		seen.sees(t, holder.Token())
-	}
-	for lease := range owners {
-		if !leases(t, b)[lease] {
-			t.Errorf("session %x was lost", lease)
-		}
-	}
-}
-
-// leases returns the leases in etcd.
-func leases(t testing.TB, b bundle) map[clientv3.LeaseID]bool {
-	t.Helper()
-	resp, err := b.etcd.Leases(within(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids := make(map[clientv3.LeaseID]bool)
-	for _, lease := range resp.Leases {
-		ids[lease.ID] = true
-	}
-	return ids
-}
-
-func TestAHandOverDuringADisconnectIsNotMissed(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	releasing := b.client(t)
-	for i := range 5 {
-		name := "a" + strconv.Itoa(i)
-		proxy := b.server.Proxy(t)
-		holder := lock(t, releasing, name, "")
-		waiting := lockAsync(within(t), newClient(t, proxy.Client(t)), name, "")
-		b.queued(t, name, 2)
-		seen := observe(t, newClient(t, proxy.Client(t)), name)
-		seen.sees(t, holder.Token())
-		proxy.Cut()
-		if err := holder.Unlock(within(t)); err != nil {
-			t.Fatal(err)
-		}
-		if i%2 == 1 {
-			b.server.Compact(t) // so that no watch can go on where it was
-		}
-		proxy.Heal()
-		next := receive(t, waiting)
-		if next.err != nil {
-			t.Fatal(next.err)
-		}
-		seen.sees(t, next.lock.Token())
-	}
-}
-
-func TestAFrozenMemberCostsNoSession(t *testing.T) {
-	t.Parallel()
-	const ttl = brief
-	b := setup(t, embedtest.WithMembers(3))
-	for member := range 3 {
-		t.Run(strconv.Itoa(member), func(t *testing.T) {
-			t.Parallel()
-			name := "held" + strconv.Itoa(member)
-			proxy := b.server.Proxy(t)
-			holder := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
-			l := lock(t, holder, name, "")
-			waiting := lockAsync(within(t), newClient(t, proxy.Client(t), locker.WithTTL(ttl)), name, "")
-			b.queued(t, name, 2)
-			seen := observe(t, newClient(t, proxy.Client(t), locker.WithTTL(ttl)), name)
-			seen.sees(t, l.Token())
-
-			proxy.Freeze(member)
-			frozen := time.Now()
-			eventually(t, "renewed for longer than the TTL", func() bool {
-				return l.Err() != nil || l.Deadline().After(frozen.Add(2*ttl))
-			})
-			if err := l.Err(); err != nil {
-				t.Fatal(err)
-			}
-			if err := l.Unlock(within(t)); err != nil {
+	})
+	receive(t, g.arrived)
+	for _, l := range locks {
+		releases.Go(func() {
+			if err := l.Unlock(ctx); err != nil {
 				t.Error(err)
 			}
-			next := receive(t, waiting)
-			if next.err != nil {
-				t.Fatal(next.err)
+		})
+	}
+	eventually(t, "the releases wait", func() bool { return c.Gathering() == len(locks) })
+	results := gathered(ctx, t, c, 5)
+	before := len(w.transactions(0))
+	g.open()
+	releases.Wait()
+	for _, result := range results {
+		want(t, receive(t, result).Err, rpctypes.ErrNoSpace)
+	}
+	if sent := w.transactions(before); len(sent[0]) != len(locks)+len(results) {
+		t.Errorf("they left as %v", sent)
+	}
+	b.nothingQueued(t)
+}
+
+// fillUp writes until etcd has no more space.
+func (b bundle) fillUp(t testing.TB) {
+	t.Helper()
+	chunk := strings.Repeat("x", 100<<10)
+	eventually(t, "etcd is full", func() bool {
+		_, err := b.Etcd.Put(within(t), "ballast", chunk)
+		return errors.Is(err, rpctypes.ErrNoSpace)
+	})
+}
+
+func TestWhoGivesUpBehindAStuckTransactionReturnsAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	d := newDam(t, c, w)
+	ctx, cancel := context.WithCancel(within(t))
+	results := gathered(ctx, t, c, 10)
+	cancel()
+	began := time.Now()
+	for _, result := range results {
+		want(t, receive(t, result).Err, context.Canceled)
+	}
+	if took := time.Since(began); took > prompt {
+		t.Errorf("they returned after %v", took)
+	}
+	d.burst(t)
+	for name := range results { // whose turn comes when nothing can come of the first any more
+		l := lock(t, c, name, "")
+		b.holds(t, l)
+		unlock(t, l)
+	}
+	b.nothingQueued(t)
+}
+
+func TestAStuckTransactionHoldsUpOthersForAMomentOnly(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	stuck := make(chan struct{})
+	w.fail(1, func(req any) bool { return writes(req, "stuck") }, func(ctx context.Context, _ func() error) error {
+		close(stuck)
+		return neverAnswered(ctx, nil)
+	})
+	result := lockAsync(within(t), c, "stuck", "")
+	receive(t, stuck)
+	began := time.Now()
+	var locks []*locker.Lock
+	for _, result := range gathered(within(t), t, c, 10) {
+		locks = append(locks, lockOf(t, result))
+	}
+	if took := time.Since(began); took > prompt {
+		t.Errorf("the others took %v, and it is repeated within a second", took)
+	}
+	unlockAll(t, append(locks, lockOf(t, result)))
+	b.nothingQueued(t)
+}
+
+func TestALossOfWhatLeftTogetherLosesNoLock(t *testing.T) {
+	t.Parallel()
+	for what, fault := range faultsOfARequest {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			c, w := b.wired(t, locker.WithTTL(unhurried))
+			d := newDam(t, c, w)
+			results := gathered(within(t), t, c, 20)
+			w.fail(1, batched, fault)
+			d.burst(t)
+			locks := b.wantEach(t, results)
+			if w.pending() {
+				t.Error("nothing was lost")
 			}
-			seen.sees(t, next.lock.Token())
+
+			// And the other way round.
+			d = newDam(t, c, w)
+			done := make(chan struct{})
+			go func() { unlockAll(t, locks); close(done) }()
+			eventually(t, "they wait", func() bool { return c.Gathering() == len(locks) })
+			w.fail(1, batched, fault)
+			d.burst(t)
+			receive(t, done)
+			b.nothingQueued(t)
+			if w.pending() {
+				t.Error("nothing was lost")
+			}
 		})
 	}
 }
 
-func TestASlowNetworkOnlyMakesItSlower(t *testing.T) {
+func TestThoseWhoGiveUpOnWhatLeftTogetherLeaveNothing(t *testing.T) {
+	t.Parallel()
+	for _, committed := range []bool{false, true} {
+		t.Run(fmt.Sprint("committed=", committed), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			c, w := b.wired(t, locker.WithTTL(unhurried))
+			d := newDam(t, c, w)
+			ctx, cancel := context.WithCancel(within(t))
+			results := gathered(ctx, t, c, 20)
+			g := w.stop(t, committed, batched)
+			d.open()
+			receive(t, g.arrived)
+			cancel()
+			began := time.Now()
+			for _, result := range results {
+				want(t, receive(t, result).Err, context.Canceled)
+			}
+			if took := time.Since(began); took > prompt {
+				t.Errorf("they returned after %v", took)
+			}
+			g.open()
+			unlock(t, lockOf(t, d.lock))
+			for name := range results {
+				l := lock(t, c, name, "")
+				b.holds(t, l)
+				unlock(t, l)
+			}
+			b.nothingQueued(t)
+		})
+	}
+}
+
+func TestWhatLeftTogetherAndComesAfterItWasGivenUpHasNoEffect(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	proxy := b.server.Proxy(t)
-	done := make(chan struct{})
-	defer func() { <-done }()
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		for ctx.Err() == nil {
-			proxy.Delay(200*time.Millisecond + rand.N(40*time.Millisecond) - 20*time.Millisecond)
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-			}
+	var late lateRequests
+	var lose atomic.Bool
+	lose.Store(true)
+	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+		if lose.Load() && strings.Contains(fmt.Sprint(writesOf(req)), "name") {
+			return late.Hold(req)
 		}
-	}()
-	gather(t, b, proxy.Client, locker.WithTTL(steady)).passOn(t, b)
+		return call()
+	}))
+	unlock(t, lock(t, c, "warm", ""))
+	before := b.Records(t)
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	var results []<-chan outcome
+	for i := range 20 {
+		results = append(results, lockAsync(ctx, c, fmt.Sprint("name", i), ""))
+	}
+	eventually(t, "several left together", func() bool {
+		return slices.ContainsFunc(late.Requests(), func(txn *pb.TxnRequest) bool { return batched(txn) })
+	})
+	cancel()
+	for _, result := range results {
+		want(t, receive(t, result).Err, context.Canceled)
+	}
+	eventually(t, "what each may have left is settled", func() bool { return b.Records(t) > before })
+	lose.Store(false)
+	for i := range results { // whose turn comes when nothing can come of the first any more
+		unlock(t, lock(t, c, fmt.Sprint("name", i), ""))
+	}
+	late.Arrive(t, b.Etcd)
+	b.nothingQueued(t)
+}
+
+func TestCloseWhileManyAreUnderWayTogetherLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for _, committed := range []bool{false, true} {
+		t.Run(fmt.Sprint("committed=", committed), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			c, w := b.wired(t, locker.WithTTL(unhurried))
+			d := newDam(t, c, w)
+			results := gathered(within(t), t, c, 20)
+			g := w.stop(t, committed, batched)
+			d.open()
+			receive(t, g.arrived)
+			behind := lockAsync(within(t), c, "behind", "")
+			eventually(t, "one waits behind them", func() bool { return c.Gathering() > 0 })
+			closed := make(chan error, 1)
+			go func() { closed <- c.Close() }()
+			want(t, receive(t, behind).Err, locker.ErrClosed)
+			for _, result := range results {
+				want(t, receive(t, result).Err, locker.ErrClosed)
+			}
+			g.open()
+			if err := receive(t, closed); err != nil {
+				t.Error(err)
+			}
+			if left := b.Keys(t, ""); len(left) > 0 || b.leases(t) > 0 {
+				t.Errorf("left: %v and %d leases", left, b.leases(t))
+			}
+		})
+	}
+}
+
+func TestManyLocksAtOnceSurviveResetsAndAChangeOfLeader(t *testing.T) {
+	b := setup(t, embedtest.WithMembers(3))
+	proxy := b.Server.Proxy(t)
+	c := newClient(t, proxy.Client(t))
+	ctx, cancel := context.WithCancel(within(t))
+	var workers sync.WaitGroup
+	var holds atomic.Int64
+	for i := range 30 {
+		workers.Go(func() {
+			for token := int64(0); ctx.Err() == nil; {
+				l, err := c.Lock(context.WithoutCancel(ctx), fmt.Sprint("name", i), "")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if l.Token() <= token {
+					t.Errorf("token %d after %d", l.Token(), token)
+				}
+				token = l.Token()
+				holds.Add(1)
+				if err := l.Unlock(context.WithoutCancel(ctx)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 5 {
+		before := holds.Load()
+		eventually(t, "they go on", func() bool { return holds.Load() > before+60 })
+		proxy.Reset()
+		b.Server.MoveLeader(t)
+	}
+	cancel()
+	workers.Wait()
+	b.nothingQueued(t)
+}
+
+func handsOverA(req any) bool { return handsOver(req, "a") }
+
+// unlockAsync unlocks l in another goroutine.
+func unlockAsync(ctx context.Context, l *locker.Lock) <-chan error {
+	result := make(chan error, 1)
+	go func() { result <- l.Unlock(ctx) }()
+	return result
+}
+
+func TestAHandOverThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
+	t.Parallel()
+	faults := map[string]func(context.Context, func() error) error{
+		"it is never answered": neverAnswered,
+		"it is answered never": func(ctx context.Context, call func() error) error {
+			if err := call(); err != nil {
+				return err
+			}
+			return neverAnswered(ctx, call)
+		},
+	}
+	for what, fault := range faultsOfARequest {
+		faults[what] = fault
+	}
+	for what, fault := range faults {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b, ctx := setup(t), within(t)
+			c, w := b.wired(t, locker.WithTTL(unhurried))
+			holder := lock(t, c, "a", "")
+			heir, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
+			w.fail(1, handsOverA, fault)
+			began := time.Now()
+			if err := holder.Unlock(ctx); err != nil {
+				t.Errorf("Unlock returned %v", err)
+			}
+			if took := time.Since(began); took > prompt {
+				t.Errorf("Unlock took %v", took)
+			}
+			next := lockOf(t, heir)
+			if took := time.Since(began); took > prompt {
+				t.Errorf("the heir held after %v", took)
+			}
+			if w.pending() {
+				t.Error("nothing was lost")
+			}
+			b.holds(t, next)
+			if next.Token() <= holder.Token() {
+				t.Errorf("token %d after %d", next.Token(), holder.Token())
+			}
+			unlock(t, next)
+			last := lockOf(t, behind)
+			b.holds(t, last)
+			unlock(t, last)
+			b.nothingQueued(t)
+		})
+	}
+}
+
+func TestAnUnlockMayBeGivenUpAtAnyMomentOfTheHandOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	for _, committed := range []bool{false, true} {
+		holder := lock(t, c, "a", "")
+		heir := inLine(within(t), t, c, 0, "a", "")
+		g := w.stop(t, committed, handsOverA)
+		ctx, cancel := context.WithCancel(within(t))
+		result := unlockAsync(ctx, holder)
+		receive(t, g.arrived)
+		cancel()
+		want(t, receive(t, result), context.Canceled)
+		want(t, holder.Err(), locker.ErrReleased)
+		g.open()
+		next := lockOf(t, heir)
+		b.holds(t, next)
+		unlock(t, next)
+		b.nothingQueued(t)
+	}
+	for d := 20 * time.Microsecond; d < 20*time.Millisecond; d += d / 5 {
+		holder := lock(t, c, "a", "")
+		heir := inLine(within(t), t, c, 0, "a", "")
+		ctx, cancel := context.WithTimeout(within(t), d)
+		if err := holder.Unlock(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		cancel()
+		next := lockOf(t, heir)
+		b.holds(t, next)
+		unlock(t, next)
+	}
+	b.nothingQueued(t)
+}
+
+func TestAnHeirStaysOnTheSessionThatItWasFirstPutOn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	former := fill(t, c, "former", 1000)
+	fill(t, c, "latter", 998) // on a second session, which has room for two more
+	holder := lock(t, c, "a", "")
+	unlock(t, former[0]) // now the first session has room for one
+	heir := inLine(within(t), t, c, 0, "a", "")
+	g := w.stop(t, false, handsOverA)
+	ctx, cancel := context.WithCancel(within(t))
+	result := unlockAsync(ctx, holder)
+	receive(t, g.arrived) // with the heir, the second session is full
+	cancel()
+	want(t, receive(t, result), context.Canceled)
+	g.open() // while the withdrawal goes on
+	next := lockOf(t, heir)
+	b.holds(t, next)
+	unlock(t, next)
+	b.Queued(t, "a", 0)
+}
+
+func TestAnEntryThatWasDeletedIsALossForItsHolderAndNoneForItsHeir(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c, _ := b.wired(t, locker.WithTTL(unhurried))
+	for range 5 {
+		holder := lock(t, c, "a", "")
+		heir := inLine(ctx, t, c, 0, "a", "")
+		b.delete(t, holder)
+		wantLost(t, holder.Unlock(ctx), holder, locker.Deleted)
+		next := lockOf(t, heir)
+		b.holds(t, next)
+		if next.Token() <= holder.Token() {
+			t.Errorf("token %d after %d", next.Token(), holder.Token())
+		}
+		unlock(t, next)
+	}
+	b.nothingQueued(t)
+}
+
+func TestAnEntryThatIsDeletedDuringTheHandOverIsALossForItsHolderAndNoneForItsHeir(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	holder := lock(t, c, "a", "")
+	heir := inLine(ctx, t, c, 0, "a", "")
+	g := w.stop(t, false, handsOverA)
+	result := unlockAsync(ctx, holder)
+	receive(t, g.arrived)
+	b.delete(t, holder)
+	other := lock(t, b.Client(t), "a", "") // who thus comes before the heir
+	g.open()
+	wantLost(t, receive(t, result), holder, locker.Deleted)
+	b.Queued(t, "a", 2)
+	unlock(t, other)
+	b.holds(t, lockOf(t, heir))
+}
+
+func TestAnHeirsEntryThatIsDeletedIsLostAndTheNextHasItsTurn(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c, _ := b.wired(t, locker.WithTTL(unhurried))
+	holder := lock(t, c, "a", "")
+	other := lockAsync(ctx, b.Client(t), "a", "")
+	b.Queued(t, "a", 2)
+	heir, behind := inLine(ctx, t, c, 0, "a", "heir"), inLine(ctx, t, c, 1, "a", "")
+	unlock(t, holder)
+	present := lockOf(t, other)
+	resp, err := b.Etcd.Get(ctx, locker.DefaultPrefix+"a/", clientv3.WithLastCreate()...)
+	if err != nil || len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "heir" {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	if _, err := b.Etcd.Delete(ctx, string(resp.Kvs[0].Key)); err != nil {
+		t.Fatal(err)
+	}
+	err = receive(t, heir).Err
+	var lost *locker.LostError
+	if !errors.As(err, &lost) || lost.Reason != locker.Deleted || lost.Token != resp.Kvs[0].CreateRevision {
+		t.Errorf("the heir: %v", err)
+	}
+	b.Queued(t, "a", 2)
+	unlock(t, present)
+	b.holds(t, lockOf(t, behind))
+}
+
+func TestALeaseThatIsRevokedDuringTheHandOverLeavesTheHeirItsTurn(t *testing.T) {
+	t.Parallel()
+	for _, committed := range []bool{false, true} {
+		t.Run(fmt.Sprint("committed=", committed), func(t *testing.T) {
+			t.Parallel()
+			b, ctx := setup(t), within(t)
+			c, w := b.wired(t, locker.WithTTL(unhurried))
+			holder := lock(t, c, "a", "")
+			lease := leaseOf(t, c, holder)
+			heir, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
+			g := w.stop(t, committed, handsOverA)
+			result := unlockAsync(ctx, holder)
+			receive(t, g.arrived)
+			b.Server.ExpireLease(t, lease)
+			g.open()
+			err := receive(t, result)
+			if committed && err != nil || !committed && !errors.Is(err, locker.ErrLost) {
+				t.Errorf("Unlock returned %v", err)
+			}
+			got := receive(t, heir)
+			if committed { // it may have learned of the loss, or hold until then
+				if got.Err == nil {
+					want(t, got.Lock.Unlock(ctx), locker.ErrLost)
+				} else {
+					want(t, got.Err, locker.ErrLost)
+				}
+				got = receive(t, behind)
+			}
+			if got.Err != nil {
+				t.Fatal(got.Err)
+			}
+			b.holds(t, got.Lock)
+		})
+	}
+}
+
+func TestAHandOverSurvivesTheLossOfItsSessionsRecord(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c, w := b.wired(t, locker.WithTTL(unhurried))
+	spoil := map[string]func(l *locker.Lock){
+		"deleted": func(l *locker.Lock) {
+			member := strings.TrimSuffix(l.Key()[strings.LastIndexByte(l.Key(), '/'):], ".2")
+			resp, err := b.Etcd.Delete(ctx, locker.DefaultPrefix+member)
+			if err != nil || resp.Deleted != 1 {
+				t.Fatalf("delete the record: %v, %v", resp, err)
+			}
+		},
+		"written again": func(*locker.Lock) { // after a put whose outcome nobody knew
+			before := b.Records(t)
+			short, cancel := context.WithCancel(ctx)
+			w.fail(1, func(req any) bool { return writes(req, "fenced") }, func(context.Context, func() error) error {
+				cancel()
+				return errReplyLost
+			})
+			_, err := c.Lock(short, "fenced", "")
+			want(t, err, context.Canceled)
+			eventually(t, "the record is written", func() bool { return b.Records(t) > before })
+		},
+	}
+	for what, spoil := range spoil {
+		holder := lock(t, c, "a", "")
+		line := []<-chan outcome{inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")}
+		spoil(holder)
+		unlock(t, holder)
+		next := lockOf(t, line[0])
+		b.holds(t, next)
+		if next.Token() <= holder.Token() {
+			t.Errorf("%s: token %d after %d", what, next.Token(), holder.Token())
+		}
+		before := len(w.transactions(0))
+		unlock(t, next)
+		last := lockOf(t, line[1])
+		if sent := w.transactions(before); len(sent) != 1 {
+			t.Errorf("%s: after that handed over by %v", what, sent)
+		}
+		unlock(t, last)
+		b.nothingQueued(t)
+	}
+}
+
+// applied passes requests on. Of the first that is chosen it gives the answer that etcd
+// gives when a transaction has filled its space: an error, though it was applied.
+func applied(chosen func(req any) bool) embedtest.Intercept {
+	var done atomic.Bool
+	return func(_ context.Context, _ string, req any, call func() error) error {
+		err := call()
+		if err == nil && chosen(req) && done.CompareAndSwap(false, true) {
+			return rpctypes.ErrGRPCNoSpace
+		}
+		return err
+	}
+}
+
+func TestAPutThatFilledTheSpaceLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := newClient(t, b.Server.ClientWith(t, applied(func(req any) bool { return enqueues(req, "a") })))
+	_, err := c.Lock(within(t), "a", "")
+	want(t, err, rpctypes.ErrNoSpace)
+	b.Queued(t, "a", 0)
+	unlock(t, lock(t, c, "a", ""))
+}
+
+func TestAReleaseTogetherWithWhatFilledTheSpaceIsOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	held := make(chan struct{})
+	var holding atomic.Bool
+	full := applied(func(req any) bool {
+		txn, ok := req.(*pb.TxnRequest)
+		return ok && len(txn.Success) > 1 && txn.Success[0].GetRequestTxn() != nil
+	})
+	c := newClient(t, b.Server.ClientWith(t, func(ctx context.Context, method string, req any, call func() error) error {
+		if enqueues(req, "first") && holding.CompareAndSwap(true, false) {
+			<-held // so that what follows gathers
+		}
+		return full(ctx, method, req, call)
+	}))
+	a := lock(t, c, "a", "")
+	holding.Store(true)
+	first := lockAsync(within(t), c, "first", "")
+	eventually(t, "it is under way", func() bool { return !holding.Load() })
+	released := make(chan error, 1)
+	go func() { released <- a.Unlock(within(t)) }()
+	second := lockAsync(within(t), c, "second", "")
+	eventually(t, "they wait", func() bool { return c.Gathering() == 2 })
+	close(held)
+	if err := receive(t, released); err != nil {
+		t.Error(err)
+	}
+	b.Queued(t, "a", 0)
+	for _, result := range []<-chan outcome{first, second} {
+		if o := receive(t, result); o.Err == nil {
+			unlock(t, o.Lock)
+		}
+	}
+	b.Queued(t, "second", 0)
+}
+
+// renumbered is a Watch stream to a server that chooses the IDs of watches by itself.
+type renumbered struct{ grpc.ClientStream }
+
+func (s renumbered) SendMsg(m any) error {
+	if request := m.(*pb.WatchRequest).GetCreateRequest(); request != nil {
+		request.WatchId = 0
+	}
+	return s.ClientStream.SendMsg(m)
+}
+
+func TestWatchesGoByTheIDsThatTheServerChooses(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	config := b.Server.ClientConfig()
+	config.DialOptions = append(config.DialOptions, grpc.WithChainStreamInterceptor(
+		func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			stream, err := open(ctx, desc, conn, method, opts...)
+			if err == nil && method == "/etcdserverpb.Watch/Watch" {
+				stream = renumbered{stream}
+			}
+			return stream, err
+		}))
+	c, other := newClient(t, connect(t, config)), b.Client(t)
+	for _, name := range []string{"a", "b", "c"} {
+		holder := lock(t, other, name, "")
+		waiter := lockAsync(ctx, c, name, "")
+		b.Queued(t, name, 2)
+		unlock(t, holder)
+		o := receive(t, waiter)
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+		unlock(t, o.Lock)
+	}
+}
+
+func TestACommitOrAValueThatFilledTheSpaceIsAppliedAndCostsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	puts := func(value string) func(req any) bool {
+		return func(req any) bool {
+			txn, ok := req.(*pb.TxnRequest)
+			return ok && len(txn.Success) == 1 && string(txn.Success[0].GetRequestPut().GetValue()) == value
+		}
+	}
+	t.Run("Commit", func(t *testing.T) {
+		l := lock(t, newClient(t, b.Server.ClientWith(t, applied(puts("full")))), "a", "")
+		_, err := l.Commit(within(t), clientv3.OpPut("committed", "full"))
+		want(t, err, rpctypes.ErrNoSpace)
+		if resp, err := b.Etcd.Get(within(t), "committed"); err != nil || resp.Count != 1 {
+			t.Errorf("it was not applied: %v, %v", resp, err)
+		}
+		unlock(t, l)
+	})
+	t.Run("SetValue", func(t *testing.T) {
+		l := lock(t, newClient(t, b.Server.ClientWith(t, applied(puts("full")))), "b", "")
+		want(t, l.SetValue(within(t), "full"), rpctypes.ErrNoSpace)
+		if err := l.SetValue(within(t), "next"); err != nil {
+			t.Error(err)
+		}
+		if holder := get(t, newClient(t, b.Etcd), "b"); holder.Value != "next" || l.Value() != "next" {
+			t.Errorf("the value is %q, for its holder %q", holder.Value, l.Value())
+		}
+		unlock(t, l)
+	})
 }

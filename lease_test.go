@@ -16,21 +16,10 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// wantLost fails the test unless err says that l was lost for the reason.
-func wantLost(t testing.TB, err error, l *locker.Lock, reason locker.Reason) {
-	t.Helper()
-	var lost *locker.LostError
-	if !errors.Is(err, locker.ErrLost) || !errors.As(err, &lost) {
-		t.Errorf("not a LostError: %v", err)
-	} else if lost.Name != l.Name() || lost.Token != l.Token() || lost.Reason != reason {
-		t.Errorf("%+v, want %s, token %d, %v", lost, l.Name(), l.Token(), reason)
-	}
-}
-
 // delete deletes the entry of l, as an operator might.
 func (b bundle) delete(t testing.TB, l *locker.Lock) {
 	t.Helper()
-	resp, err := b.etcd.Delete(within(t), l.Key())
+	resp, err := b.Etcd.Delete(within(t), l.Key())
 	if err != nil || resp.Deleted != 1 {
 		t.Fatalf("delete the entry of %q: %v", l.Name(), err)
 	}
@@ -39,7 +28,7 @@ func (b bundle) delete(t testing.TB, l *locker.Lock) {
 // value returns what is at key, or "" if nothing is.
 func (b bundle) value(t testing.TB, key string) string {
 	t.Helper()
-	resp, err := b.etcd.Get(within(t), key)
+	resp, err := b.Etcd.Get(within(t), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +43,7 @@ type contextKey struct{}
 func TestAHoldOutlivesTheContextThatAcquiredIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	ctx, cancel := context.WithTimeout(context.WithValue(within(t), contextKey{}, "kept"), patience/2)
 	l, err := c.Lock(ctx, "a", "v")
 	if err != nil {
@@ -75,7 +64,7 @@ func TestAHoldOutlivesTheContextThatAcquiredIt(t *testing.T) {
 func TestUnlockEndsTheHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := lock(t, b.client(t), "a", "v")
+	l := lock(t, b.Client(t), "a", "v")
 	if l.Err() != nil || l.Context().Err() != nil {
 		t.Fatalf("not held: %v", l.Err())
 	}
@@ -88,13 +77,13 @@ func TestUnlockEndsTheHold(t *testing.T) {
 	if b.value(t, "written") != "" {
 		t.Error("Commit wrote after Unlock")
 	}
-	b.queued(t, "a", 0)
+	b.Queued(t, "a", 0)
 }
 
 func TestTheSecondUnlockSaysReleased(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	l := lock(t, c, "a", "v")
 	var released, repeated atomic.Int64
 	var wg sync.WaitGroup
@@ -124,14 +113,14 @@ func TestTheSecondUnlockSaysReleased(t *testing.T) {
 func TestUnlockWithAnEndedContextReleasesAllTheSame(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
-	l := lock(t, b.client(t), "a", "v")
+	l := lock(t, b.Client(t), "a", "v")
 	ctx, cancel := context.WithCancelCause(within(t))
 	cancel(enough)
 	if err := l.Unlock(ctx); err != nil && !errors.Is(err, enough) {
 		t.Error(err)
 	}
 	want(t, context.Cause(l.Context()), locker.ErrReleased)
-	lock(t, b.client(t), "a", "next")
+	lock(t, b.Client(t), "a", "next")
 }
 
 func TestAStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
@@ -148,10 +137,10 @@ func TestAStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
 		t.Run(verb, func(t *testing.T) {
 			t.Parallel()
 			b, ctx := setup(t), within(t)
-			l := lock(t, b.client(t, locker.WithTTL(time.Minute)), "a", "v") // too long to notice by itself
+			l := lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v") // too long to notice by itself
 			b.delete(t, l)
 			for _, key := range []string{l.Key(), "kept"} { // the very key, of another incarnation
-				if _, err := b.etcd.Put(ctx, key, "newer"); err != nil {
+				if _, err := b.Etcd.Put(ctx, key, "newer"); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -175,7 +164,7 @@ func TestAStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
 func TestALostLockStaysLostBesideANewerHold(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t, locker.WithTTL(brief))
+	c := b.Client(t, locker.WithTTL(brief))
 	stale := lock(t, c, "a", "stale")
 	b.delete(t, stale)
 	receive(t, stale.Context().Done())
@@ -198,23 +187,23 @@ func TestALostLockStaysLostBesideANewerHold(t *testing.T) {
 func TestARevokedLeaseEndsTheHold(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t, locker.WithTTL(brief))
+	c := b.Client(t, locker.WithTTL(brief))
 	l := lock(t, c, "a", "v")
 	waiter := lockAsync(ctx, c, "a", "next") // of the same client, on a session that is yet to come
-	b.server.ExpireLease(t, get(t, c, "a").Lease)
+	b.Server.ExpireLease(t, get(t, c, "a").Lease)
 	receive(t, l.Context().Done())
 	wantLost(t, context.Cause(l.Context()), l, locker.Revoked)
 	wantLost(t, l.Err(), l, locker.Revoked)
 	wantLost(t, l.Unlock(ctx), l, locker.Revoked)
-	if got := receive(t, waiter); got.err != nil || got.lock.Token() <= l.Token() {
-		t.Errorf("next: %v", got.err)
+	if got := receive(t, waiter); got.Err != nil || got.Lock.Token() <= l.Token() {
+		t.Errorf("next: %v", got.Err)
 	}
 }
 
 func TestTheDeadlineMovesWithTheRenewals(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := lock(t, b.client(t, locker.WithTTL(brief)), "a", "v")
+	l := lock(t, b.Client(t, locker.WithTTL(brief)), "a", "v")
 	first := l.Deadline()
 	eventually(t, "the deadline has moved by more than the TTL", func() bool { return l.Err() != nil || l.Deadline().Sub(first) > brief })
 	if l.Err() != nil {
@@ -225,9 +214,9 @@ func TestTheDeadlineMovesWithTheRenewals(t *testing.T) {
 func TestTheGuardHoldsInEtcdAsLongAsTheLock(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	guarded := func(l *locker.Lock, value string) bool {
-		resp, err := b.etcd.Txn(ctx).If(l.Guard()...).Then(clientv3.OpPut("resource", value)).Commit()
+		resp, err := b.Etcd.Txn(ctx).If(l.Guard()...).Then(clientv3.OpPut("resource", value)).Commit()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -253,7 +242,7 @@ func TestTheGuardHoldsInEtcdAsLongAsTheLock(t *testing.T) {
 func TestCommitAppliesAllOrNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	l := lock(t, b.client(t, locker.WithTTL(time.Minute)), "a", "v")
+	l := lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v")
 	resp, err := l.Commit(ctx, clientv3.OpPut("x", "1"), clientv3.OpPut("y", "1"), clientv3.OpGet("x"))
 	if err != nil || len(resp.Responses) != 3 || string(resp.Responses[2].GetResponseRange().Kvs[0].Value) != "1" {
 		t.Fatalf("%v, %v", err, resp)
@@ -277,7 +266,7 @@ func TestCommitAppliesAllOrNothing(t *testing.T) {
 func TestSetValueIsSeenByOthers(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	l, other := lock(t, b.client(t), "a", "v"), b.client(t)
+	l, other := lock(t, b.Client(t), "a", "v"), b.Client(t)
 	before := holderOf(t, b, l)
 	for _, value := range []string{"w", "", "w", "w", "ä\x00\xff"} {
 		if err := l.SetValue(ctx, value); err != nil {
@@ -293,7 +282,7 @@ func TestSetValueIsSeenByOthers(t *testing.T) {
 func TestConcurrentSetValuesEndInTheSameValueEverywhere(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	l := lock(t, c, "a", "v")
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -310,8 +299,63 @@ func TestConcurrentSetValuesEndInTheSameValueEverywhere(t *testing.T) {
 	if l.Value() != holder.Value || !strings.HasSuffix(holder.Value, "-4") || holder.Token != l.Token() {
 		t.Errorf("%q here, %+v there", l.Value(), holder)
 	}
-	resp, err := b.etcd.Get(ctx, l.Key())
+	resp, err := b.Etcd.Get(ctx, l.Key())
 	if err != nil || resp.Kvs[0].Version != 1+8*5 {
 		t.Errorf("%v, %d writes", err, resp.Kvs[0].Version)
+	}
+}
+
+func TestCommit_RefusesToWriteTheLockItself(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	etcd, requests := countedEtcd(t, b.Server)
+	c := newClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
+	s := newSession(t, c)
+	l := lock(t, c, "a", "v", locker.WithSession(s))
+	records := b.Keys(t, locker.DefaultPrefix+"/")
+	if len(records) != 1 {
+		t.Fatalf("records %q", records)
+	}
+	for what, key := range map[string]string{"entry": l.Key(), "record": records[0]} {
+		for kind, op := range map[string]clientv3.Op{
+			"put":              clientv3.OpPut(key, "v"),
+			"put with lease":   clientv3.OpPut(key, "v", clientv3.WithLease(s.Lease())),
+			"put in place":     clientv3.OpPut(key, "", clientv3.WithIgnoreValue()),
+			"delete":           clientv3.OpDelete(key),
+			"delete a range":   clientv3.OpDelete(key[:len(key)-1], clientv3.WithRange(key+"\x00")),
+			"delete below":     clientv3.OpDelete(locker.DefaultPrefix, clientv3.WithPrefix()),
+			"delete from":      clientv3.OpDelete(key, clientv3.WithFromKey()),
+			"delete all":       clientv3.OpDelete("", clientv3.WithPrefix()),
+			"nested":           clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpPut(key, "v")}, nil),
+			"nested, if not":   clientv3.OpTxn(nil, nil, []clientv3.Op{clientv3.OpDelete(key)}),
+			"nested in nested": clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpTxn(nil, nil, []clientv3.Op{clientv3.OpDelete(key)})}, nil),
+		} {
+			before := requests.Load()
+			_, err := l.Commit(ctx, clientv3.OpPut("written", "yes"), op)
+			t.Log(what, kind, err)
+			wantInvalid(t, err, "operation")
+			if n := requests.Load() - before; n != 0 {
+				t.Errorf("%s the %s: %d requests", kind, what, n)
+			}
+		}
+		_, err := l.Commit(ctx,
+			clientv3.OpGet(key), clientv3.OpGet("", clientv3.WithPrefix()),
+			clientv3.OpPut(key+"0", "v"), clientv3.OpDelete(key+"0"+"0"), // beside it
+			clientv3.OpDelete(key+"\x00", clientv3.WithRange(key+"0")),
+			clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpGet(key)}, []clientv3.Op{clientv3.OpGet(key)}))
+		if err != nil {
+			t.Errorf("the %s: %v", what, err)
+		}
+		if _, err := l.Commit(ctx, clientv3.OpDelete(key+"0")); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err := l.Commit(ctx, clientv3.Op{})
+	wantInvalid(t, err, "operation")
+	if l.Err() != nil || b.value(t, "written") != "" {
+		t.Errorf("something was done: %v", l.Err())
+	}
+	if err := c.Close(); err != nil || len(b.Keys(t, "")) > 0 {
+		t.Errorf("%v, left: %q", err, b.Keys(t, ""))
 	}
 }

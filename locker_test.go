@@ -1,48 +1,26 @@
 package locker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
 )
-
-// want fails the test unless err is the target.
-func want(t testing.TB, err, target error) {
-	t.Helper()
-	if !errors.Is(err, target) {
-		t.Errorf("%v, want %v", err, target)
-	}
-}
-
-// get returns the holder of name or fails the test.
-func get(t testing.TB, c *locker.Client, name string) locker.Holder {
-	t.Helper()
-	holder, err := c.Get(within(t), name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return holder
-}
-
-// holderOf returns what others should see of l.
-func holderOf(t testing.TB, b bundle, l *locker.Lock) locker.Holder {
-	t.Helper()
-	resp, err := b.etcd.Get(within(t), l.Key())
-	if err != nil || len(resp.Kvs) != 1 {
-		t.Fatalf("entry of %q: %v, %v", l.Name(), resp, err)
-	}
-	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: clientv3.LeaseID(resp.Kvs[0].Lease)}
-}
 
 func TestOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 	t.Parallel()
@@ -50,7 +28,7 @@ func TestOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 	var inside, last, holds atomic.Int64
 	var wg sync.WaitGroup
 	for range 3 {
-		c := b.client(t)
+		c := b.Client(t)
 		for range 4 {
 			wg.Go(func() {
 				for range 8 {
@@ -78,13 +56,13 @@ func TestOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 	if holds.Load() != 3*4*8 {
 		t.Errorf("%d holds", holds.Load())
 	}
-	b.queued(t, "a", 0)
+	b.Queued(t, "a", 0)
 }
 
 func TestTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	own, err := c.NewSession(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -97,15 +75,15 @@ func TestTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	}
 	unlock(t, first)
 	got := receive(t, second)
-	if got.err != nil || got.lock.Token() <= first.Token() || get(t, c, "a").Value != "second" {
-		t.Errorf("%v, token %d after %d", got.err, got.lock.Token(), first.Token())
+	if got.Err != nil || got.Lock.Token() <= first.Token() || get(t, c, "a").Value != "second" {
+		t.Errorf("%v, token %d after %d", got.Err, got.Lock.Token(), first.Token())
 	}
 }
 
 func TestGoroutinesOfOneClientAreServedInOrder(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	present := lock(t, c, "a", "v")
 	var waiters []<-chan outcome
 	for i := range 6 {
@@ -118,11 +96,11 @@ func TestGoroutinesOfOneClientAreServedInOrder(t *testing.T) {
 func TestClientsAreServedInOrder(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	present := lock(t, b.client(t), "a", "v")
+	present := lock(t, b.Client(t), "a", "v")
 	var waiters []<-chan outcome
 	for i := range 9 { // more than a waiter follows one by one
-		waiters = append(waiters, lockAsync(ctx, b.client(t), "a", fmt.Sprint(i)))
-		b.queued(t, "a", i+2)
+		waiters = append(waiters, lockAsync(ctx, b.Client(t), "a", fmt.Sprint(i)))
+		b.Queued(t, "a", i+2)
 	}
 	serveInOrder(t, present, waiters)
 }
@@ -134,23 +112,23 @@ func serveInOrder(t *testing.T, present *locker.Lock, waiters []<-chan outcome) 
 		for j, later := range waiters[i:] {
 			select {
 			case got := <-later:
-				t.Fatalf("waiter %d was served while another held: %v", i+j, got.err)
+				t.Fatalf("waiter %d was served while another held: %v", i+j, got.Err)
 			default:
 			}
 		}
 		unlock(t, present)
 		got := receive(t, waiter)
-		if got.err != nil || got.lock.Token() <= present.Token() {
-			t.Fatalf("waiter %d: %v", i, got.err)
+		if got.Err != nil || got.Lock.Token() <= present.Token() {
+			t.Fatalf("waiter %d: %v", i, got.Err)
 		}
-		present = got.lock
+		present = got.Lock
 	}
 }
 
 func TestNamesAreIndependentOfEachOther(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	names := []string{"a", "a/b", "a//", "a%2Fb", "a/", "a%", "a%2F", "/", "/a", "%", " ", "a b", "ä", "..", "locker/a"}
 	var holders []locker.Holder
 	for _, name := range names {
@@ -181,8 +159,8 @@ func TestNamesMayBeAsLongAsTheyMay(t *testing.T) {
 	b := setup(t)
 	for _, char := range []string{"a", "/", "%"} {
 		name := strings.Repeat(char, 1024)
-		l := lock(t, b.client(t), name, "v")
-		if holder := get(t, b.client(t), name); holder.Name != name || holder.Token != l.Token() {
+		l := lock(t, b.Client(t), name, "v")
+		if holder := get(t, b.Client(t), name); holder.Name != name || holder.Token != l.Token() {
 			t.Errorf("holder %+v", holder)
 		}
 		unlock(t, l)
@@ -192,9 +170,9 @@ func TestNamesMayBeAsLongAsTheyMay(t *testing.T) {
 func TestTryLockTellsWhoHoldsAndDoesNotQueue(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	l := lock(t, c, "a", "v")
-	remote := b.client(t)
+	remote := b.Client(t)
 	for what, client := range map[string]*locker.Client{"remote": remote, "local": c} {
 		_, err := client.TryLock(ctx, "a", "other")
 		var locked *locker.LockedError
@@ -202,7 +180,7 @@ func TestTryLockTellsWhoHoldsAndDoesNotQueue(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	b.queued(t, "a", 1)
+	b.Queued(t, "a", 1)
 	unlock(t, l)
 	for _, client := range []*locker.Client{remote, c} {
 		again, err := client.TryLock(ctx, "a", "again")
@@ -216,7 +194,7 @@ func TestTryLockTellsWhoHoldsAndDoesNotQueue(t *testing.T) {
 func TestAValueTooLargeIsEtcdsErrorAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	for _, size := range []int{1600 << 10, 4 << 20} { // too large for the server, and for its client
 		_, err := c.Lock(ctx, "a", strings.Repeat("v", size))
 		if err == nil || size < 2<<20 && !errors.Is(err, rpctypes.ErrRequestTooLarge) || len(err.Error()) > 500 {
@@ -227,7 +205,7 @@ func TestAValueTooLargeIsEtcdsErrorAndLeavesNothing(t *testing.T) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	b.queued(t, "a", 0) // what is left is removed in the background
+	b.Queued(t, "a", 0) // what is left is removed in the background
 	l := lock(t, c, "a", "small")
 	if err := l.SetValue(ctx, strings.Repeat("v", 1600<<10)); !errors.Is(err, rpctypes.ErrRequestTooLarge) {
 		t.Error(err)
@@ -240,7 +218,7 @@ func TestAValueTooLargeIsEtcdsErrorAndLeavesNothing(t *testing.T) {
 func TestGetTellsWhoHolds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	_, err := c.Get(ctx, "a")
 	var missing *locker.NotFoundError
 	if !errors.Is(err, locker.ErrNotFound) || !errors.As(err, &missing) || missing.Name != "a" {
@@ -248,12 +226,12 @@ func TestGetTellsWhoHolds(t *testing.T) {
 	}
 	l := lock(t, c, "a", "v")
 	waiter := lockAsync(ctx, other, "a", "waiting")
-	b.queued(t, "a", 2)
+	b.Queued(t, "a", 2)
 	if holder := get(t, other, "a"); holder != holderOf(t, b, l) {
 		t.Errorf("holder %+v", holder)
 	}
 	unlock(t, l)
-	unlock(t, receive(t, waiter).lock)
+	unlock(t, receive(t, waiter).Lock)
 	_, err = c.Get(ctx, "a")
 	want(t, err, locker.ErrNotFound)
 }
@@ -261,12 +239,12 @@ func TestGetTellsWhoHolds(t *testing.T) {
 func TestListHasTheHoldersBelowAPrefixByName(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c, other := b.client(t), b.client(t)
+	c, other := b.Client(t), b.Client(t)
 	for _, name := range []string{"a/z", "b", "a/%", "a", "a%2Fz", "a/b/c", "ab"} {
 		lock(t, c, name, "v")
 	}
 	lockAsync(ctx, other, "a/z", "waiting")
-	b.queued(t, "a%2Fz", 2)
+	b.Queued(t, "a%2Fz", 2)
 	for prefix, names := range map[string][]string{
 		"":       {"a", "a%2Fz", "a/%", "a/b/c", "a/z", "ab", "b"},
 		"a":      {"a", "a%2Fz", "a/%", "a/b/c", "a/z", "ab"},
@@ -294,9 +272,9 @@ func TestListHasTheHoldersBelowAPrefixByName(t *testing.T) {
 func TestListIsTrueAtOneRevision(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	const left, right = locker.DefaultPrefix + "a/1", locker.DefaultPrefix + "z/1"
-	if _, err := b.etcd.Put(ctx, left, ""); err != nil {
+	if _, err := b.Etcd.Put(ctx, left, ""); err != nil {
 		t.Fatal(err)
 	}
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -308,7 +286,7 @@ func TestListIsTrueAtOneRevision(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := b.etcd.Txn(ctx).Then(clientv3.OpDelete(from), clientv3.OpPut(to, "")).Commit(); err != nil {
+			if _, err := b.Etcd.Txn(ctx).Then(clientv3.OpDelete(from), clientv3.OpPut(to, "")).Commit(); err != nil {
 				t.Error(err)
 				return
 			}
@@ -330,21 +308,21 @@ func TestListIsTrueAtOneRevision(t *testing.T) {
 func TestOwnersTellsWhichProcessHolds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
-	c := b.client(t)
+	c := b.Client(t)
 	lock(t, c, "a", "v")
 	own, err := c.NewSession(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	lock(t, c, "b", "v", locker.WithSession(own))
-	if _, err := b.etcd.Put(ctx, locker.DefaultPrefix+"/foreign", "no record"); err != nil {
+	if _, err := b.Etcd.Put(ctx, locker.DefaultPrefix+"/foreign", "no record"); err != nil {
 		t.Fatal(err)
 	}
 	list, err := c.List(ctx, "")
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%v, %+v", err, list)
 	}
-	owners, err := b.client(t).Owners(ctx)
+	owners, err := b.Client(t).Owners(ctx)
 	if err != nil || len(owners) != 2 {
 		t.Fatalf("%v, %+v", err, owners)
 	}
@@ -361,4 +339,341 @@ func TestOwnersTellsWhichProcessHolds(t *testing.T) {
 	if owners, err := c.Owners(ctx); err != nil || len(owners) != 1 {
 		t.Errorf("after the end of a session: %v, %+v", err, owners)
 	}
+}
+
+var (
+	contextType = reflect.TypeFor[context.Context]()
+	errorType   = reflect.TypeFor[error]()
+	statesType  = reflect.TypeFor[iter.Seq2[locker.State, error]]()
+)
+
+// invoke calls a method of a value with good arguments, and ctx where it takes a context. It
+// returns the errors that the method returned, or yielded, and what else it returned.
+func invoke(t *testing.T, on any, method string, ctx context.Context, given map[reflect.Type]any) (errs []error, others []reflect.Value) {
+	t.Helper()
+	m := reflect.ValueOf(on).MethodByName(method)
+	in := make([]reflect.Value, 0, m.Type().NumIn())
+	for i := range m.Type().NumIn() {
+		switch of := m.Type().In(i); {
+		case m.Type().IsVariadic() && i == m.Type().NumIn()-1:
+		case of == contextType && ctx == nil:
+			in = append(in, reflect.Zero(contextType))
+		case of == contextType:
+			in = append(in, reflect.ValueOf(ctx))
+		case of.Kind() == reflect.String:
+			in = append(in, reflect.ValueOf("b"))
+		case given[of] != nil:
+			in = append(in, reflect.ValueOf(given[of]))
+		case of.Kind() == reflect.Chan:
+			in = append(in, reflect.Zero(of))
+		default:
+			t.Fatalf("%s takes a %v, which this test does not know", method, of)
+		}
+	}
+	for _, out := range m.Call(in) {
+		switch {
+		case out.Type() == errorType:
+			err, _ := out.Interface().(error)
+			errs = append(errs, err)
+		case out.Type() == statesType:
+			errs = append(errs, lastError(out.Interface().(iter.Seq2[locker.State, error])))
+		default:
+			others = append(others, out)
+		}
+	}
+	return errs, others
+}
+
+// arguments are those that are neither contexts, strings nor channels.
+func arguments(t *testing.T) map[reflect.Type]any {
+	never := func(context.Context, *locker.Lock) error { t.Error("fn was called"); return nil }
+	return map[reflect.Type]any{reflect.TypeOf(never): never, reflect.TypeFor[*concurrency.Session](): new(concurrency.Session)}
+}
+
+func TestZeroValues_SayThatNewIsNeeded(t *testing.T) {
+	t.Parallel()
+	var noClient *locker.Client
+	var noLock *locker.Lock
+	var noSession *locker.Session
+	values := []any{new(locker.Client), new(locker.Lock), new(locker.Session), new(locker.Cache), new(locker.Compat), new(locker.Client).Compat(), noClient.Compat()}
+	for _, value := range values {
+		of := reflect.TypeOf(value)
+		for i := range of.NumMethod() {
+			method := of.Method(i).Name
+			t.Run(fmt.Sprintf("%v.%s", of.Elem(), method), func(t *testing.T) {
+				if of == reflect.TypeFor[*locker.Compat]() && method == "Close" {
+					return // there is something to close if it came from a Client
+				}
+				errs, others := invoke(t, value, method, within(t), arguments(t))
+				for _, err := range errs {
+					want(t, err, locker.ErrInvalid)
+					wantWrappedOnce(t, err)
+					if !strings.Contains(err.Error(), "use New") {
+						t.Errorf("%v", err)
+					}
+				}
+				for _, other := range others {
+					switch v := other.Interface().(type) {
+					case context.Context:
+						want(t, context.Cause(v), locker.ErrInvalid)
+					case time.Duration:
+						if v < time.Hour {
+							t.Errorf("an age of %v", v)
+						}
+					case []clientv3.Cmp, *locker.Compat: // etcd refuses the one, the other refuses
+					case []locker.Holder:
+						if len(v) > 0 {
+							t.Errorf("holders %v", v)
+						}
+					default:
+						if !other.IsZero() {
+							t.Errorf("%v", v)
+						}
+					}
+				}
+			})
+		}
+	}
+	want(t, noLock.Unlock(within(t)), locker.ErrInvalid)
+	want(t, noLock.SetValue(within(t), "v"), locker.ErrInvalid)
+	want(t, noLock.Err(), locker.ErrInvalid)
+	want(t, noClient.Close(), locker.ErrInvalid)
+	want(t, noSession.Close(), locker.ErrInvalid)
+	_, err := noClient.Lock(within(t), "a", "v")
+	want(t, err, locker.ErrInvalid)
+	want(t, new(locker.Compat).Close(), locker.ErrInvalid)
+}
+
+func TestZeroValues_AreRefusedAsArguments(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.Client(t)
+	_, err := c.Lock(ctx, "a", "v", locker.WithSession(new(locker.Session)))
+	want(t, err, locker.ErrInvalid)
+	_, err = c.AdoptSession(new(concurrency.Session))
+	want(t, err, locker.ErrInvalid)
+	_, err = b.Etcd.Txn(ctx).If(new(locker.Lock).Guard()...).Then(clientv3.OpPut("written", "yes")).Commit()
+	if err == nil || b.value(t, "written") != "" {
+		t.Errorf("written under the guard of no lock: %v", err)
+	}
+}
+
+func TestNilContext_IsRefusedBeforeAnythingChanges(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	etcd, requests := countedEtcd(t, b.Server)
+	c := newClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
+	l := lock(t, c, "a", "v")
+	tried := make(map[string]bool)
+	for _, value := range []any{c, l} {
+		of := reflect.TypeOf(value)
+		for i := range of.NumMethod() {
+			method := of.Method(i)
+			if method.Type.NumIn() < 2 || method.Type.In(1) != contextType {
+				continue
+			}
+			tried[method.Name] = true
+			before := requests.Load()
+			errs, _ := invoke(t, value, method.Name, nil, arguments(t))
+			for _, err := range errs {
+				wantInvalid(t, err, "context")
+				wantWrappedOnce(t, err)
+			}
+			if n := requests.Load() - before; n != 0 || len(errs) != 1 {
+				t.Errorf("%s: %d requests, %d errors", method.Name, n, len(errs))
+			}
+		}
+	}
+	for verb := range verbs(c) {
+		if !tried[verb] {
+			t.Errorf("%s was not tried", verb)
+		}
+	}
+	if l.Err() != nil || l.Value() != "v" || !tried["Unlock"] {
+		t.Errorf("the hold has changed: %v, %q", l.Err(), l.Value())
+	}
+	unlock(t, l)
+	unlock(t, lock(t, c, "a", "next")) // the name is not dead
+	unlock(t, lock(t, c, "b", "next"))
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The program closes the etcd client that it has lent.
+
+// longTTL is one that no test waits for.
+const longTTL = 10 * time.Minute
+
+// wantEtcdClosed fails the test unless err says that etcd was closed, and nothing that a
+// caller may take for its own time-out.
+func wantEtcdClosed(t testing.TB, what string, err error) {
+	t.Helper()
+	if !errors.Is(err, locker.ErrEtcdClosed) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%s: %v", what, err)
+	}
+}
+
+// soon is within, for what must not wait for the TTL or a time-out of its context.
+func soon(t testing.TB, what string, call func() error) {
+	t.Helper()
+	result := make(chan error, 1)
+	go func() { result <- call() }()
+	select {
+	case err := <-result:
+		wantEtcdClosed(t, what, err)
+	case <-time.After(patience / 2):
+		t.Errorf("%s does not return", what)
+	}
+}
+
+func TestEtcdClosed_IsSaidByEveryCallAtOnce(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), t.Context()
+	etcd, err := clientv3.New(b.Server.ClientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, etcd, locker.WithTTL(longTTL))
+	foreign, err := concurrency.NewSession(b.Etcd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = foreign.Close() })
+	s := newSession(t, c)
+	held, own := lock(t, c, "held", "v"), lock(t, c, "own", "v", locker.WithSession(s))
+	compat := c.Compat()
+	if err := etcd.Close(); err != nil {
+		t.Fatal(err)
+	}
+	calls := verbs(c)
+	calls["Err"] = func(context.Context) error { return held.Err() }
+	calls["Commit"] = func(ctx context.Context) error { _, err := held.Commit(ctx, clientv3.OpPut("x", "")); return err }
+	calls["SetValue"] = func(ctx context.Context) error { return held.SetValue(ctx, "w") }
+	calls["Unlock"] = held.Unlock
+	calls["Lock on a session"] = func(ctx context.Context) error { _, err := c.Lock(ctx, "b", "", locker.WithSession(s)); return err }
+	calls["AdoptSession"] = func(context.Context) error { _, err := c.AdoptSession(foreign); return err }
+	calls["Session.Close"] = func(context.Context) error { return s.Close() }
+	calls["Compat.Lock"] = func(context.Context) error { return compat.Lock("b", "v", nil, nil) }
+	calls["Compat.Watch"] = func(context.Context) error { return compat.Watch("b", nil, nil) }
+	calls["Compat.Get"] = func(context.Context) error { _, err := compat.Get("b"); return err }
+	for verb, call := range calls {
+		soon(t, verb, func() error { return call(ctx) })
+	}
+	for _, l := range []*locker.Lock{held, own} {
+		var lost *locker.LostError
+		receive(t, l.Context().Done())
+		if err := context.Cause(l.Context()); !errors.As(err, &lost) || lost.Cause != locker.ErrEtcdClosed {
+			t.Errorf("the hold of %s ended with %v", l.Name(), err)
+		}
+	}
+	soon(t, "Close", c.Close)
+	if err := c.Close(); err != nil {
+		t.Errorf("Close, once more: %v", err)
+	}
+	_, err = c.Get(ctx, "a")
+	want(t, err, locker.ErrClosed)
+}
+
+func TestEtcdClosed_EndsAllThatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), t.Context()
+	etcd, err := clientv3.New(b.Server.ClientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, etcd, locker.WithTTL(longTTL))
+	lock(t, b.Client(t), "foreign", "v")
+	cache, err := c.NewCache(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSession(t, c)
+	results := make(map[string]<-chan error)
+	run := func(what string, call func() error) {
+		result := make(chan error, 1)
+		results[what] = result
+		go func() { result <- call() }()
+	}
+	lock(t, c, "held", "v")
+	run("a waiter in the client's line", func() error { _, err := c.Lock(ctx, "held", "w"); return err })
+	eventually(t, "it is in line", func() bool { return c.Waiting("held") == 1 })
+	run("a waiter in etcd's queue", func() error { _, err := c.Lock(ctx, "foreign", "w", locker.WithSession(s)); return err })
+	b.Queued(t, "foreign", 2)
+	started := make(chan struct{}, 4)
+	holding := func(ctx context.Context, _ *locker.Lock) error {
+		started <- struct{}{}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	run("Do", func() error { return c.Do(ctx, "do", "v", holding) })
+	run("Campaign", func() error { return c.Campaign(ctx, "campaign", "v", holding) })
+	for what, states := range map[string]func(func(locker.State, error) bool){"Watch": c.Watch(ctx, "w"), "WatchPrefix": c.WatchPrefix(ctx, "held")} {
+		run(what, func() error {
+			for _, err := range states {
+				if err != nil {
+					return err
+				}
+				started <- struct{}{}
+			}
+			return nil
+		})
+	}
+	for range 4 {
+		receive(t, started)
+	}
+	if err := etcd.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, result := range results {
+		wantEtcdClosed(t, what, receive(t, result))
+	}
+	cache.Close()
+	soon(t, "Close", c.Close)
+}
+
+func TestEtcdClosed_AfterTheClientIsNoError(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	etcd, err := clientv3.New(b.Server.ClientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, etcd)
+	unlock(t, lock(t, c, "a", "v"))
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := etcd.Close(); err != nil {
+		t.Error(err)
+	}
+	_, err = c.Get(t.Context(), "a")
+	want(t, err, locker.ErrClosed)
+	if errors.Is(err, locker.ErrEtcdClosed) {
+		t.Errorf("it was closed before: %v", err)
+	}
+}
+
+func TestErrors_CutTextsAtACharacter(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c, other := b.Client(t), b.Client(t)
+	for _, character := range []string{"é", "€", "😀", "\u0301"} {
+		for shift := range 4 {
+			long := strings.Repeat("x", shift) + strings.Repeat(character, 600)
+			name := long[:strings.LastIndex(long[:1001], character)]
+			_, tooLong := c.Lock(ctx, long, "v")
+			l := lock(t, c, name, long)
+			_, locked := other.TryLock(ctx, name, "w")
+			unlock(t, l)
+			_, notFound := c.Get(ctx, name)
+			for _, err := range []error{tooLong, locked, notFound} {
+				if text := err.Error(); !utf8.ValidString(text) || strings.Contains(text, `\x`) || len(text) > 700 {
+					t.Errorf("not fit to be printed: %s", text)
+				}
+			}
+		}
+	}
+	_, err := c.Lock(ctx, strings.Repeat("\x80", 2000), "v")
+	want(t, err, locker.ErrInvalid)
 }

@@ -14,6 +14,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/namespace"
+	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 
 	"github.com/jagregory/locker/v2"
@@ -162,9 +163,9 @@ func TestBadOptionsAreRefusedWithoutARequest(t *testing.T) {
 func TestBadSessionsAreRefusedWithoutARequest(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	etcd, requests := countedEtcd(t, b.server)
+	etcd, requests := countedEtcd(t, b.Server)
 	c, ctx := newClient(t, etcd), within(t)
-	foreign, err := b.client(t).NewSession(ctx)
+	foreign, err := b.Client(t).NewSession(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,12 +223,12 @@ func TestNewMakesNoRequest(t *testing.T) {
 func TestTheTTLIsRoundedUpToSeconds(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := lock(t, b.client(t, locker.WithTTL(8100*time.Millisecond)), "a", "v")
-	holder, err := b.client(t).Get(within(t), l.Name())
+	l := lock(t, b.Client(t, locker.WithTTL(8100*time.Millisecond)), "a", "v")
+	holder, err := b.Client(t).Get(within(t), l.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease, err := b.etcd.TimeToLive(within(t), holder.Lease)
+	lease, err := b.Etcd.TimeToLive(within(t), holder.Lease)
 	if err != nil || lease.GrantedTTL != 9 {
 		t.Errorf("%v, granted %d s, want 9", err, lease.GrantedTTL)
 	}
@@ -240,7 +241,7 @@ func TestAHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
 		6 * time.Second:  {locker.WithTTL(time.Minute)},
 		29 * time.Second: {locker.WithSafetyMargin(29 * time.Second), locker.WithTTL(time.Minute)},
 	} {
-		c := b.client(t, options...)
+		c := b.Client(t, options...)
 		before := time.Now()
 		l := lock(t, c, margin.String(), "v")
 		after := time.Now()
@@ -254,14 +255,14 @@ func TestAHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
 func TestAPrefixGetsASlash(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := lock(t, b.client(t, locker.WithPrefix("a/b")), "c", "v")
+	l := lock(t, b.Client(t, locker.WithPrefix("a/b")), "c", "v")
 	if !strings.HasPrefix(l.Key(), "a/b/c/") {
 		t.Errorf("key %q", l.Key())
 	}
-	if _, err := b.client(t, locker.WithPrefix("a/b/")).TryLock(within(t), "c", "v"); !errors.Is(err, locker.ErrLocked) {
+	if _, err := b.Client(t, locker.WithPrefix("a/b/")).TryLock(within(t), "c", "v"); !errors.Is(err, locker.ErrLocked) {
 		t.Errorf("the same prefix with its slash: %v", err)
 	}
-	lock(t, b.client(t, locker.WithPrefix("a/x")), "c", "v") // another prefix, another name
+	lock(t, b.Client(t, locker.WithPrefix("a/x")), "c", "v") // another prefix, another name
 }
 
 func TestALossIsLogged(t *testing.T) {
@@ -269,11 +270,11 @@ func TestALossIsLogged(t *testing.T) {
 	b := setup(t)
 	var text syncBuffer
 	logger := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	l := lock(t, b.client(t, locker.WithTTL(brief), locker.WithLogger(logger)), "a", "v")
+	l := lock(t, b.Client(t, locker.WithTTL(brief), locker.WithLogger(logger)), "a", "v")
 	if text.String() != "" {
 		t.Errorf("logged with nothing wrong: %s", text.String())
 	}
-	if _, err := b.etcd.Delete(within(t), l.Key()); err != nil {
+	if _, err := b.Etcd.Delete(within(t), l.Key()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the loss is logged", func() bool {
@@ -297,4 +298,173 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
+}
+
+func TestClientConfig_PingsAsEtcdPermits(t *testing.T) {
+	t.Parallel()
+	config := locker.ClientConfig("a:2379", "b:2379")
+	if got := strings.Join(config.Endpoints, " "); got != "a:2379 b:2379" {
+		t.Error(got)
+	}
+	// More often, or without a stream, etcd closes the connection: "too_many_pings".
+	if config.DialKeepAliveTime < embed.DefaultGRPCKeepAliveMinTime || config.PermitWithoutStream {
+		t.Error(config.DialKeepAliveTime, config.PermitWithoutStream)
+	}
+	if config.DialKeepAliveTimeout <= 0 || config.DialTimeout != 0 || config.Logger == nil {
+		t.Errorf("%+v", config)
+	}
+	config.Endpoints[0] = "changed"
+	if again := locker.ClientConfig("a:2379"); again.Endpoints[0] != "a:2379" {
+		t.Error(again.Endpoints)
+	}
+}
+
+// A connection that is dead, and nobody says so: one address stands before all of etcd.
+func TestClientConfig_LeavesADeadConnectionThatNobodyResets(t *testing.T) {
+	t.Parallel()
+	for name, ttl := range map[string]time.Duration{"the lock is lost": locker.DefaultTTL, "the lock is kept": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			proxy := b.Server.Proxy(t)
+			v := newVictim(t, connect(t, locker.ClientConfig(proxy.Endpoints()...)), ttl)
+			other := b.Client(t)
+			lock(t, other, "watched", "before")
+			leader := lock(t, other, "role", "other")
+			v.start(t)
+			b.Queued(t, "role", 2)
+
+			proxy.FreezeConnections()
+			start := time.Now()
+			unlock(t, leader)
+			lock(t, other, "new", "after")
+			get := make(chan error, 1)
+			go func() {
+				_, err := v.client.Get(within(t), "new")
+				get <- err
+			}()
+			for what, back := range map[string]<-chan error{
+				"Get": get, "Watch": v.watch, "Cache": v.cache, "Campaign": v.campaign, "the lock": v.held,
+			} {
+				if err := receive(t, back); err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			t.Logf("all is back after %v", time.Since(start))
+		})
+	}
+}
+
+// A victim does everything through one connection, and says what is back.
+type victim struct {
+	client                       *locker.Client
+	watch, cache, campaign, held chan error
+}
+
+func newVictim(t *testing.T, etcd *clientv3.Client, ttl time.Duration) *victim {
+	return &victim{
+		newClient(t, etcd, locker.WithTTL(ttl)),
+		make(chan error, 1), make(chan error, 1), make(chan error, 1), make(chan error, 1),
+	}
+}
+
+// start returns when all is under way: what is waited for is the name "new", and the lock
+// of "role" and of "held", whoever lost it.
+func (v *victim) start(t *testing.T) {
+	ctx, c := within(t), v.client
+	ready := make(chan struct{}, 3)
+	seen := make(chan struct{}) // that "new" is locked, which is after the cut
+	go func() {
+		for state, err := range c.WatchPrefix(ctx, "") {
+			switch {
+			case err != nil:
+				v.watch <- err
+				return
+			case state.Name == "watched":
+				ready <- struct{}{}
+			case state.Name == "new":
+				close(seen)
+				v.watch <- nil
+				return
+			}
+		}
+	}()
+	cache, err := c.NewCache(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cache.Close)
+	go func() {
+		for {
+			changed := cache.Changed()
+			if _, ok := cache.Get("new"); ok {
+				v.cache <- nil
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				v.cache <- context.Cause(ctx)
+				return
+			}
+		}
+	}()
+	go c.Campaign(ctx, "role", "victim", func(ctx context.Context, l *locker.Lock) error {
+		v.campaign <- nil
+		<-ctx.Done()
+		return nil
+	})
+	go c.Campaign(ctx, "held", "victim", func(ctx context.Context, l *locker.Lock) error {
+		select {
+		case ready <- struct{}{}:
+		default:
+		}
+		select {
+		case <-seen:
+			_, err := l.Commit(ctx, clientv3.OpPut("written", "under the lock"))
+			if ctx.Err() == nil {
+				v.held <- err
+			}
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	receive(t, ready)
+	receive(t, ready)
+}
+
+func TestClientConfig_CarriesALargeValueOverANarrowLink(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	proxy := b.Server.Proxy(t)
+	etcd := connect(t, locker.ClientConfig(proxy.Endpoints()...))
+	if _, err := etcd.Put(within(t), "key", "connected"); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Throttle(64 << 10)
+	proxy.Delay(200 * time.Millisecond)
+	// A machine that is busy may keep a ping waiting once, a narrow link would each time.
+	tried := func(what string, call func() error) {
+		t.Helper()
+		const tries = 5
+		var err error
+		for range tries {
+			if err = call(); err == nil {
+				return
+			}
+		}
+		t.Errorf("%s failed %d times: %v", what, tries, err)
+	}
+	tried("the put", func() error {
+		_, err := etcd.Put(within(t), "key", strings.Repeat("x", 256<<10))
+		return err
+	})
+	tried("the get", func() error {
+		resp, err := etcd.Get(within(t), "key")
+		if err == nil && len(resp.Kvs[0].Value) != 256<<10 {
+			t.Errorf("%d bytes", len(resp.Kvs[0].Value))
+		}
+		return err
+	})
 }

@@ -3,13 +3,17 @@ package locker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -44,18 +48,18 @@ func TestAHoldThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *t
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			holder := b.client(t, locker.WithTTL(ttl))
+			holder := b.Client(t, locker.WithTTL(ttl))
 			l := lock(t, holder, "a", "")
 			other := lock(t, holder, "other", "") // on the same lease
-			waiting := lockAsync(within(t), b.client(t), "a", "")
-			b.queued(t, "a", 2)
-			if err := test.end(within(t), b.etcd, l.Key(), leaseOf(t, holder, l)); err != nil {
+			waiting := lockAsync(within(t), b.Client(t), "a", "")
+			b.Queued(t, "a", 2)
+			if err := test.end(within(t), b.Etcd, l.Key(), leaseOf(t, holder, l)); err != nil {
 				t.Fatal(err)
 			}
 			ended := time.Now()
 			next := receive(t, waiting)
-			if next.err != nil {
-				t.Fatal(next.err)
+			if next.Err != nil {
+				t.Fatal(next.Err)
 			}
 			lost(t, l, test.reason)
 			if took := time.Since(ended); took > ttl*2/3 {
@@ -64,7 +68,7 @@ func TestAHoldThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *t
 			if err := l.Unlock(within(t)); !errors.Is(err, locker.ErrLost) {
 				t.Errorf("Unlock returned %v", err)
 			}
-			if holder := leaseOf(t, holder, next.lock); holder == 0 {
+			if holder := leaseOf(t, holder, next.Lock); holder == 0 {
 				t.Error("the next hold has no lease")
 			}
 			if test.reason == locker.Revoked {
@@ -79,7 +83,7 @@ func TestAHoldThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *t
 func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
 	t.Parallel()
 	revoke := func(t *testing.T, b bundle, _ *embedtest.Proxy, lease clientv3.LeaseID) {
-		b.server.ExpireLease(t, lease)
+		b.Server.ExpireLease(t, lease)
 	}
 	cut := func(_ *testing.T, _ bundle, proxy *embedtest.Proxy, _ clientv3.LeaseID) { proxy.Cut() }
 	for name, test := range map[string]struct {
@@ -94,30 +98,30 @@ func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			holder := lock(t, b.client(t), "a", "")
-			proxy := b.server.Proxy(t)
+			holder := lock(t, b.Client(t), "a", "")
+			proxy := b.Server.Proxy(t)
 			c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
 			var opts []locker.LockOption
 			if test.own {
 				opts = append(opts, locker.WithSession(newSession(t, c)))
 			}
 			waiting := lockAsync(within(t), c, "a", "", opts...)
-			b.queued(t, "a", 2)
+			b.Queued(t, "a", 2)
 			var lease clientv3.LeaseID
 			for id := range leases(t, b) {
-				if id != leaseOf(t, b.client(t), holder) {
+				if id != leaseOf(t, b.Client(t), holder) {
 					lease = id
 				}
 			}
 			test.fault(t, b, proxy, lease)
 			// The cut is not healed: what it waits for is its deadline.
-			if result := receive(t, waiting); result.lock != nil || !errors.Is(result.err, locker.ErrLost) {
-				t.Errorf("Lock returned a lock: %v, and %v", result.lock != nil, result.err)
+			if result := receive(t, waiting); result.Lock != nil || !errors.Is(result.Err, locker.ErrLost) {
+				t.Errorf("Lock returned a lock: %v, and %v", result.Lock != nil, result.Err)
 			}
 			if err := holder.Err(); err != nil {
 				t.Errorf("the holder: %v", err)
 			}
-			b.queued(t, "a", 1)
+			b.Queued(t, "a", 1)
 		})
 	}
 }
@@ -125,7 +129,7 @@ func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
 func TestALostSessionIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
 	own := newSession(t, c)
 	held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
@@ -173,11 +177,11 @@ func TestALockWhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var first sync.Once
-	c := newClient(t, b.server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		if method == "/etcdserverpb.KV/Txn" { // the first is the session's record
 			first.Do(func() {
 				for lease := range leases(t, b) {
-					b.server.ExpireLease(t, lease)
+					b.Server.ExpireLease(t, lease)
 				}
 			})
 		}
@@ -192,11 +196,11 @@ func TestALockWhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t, locker.WithTTL(brief))
+	c := b.Client(t, locker.WithTTL(brief))
 	first := lock(t, c, "a", "")
 	second, third := lockAsync(within(t), c, "a", ""), lockAsync(within(t), c, "a", "")
 	for before := first; ; {
-		b.server.ExpireLease(t, leaseOf(t, c, before))
+		b.Server.ExpireLease(t, leaseOf(t, c, before))
 		lost(t, before, locker.Revoked)
 		var next outcome
 		select {
@@ -205,16 +209,16 @@ func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
 		case <-time.After(patience):
 			t.Fatal("nobody had a turn")
 		}
-		if next.err != nil {
-			t.Fatal(next.err)
+		if next.Err != nil {
+			t.Fatal(next.Err)
 		}
-		if next.lock.Token() <= before.Token() {
-			t.Errorf("token %d after %d", next.lock.Token(), before.Token())
+		if next.Lock.Token() <= before.Token() {
+			t.Errorf("token %d after %d", next.Lock.Token(), before.Token())
 		}
 		if before != first {
 			break
 		}
-		before = next.lock
+		before = next.Lock
 	}
 }
 
@@ -228,13 +232,13 @@ func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			proxy := b.server.Proxy(t)
+			proxy := b.Server.Proxy(t)
 			c := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
 			own := newSession(t, c)
 			held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
-			blocked := lock(t, b.client(t), "blocked", "")
+			blocked := lock(t, b.Client(t), "blocked", "")
 			waiting := lockAsync(within(t), c, "blocked", "")
-			b.queued(t, "blocked", 2)
+			b.Queued(t, "blocked", 2)
 			fault(proxy)
 			opening := lockAsync(within(t), c, "late", "")
 
@@ -258,14 +262,14 @@ func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 				t.Errorf("the hold of the session ended with %v", err)
 			}
 			for _, call := range []<-chan outcome{waiting, opening} {
-				if result := receive(t, call); result.lock != nil || !errors.Is(result.err, locker.ErrClosed) && !errors.Is(result.err, locker.ErrLost) {
-					t.Errorf("Lock returned a lock: %v, and %v", result.lock != nil, result.err)
+				if result := receive(t, call); result.Lock != nil || !errors.Is(result.Err, locker.ErrClosed) && !errors.Is(result.Err, locker.ErrLost) {
+					t.Errorf("Lock returned a lock: %v, and %v", result.Lock != nil, result.Err)
 				}
 			}
-			b.queued(t, "own", 0)
-			b.queued(t, "shared", 0)
-			b.queued(t, "late", 0)
-			b.queued(t, "blocked", 1)
+			b.Queued(t, "own", 0)
+			b.Queued(t, "shared", 0)
+			b.Queued(t, "late", 0)
+			b.Queued(t, "blocked", 1)
 			if err := blocked.Err(); err != nil {
 				t.Error(err)
 			}
@@ -277,7 +281,7 @@ func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 	t.Parallel()
 	const held, taken, rounds = 50, 100, 10
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	for round := range rounds {
 		s := newSession(t, c)
 		lockAll := func(what string, n int) <-chan outcome {
@@ -292,7 +296,7 @@ func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 		}
 		before := lockAll("held", held)
 		for range held {
-			if err := receive(t, before).err; err != nil {
+			if err := receive(t, before).Err; err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -302,17 +306,17 @@ func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 				go func() { closed <- s.Close() }()
 			}
 			// It may have been in time, but is over soon.
-			if r := receive(t, during); r.err == nil {
-				defer func() { receive(t, r.lock.Context().Done()) }()
-			} else if !errors.Is(r.err, locker.ErrClosed) {
-				t.Errorf("Lock returned %v", r.err)
+			if r := receive(t, during); r.Err == nil {
+				defer func() { receive(t, r.Lock.Context().Done()) }()
+			} else if !errors.Is(r.Err, locker.ErrClosed) {
+				t.Errorf("Lock returned %v", r.Err)
 			}
 		}
 		if err := receive(t, closed); err != nil {
 			t.Errorf("Close returned %v", err)
 		}
 	}
-	eventually(t, "nothing is left", func() bool { return len(b.keys(t, locker.DefaultPrefix)) == 0 })
+	eventually(t, "nothing is left", func() bool { return len(b.Keys(t, locker.DefaultPrefix)) == 0 })
 }
 
 func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
@@ -333,7 +337,7 @@ func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			proxy := b.server.Proxy(t)
+			proxy := b.Server.Proxy(t)
 			c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
 			s := newSession(t, c)
 			var results []<-chan outcome
@@ -344,17 +348,17 @@ func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
 			var newest int64
 			for _, result := range results {
 				r := receive(t, result)
-				if r.err != nil {
-					t.Fatal(r.err)
+				if r.Err != nil {
+					t.Fatal(r.Err)
 				}
-				locks[r.lock.Key()] = r.lock
-				newest = max(newest, r.lock.Token())
+				locks[r.Lock.Key()] = r.Lock
+				newest = max(newest, r.Lock.Token())
 				for range 200 { // what a program derives from a hold ends with it, which takes time
-					_, cancel := context.WithCancel(r.lock.Context())
+					_, cancel := context.WithCancel(r.Lock.Context())
 					defer cancel()
 				}
 			}
-			deletions := b.etcd.Watch(within(t), locker.DefaultPrefix, clientv3.WithPrefix(), clientv3.WithRev(newest+1), clientv3.WithFilterPut())
+			deletions := b.Etcd.Watch(within(t), locker.DefaultPrefix, clientv3.WithPrefix(), clientv3.WithRev(newest+1), clientv3.WithFilterPut())
 			end(t, proxy, s)
 			held := 0
 			for deleted := 0; deleted < n; {
@@ -378,13 +382,13 @@ func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
 func TestAnAdoptedSessionThatIsLetGoKeepsNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	program := b.server.Client(t)
+	program := b.Server.Client(t)
 	original, err := concurrency.NewSession(program, concurrency.WithTTL(60))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = original.Close() })
-	c := b.client(t)
+	c := b.Client(t)
 	for range 20 {
 		s, err := c.AdoptSession(original)
 		if err != nil {
@@ -402,11 +406,264 @@ func TestAnAdoptedSessionThatIsLetGoKeepsNothing(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		if left := b.keys(t, locker.DefaultPrefix); len(left) != 0 {
+		if left := b.Keys(t, locker.DefaultPrefix); len(left) != 0 {
 			t.Fatalf("it left %v", left)
 		}
 	}
 	if !leases(t, b)[original.Lease()] {
 		t.Error("the lease is gone")
+	}
+}
+
+func TestAnOwnSessionHasAFateOfItsOwn(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.Client(t, locker.WithTTL(brief))
+	first, second := newSession(t, c), newSession(t, c)
+	doomed := lock(t, c, "first", "v", locker.WithSession(first))
+	also := lock(t, c, "also first", "v", locker.WithSession(first))
+	others := []*locker.Lock{lock(t, c, "second", "v", locker.WithSession(second)), lock(t, c, "shared", "v")}
+	if holderOf(t, b, doomed).Lease != first.Lease() || holderOf(t, b, others[0]).Lease != second.Lease() || first.Lease() == second.Lease() {
+		t.Error("the entries are not on the leases of their sessions")
+	}
+	b.Server.ExpireLease(t, first.Lease())
+	receive(t, first.Context().Done())
+	var lost *locker.LostError
+	if !errors.As(context.Cause(first.Context()), &lost) || lost.Name != "" || lost.Reason != locker.Revoked {
+		t.Errorf("the cause of the session: %v", context.Cause(first.Context()))
+	}
+	wantLost(t, doomed.Err(), doomed, locker.Revoked)
+	wantLost(t, also.Err(), also, locker.Revoked)
+	for _, l := range others {
+		if err := l.SetValue(ctx, "still held"); err != nil || l.Err() != nil {
+			t.Errorf("%s: %v, %v", l.Name(), err, l.Err())
+		}
+	}
+	_, err := c.Lock(ctx, "first", "v", locker.WithSession(first))
+	want(t, err, locker.ErrLost)
+	lock(t, c, "first", "v", locker.WithSession(second))
+	if err := first.Close(); err != nil {
+		t.Errorf("Close of a lost session: %v", err)
+	}
+}
+
+func TestALostSharedSessionIsReplaced(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.Client(t)
+	first := lock(t, c, "a", "v")
+	b.Server.ExpireLease(t, holderOf(t, b, first).Lease)
+	second := lock(t, c, "b", "v") // the first to learn of it
+	wantLost(t, first.Err(), first, locker.Revoked)
+	unlock(t, lock(t, c, "a", "v"))
+	unlock(t, second)
+}
+
+func TestASessionHasATTLOfItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.Client(t, locker.WithTTL(time.Minute), locker.WithSafetyMargin(20*time.Second))
+	for want, opts := range map[int64][]locker.SessionOption{60: nil, 7: {locker.WithSessionTTL(6100 * time.Millisecond)}} {
+		s := newSession(t, c, opts...)
+		lease, err := b.Etcd.TimeToLive(within(t), s.Lease())
+		if err != nil || lease.GrantedTTL != want {
+			t.Errorf("%v, granted %d s, want %d", err, lease.GrantedTTL, want)
+		}
+		before := time.Now()
+		l := lock(t, c, fmt.Sprint(want), "v", locker.WithSession(s))
+		if longest := before.Add(time.Duration(want) * time.Second / 2); want == 7 && l.Deadline().After(longest) {
+			t.Errorf("the margin of a short session is less than half its TTL: until %v, want %v", l.Deadline(), longest)
+		}
+	}
+}
+
+func TestClosingASessionEndsItsHoldsAndNoOthers(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	var revoked atomic.Int64
+	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+		err := call()
+		if method == "/etcdserverpb.Lease/LeaseRevoke" {
+			revoked.Add(1)
+		}
+		return err
+	}))
+	s := newSession(t, c)
+	l, kept := lock(t, c, "a", "v", locker.WithSession(s)), lock(t, c, "kept", "v")
+	foreign := lock(t, b.Client(t), "foreign", "v")
+	local := lockAsync(ctx, c, "kept", "v", locker.WithSession(s))
+	eventually(t, "it is in line", func() bool { return c.Waiting("kept") == 1 })
+	remote := lockAsync(ctx, c, "foreign", "v", locker.WithSession(s))
+	b.Queued(t, "foreign", 2)
+	for range 2 {
+		if err := s.Close(); err != nil || revoked.Load() != 1 {
+			t.Errorf("%v, %d revocations", err, revoked.Load())
+		}
+	}
+	for what, waiter := range map[string]<-chan outcome{"local": local, "remote": remote} {
+		if got := receive(t, waiter); !errors.Is(got.Err, locker.ErrClosed) {
+			t.Errorf("the %s waiter: %v", what, got.Err)
+		}
+	}
+	want(t, context.Cause(s.Context()), locker.ErrClosed)
+	want(t, context.Cause(l.Context()), locker.ErrClosed)
+	want(t, l.Unlock(ctx), locker.ErrClosed)
+	if kept.Err() != nil || foreign.Err() != nil {
+		t.Errorf("others were disturbed: %v, %v", kept.Err(), foreign.Err())
+	}
+	if lease, err := b.Etcd.TimeToLive(ctx, s.Lease()); err != nil || lease.TTL != -1 {
+		t.Errorf("the lease is left: %v, TTL %d", err, lease.TTL)
+	}
+	b.Queued(t, "a", 0)
+	b.Queued(t, "foreign", 1)
+	_, err := c.TryLock(ctx, "b", "v", locker.WithSession(s))
+	want(t, err, locker.ErrClosed)
+	lock(t, c, "a", "next")
+}
+
+func TestASessionThatCannotBeOpenedIsNone(t *testing.T) {
+	t.Parallel()
+	b, enough := setup(t), errors.New("enough")
+	c := b.Client(t)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.NewSession(within(t))
+	want(t, err, locker.ErrClosed)
+	if s != nil {
+		t.Error("a session with an error")
+	}
+
+	ctx, cancel := context.WithCancelCause(within(t))
+	etcd := b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+		err := call()
+		if method == "/etcdserverpb.Lease/LeaseGrant" {
+			cancel(enough)
+		}
+		return err
+	})
+	s, err = newClient(t, etcd).NewSession(ctx)
+	want(t, err, enough)
+	if s != nil {
+		t.Error("a session with an error")
+	}
+	eventually(t, "its lease is gone", func() bool { return b.leases(t) == 0 })
+}
+
+func TestAGrantThatIsCommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
+	t.Parallel()
+	b, enough := setup(t), errors.New("enough")
+	ctx, cancel := context.WithCancelCause(within(t))
+	leases := pb.NewLeaseClient(b.Etcd.ActiveConnection())
+	var late atomic.Pointer[pb.LeaseGrantRequest]
+	etcd := b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
+		switch req := req.(type) {
+		case *pb.LeaseGrantRequest:
+			cancel(enough)
+			select {
+			case <-ctx.Done(): // the client has hung up, but the request is with the server
+				late.Store(req)
+				return status.FromContextError(ctx.Err()).Err()
+			case <-time.After(100 * time.Millisecond):
+				return call()
+			}
+		case *pb.LeaseRevokeRequest:
+			err := call()
+			if grant := late.Swap(nil); grant != nil {
+				if _, err := leases.LeaseGrant(within(t), grant); err != nil {
+					t.Error(err)
+				}
+			}
+			return err
+		}
+		return call()
+	})
+	c := newClient(t, etcd)
+	_, err := c.Lock(ctx, "a", "v")
+	want(t, err, enough)
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := b.leases(t); n != 0 {
+		t.Errorf("%d leases are left", n)
+	}
+}
+
+// fill locks n names with the prefix, several at a time.
+func fill(t *testing.T, c *locker.Client, prefix string, n int, opts ...locker.LockOption) []*locker.Lock {
+	t.Helper()
+	ctx := within(t)
+	locks := make([]*locker.Lock, n)
+	var wg sync.WaitGroup
+	for worker := range 16 {
+		wg.Go(func() {
+			for i := worker; i < n; i += 16 {
+				l, err := c.Lock(ctx, fmt.Sprint(prefix, i), "v", opts...)
+				if err != nil {
+					t.Errorf("lock %d: %v", i, err)
+					return
+				}
+				locks[i] = l
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	return locks
+}
+
+func TestAnOwnSessionIsFullAtAThousandEntries(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.Client(t)
+	s := newSession(t, c)
+	locks := fill(t, c, "", 1000, locker.WithSession(s))
+	_, err := c.Lock(ctx, "one more", "v", locker.WithSession(s))
+	want(t, err, locker.ErrSessionFull)
+	wantWrappedOnce(t, err)
+	_, err = c.TryLock(ctx, "one more", "v", locker.WithSession(s))
+	want(t, err, locker.ErrSessionFull)
+	unlock(t, locks[500])
+	unlock(t, lock(t, c, "one more", "v", locker.WithSession(s)))
+	unlock(t, lock(t, c, "elsewhere", "v"))
+}
+
+func TestSharedSessionsOpenAsManyLeasesAsTheyNeedAndGiveThemBack(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.Client(t)
+	locks := fill(t, c, "", 1000)
+	if n := b.leases(t); n != 1 {
+		t.Errorf("%d leases for 1000 locks", n)
+	}
+	locks = append(locks, fill(t, c, "more ", 5)...)
+	if n := b.leases(t); n != 2 {
+		t.Errorf("%d leases for 1005 locks", n)
+	}
+	entries := make(map[clientv3.LeaseID]int)
+	list, err := c.List(ctx, "")
+	for _, holder := range list {
+		entries[holder.Lease]++
+	}
+	if err != nil || len(list) != 1005 || len(entries) != 2 {
+		t.Errorf("%v, %d holders on %d leases", err, len(list), len(entries))
+	}
+	var wg sync.WaitGroup
+	for worker := range 16 {
+		wg.Go(func() {
+			for i := worker; i < len(locks); i += 16 {
+				if err := locks[i].Unlock(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, "one lease is left", func() bool { return b.leases(t) == 1 })
+	unlock(t, lock(t, c, "a", "v"))
+	if n := b.leases(t); n != 1 {
+		t.Errorf("%d leases", n)
 	}
 }

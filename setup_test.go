@@ -6,17 +6,84 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
+
+// The words of locktest, as the tests of this package say them.
+const (
+	patience  = locktest.Patience
+	brief     = locktest.Brief
+	steady    = locktest.Steady
+	unhurried = locktest.Unhurried
+	prompt    = locktest.Prompt
+)
+
+type (
+	bundle       struct{ locktest.Bundle }
+	outcome      = locktest.Outcome
+	order        = locktest.Order
+	reader       = locktest.Reader
+	simulation   = locktest.Simulation
+	lateRequests = locktest.LateRequests
+)
+
+var (
+	within     = locktest.Within
+	connect    = locktest.Connect
+	newClient  = locktest.NewClient
+	lock       = locktest.Lock
+	unlock     = locktest.Unlock
+	newSession = locktest.NewSession
+	lockAsync  = locktest.LockAsync
+	eventually = locktest.Eventually
+	want       = locktest.Want
+	wantLost   = locktest.WantLost
+	lost       = locktest.Lost
+	renewed    = locktest.Renewed
+	get        = locktest.Get
+	list       = locktest.List
+	setValue   = locktest.SetValue
+	lockOf     = locktest.LockOf
+	newCache   = locktest.NewCache
+	read       = locktest.Read
+	holderBy   = locktest.HolderBy
+	lease      = locktest.LeaseOf
+	putKey     = locktest.PutKey
+	simulate   = locktest.Simulate
+	enqueues   = locktest.Enqueues
+	releases   = locktest.Releases
+	memberOf   = locktest.MemberOf
+
+	errReplyLost = locktest.ErrReplyLost
+)
+
+func holderOf(t testing.TB, b bundle, l *locker.Lock) locker.Holder {
+	return locktest.HolderOf(t, b.Bundle, l)
+}
+
+func leases(t testing.TB, b bundle) map[clientv3.LeaseID]bool { return locktest.Leases(t, b.Bundle) }
+
+func setup(t testing.TB, opts ...embedtest.Option) bundle {
+	return bundle{locktest.Setup(t, opts...)}
+}
+
+func receive[T any](t testing.TB, ch <-chan T) T {
+	t.Helper()
+	return locktest.Receive(t, ch)
+}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -41,159 +108,198 @@ func preset(name, value string) {
 	}
 }
 
-// patience is how long a test waits for anything before it fails: long, because the machine may be busy
-// with other things. Only a test that fails waits that long.
-const patience = 2 * time.Minute
+// write is what a transaction does to the queue of one name.
+type write struct{ name, put, deleted string } // the name as escaped, and keys
 
-// brief is the TTL of tests that wait for a lease to run out: as short as it can be if no lease is to be
-// lost for no reason other than that the machine is busy.
-const brief = 5 * time.Second
+// handsOver reports whether an entry is deleted and another put.
+func (w write) handsOver() bool { return w.put != "" && w.deleted != "" }
 
-// steady is the TTL of tests that wait for renewals, of a lease that must not be lost.
-const steady = 20 * time.Second
-
-// prompt bounds what takes milliseconds, or a repeated request or two, where the fault that a test looks for
-// takes half a minute or more.
-const prompt = 15 * time.Second
-
-// within returns the context of a test: it ends when the test does, or has taken too long.
-func within(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	t.Cleanup(cancel)
-	return ctx
+// writesOf takes a transaction apart. Records are not in queues and do not count.
+func writesOf(req any) (writes []write) {
+	txn, _ := req.(*pb.TxnRequest)
+	var own write
+	for _, op := range txn.GetSuccess() {
+		writes = append(writes, writesOf(op.GetRequestTxn())...)
+		put, deleted := string(op.GetRequestPut().GetKey()), string(op.GetRequestDeleteRange().GetKey())
+		own.put, own.deleted = own.put+put, own.deleted+deleted
+		own.name, _, _ = strings.Cut(strings.TrimPrefix(own.put+own.deleted, locker.DefaultPrefix), "/")
+	}
+	if own.name != "" {
+		writes = append(writes, own)
+	}
+	return writes
 }
 
-// bundle is what most tests need: an etcd of their own and a raw connection to it.
-type bundle struct {
-	server *embedtest.Server
-	etcd   *clientv3.Client
+// writes reports whether a request writes the queue of name.
+func writes(req any, name string) bool {
+	return slices.ContainsFunc(writesOf(req), func(w write) bool { return w.name == name })
 }
 
-// setup starts an etcd. It costs 20 ms of a processor, so that to share one would gain nothing. Several members
-// wait longer for each other than those of embedtest do, so that a busy machine alone makes no election.
-func setup(t testing.TB, opts ...embedtest.Option) bundle {
-	calm := embedtest.WithConfig(func(c *embed.Config) {
-		if strings.Contains(c.InitialCluster, ",") {
-			c.ElectionMs = 600
+// batched reports whether a request carries several writes.
+func batched(req any) bool { return len(writesOf(req)) > 1 }
+
+// handsOver reports whether a request hands name over within its client.
+func handsOver(req any, name string) bool {
+	return slices.ContainsFunc(writesOf(req), func(w write) bool { return w.name == name && w.handsOver() })
+}
+
+// wire is what lies between a client and etcd: it notes the transactions that
+// write queues, and has a fault for those that match.
+type wire struct {
+	mu       sync.Mutex // guards what follows
+	requests []any      // all, in the order of their sending
+	txns     [][]write
+	refused  []error // of txns
+	match    func(req any) bool
+	left     int // times that the fault happens yet
+	fault    func(ctx context.Context, call func() error) error
+}
+
+func (w *wire) intercept(ctx context.Context, _ string, req any, call func() error) error {
+	w.mu.Lock()
+	w.requests = append(w.requests, req)
+	parts := writesOf(req)
+	if len(parts) > 0 {
+		w.txns = append(w.txns, parts)
+	}
+	fault := w.fault
+	if w.left > 0 && w.match(req) {
+		w.left--
+	} else {
+		fault = nil
+	}
+	w.mu.Unlock()
+	if fault != nil {
+		return fault(ctx, call)
+	}
+	err := call()
+	if err != nil && len(parts) > 0 {
+		w.mu.Lock()
+		w.refused = append(w.refused, err)
+		w.mu.Unlock()
+	}
+	return err
+}
+
+// fail has the next requests that match meet a fault.
+func (w *wire) fail(times int, match func(req any) bool, fault func(ctx context.Context, call func() error) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.match, w.left, w.fault = match, times, fault
+}
+
+// pending reports whether a fault has yet to happen.
+func (w *wire) pending() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.left > 0
+}
+
+// transactions returns those sent so far from the n-th on.
+func (w *wire) transactions(n int) [][]write {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.txns[n:])
+}
+
+// refusals returns the errors of etcd to transactions so far.
+func (w *wire) refusals() []error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.refused)
+}
+
+// count returns how many requests have been sent.
+func (w *wire) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.requests)
+}
+
+// Faults that a request may meet.
+var faultsOfARequest = map[string]func(ctx context.Context, call func() error) error{
+	"its reply is lost": func(_ context.Context, call func() error) error {
+		if err := call(); err != nil {
+			return err
 		}
+		return errReplyLost
+	},
+	"it is lost": func(context.Context, func() error) error { return errReplyLost },
+}
+
+// neverAnswered is the fault of a request that is lost without a word.
+func neverAnswered(ctx context.Context, _ func() error) error {
+	<-ctx.Done()
+	return status.FromContextError(ctx.Err()).Err()
+}
+
+// barrier is where a request waits until it is opened.
+type barrier struct {
+	arrived, opened chan struct{}
+	open            func() // may be called again
+}
+
+// stop has the next request that matches wait before it is sent, or, if committed,
+// after it was.
+func (w *wire) stop(t testing.TB, committed bool, match func(req any) bool) barrier {
+	g := barrier{arrived: make(chan struct{}), opened: make(chan struct{})}
+	g.open = sync.OnceFunc(func() { close(g.opened) })
+	t.Cleanup(g.open)
+	wait := func(ctx context.Context) error {
+		close(g.arrived)
+		select {
+		case <-g.opened:
+			return nil
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
+	w.fail(1, match, func(ctx context.Context, call func() error) error {
+		if !committed {
+			if err := wait(ctx); err != nil {
+				return err
+			}
+			return call()
+		}
+		if err := call(); err != nil {
+			return err
+		}
+		return wait(ctx)
 	})
-	server := embedtest.Start(t, append([]embedtest.Option{calm}, opts...)...)
-	return bundle{server, server.Client(t)}
+	return g
 }
 
-// connect returns a raw connection, closed with the test.
-func connect(t testing.TB, config clientv3.Config) *clientv3.Client {
+// unhedged is longer than a request takes on a machine that is busy.
+const unhedged = 5 * time.Second
+
+// wired returns a client on a wire, with a session. Tests count what it sends, so it repeats nothing only
+// because the machine is busy, and nothing is renewed meanwhile.
+func (b bundle) wired(t testing.TB, opts ...locker.Option) (*locker.Client, *wire) {
 	t.Helper()
-	etcd, err := clientv3.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = etcd.Close() })
-	return etcd
+	w := new(wire)
+	c := newClient(t, b.Server.ClientWith(t, w.intercept), opts...)
+	locker.HedgeAfter(c, unhedged)
+	unlock(t, lock(t, c, "warm", ""))
+	return c, w
 }
 
-// client returns a Client over a connection of its own, closed with the test.
-func (b bundle) client(t testing.TB, opts ...locker.Option) *locker.Client {
-	return newClient(t, b.server.Client(t), opts...)
-}
-
-// newClient returns a Client over etcd, closed with the test. Unless its options say otherwise its leases are
-// long: what is not about them is not to fail for them.
-func newClient(t testing.TB, etcd *clientv3.Client, opts ...locker.Option) *locker.Client {
-	c, err := locker.New(etcd, append([]locker.Option{locker.WithTTL(unhurried)}, opts...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-// lock locks name or fails the test.
-func lock(t testing.TB, c *locker.Client, name, value string, opts ...locker.LockOption) *locker.Lock {
+// inLine locks name in another goroutine, and returns when it stands in line
+// behind n others of the client that wait.
+func inLine(ctx context.Context, t testing.TB, c *locker.Client, n int, name, value string, opts ...locker.LockOption) <-chan outcome {
 	t.Helper()
-	l, err := c.Lock(within(t), name, value, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-// unlock unlocks l or fails the test.
-func unlock(t testing.TB, l *locker.Lock) {
-	t.Helper()
-	if err := l.Unlock(within(t)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// newSession opens a session or fails the test.
-func newSession(t testing.TB, c *locker.Client, opts ...locker.SessionOption) *locker.Session {
-	t.Helper()
-	s, err := c.NewSession(within(t), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// outcome is what a call in another goroutine returned.
-type outcome struct {
-	lock *locker.Lock
-	err  error
-}
-
-// lockAsync locks name in another goroutine.
-func lockAsync(ctx context.Context, c *locker.Client, name, value string, opts ...locker.LockOption) <-chan outcome {
-	result := make(chan outcome, 1)
-	go func() {
-		l, err := c.Lock(ctx, name, value, opts...)
-		result <- outcome{l, err}
-	}()
+	result := lockAsync(ctx, c, name, value, opts...)
+	eventually(t, "it stands in line", func() bool { return c.Waiting(name) == n+1 })
 	return result
 }
 
-// receive returns what comes from ch, or fails the test.
-func receive[T any](t testing.TB, ch <-chan T) T {
+// holds wants l to be the only entry in the queue of its name, and held.
+func (b bundle) holds(t testing.TB, l *locker.Lock) {
 	t.Helper()
-	select {
-	case v := <-ch:
-		return v
-	case <-time.After(patience):
-		t.Fatal("nothing came")
-		panic("unreachable")
-	}
-}
-
-// eventually calls condition until it is true, or fails the test.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !condition(); <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never came true: %s", what)
-		}
-	}
-}
-
-// keys returns the keys in etcd below prefix.
-func (b bundle) keys(t testing.TB, prefix string) []string {
-	t.Helper()
-	resp, err := b.etcd.Get(within(t), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := b.Etcd.Get(within(t), locker.DefaultPrefix+l.Name()+"/", clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := make([]string, len(resp.Kvs))
-	for i, kv := range resp.Kvs {
-		keys[i] = string(kv.Key)
+	if l.Err() != nil || len(resp.Kvs) != 1 || resp.Kvs[0].CreateRevision != l.Token() || string(resp.Kvs[0].Key) != l.Key() {
+		t.Errorf("%s, token %d, %v, in a queue of %v", l.Key(), l.Token(), l.Err(), resp.Kvs)
 	}
-	return keys
-}
-
-// queued waits until n entries are in the queue of name below the default prefix.
-func (b bundle) queued(t testing.TB, name string, n int) {
-	t.Helper()
-	eventually(t, "the queue has the right length", func() bool {
-		return len(b.keys(t, locker.DefaultPrefix+name+"/")) == n
-	})
 }

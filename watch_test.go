@@ -22,208 +22,74 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// order checks what holds for every sequence of states: revisions grow, and what
-// is told of a name differs from what was told before.
-type order struct {
-	revision int64
-	last     map[string]locker.State
-}
-
-func (o *order) check(state locker.State) error {
-	if o.last == nil {
-		o.last = make(map[string]locker.State)
-	}
-	last, told := o.last[state.Name]
-	switch {
-	case state.Name == "":
-		return fmt.Errorf("a state without a name: %+v", state)
-	case state.Revision < o.revision || told && state.Revision == last.Revision:
-		return fmt.Errorf("out of order: %+v after revision %d, last %+v", state, o.revision, last)
-	case told && state.Held == last.Held && state.Holder == last.Holder:
-		return fmt.Errorf("told twice: %+v after %+v", state, last)
-	case !state.Held && state.Holder != locker.Holder{Name: state.Name}:
-		return fmt.Errorf("nobody holds it, but there is a holder: %+v", state)
-	}
-	o.revision, o.last[state.Name] = state.Revision, state
-	return nil
-}
-
-// reader reads a watch step by step. The watch begins with the first step.
-type reader struct {
-	t testing.TB
-	order
-	next func() (locker.State, error, bool)
-}
-
-func read(t testing.TB, states iter.Seq2[locker.State, error]) *reader {
-	next, stop := iter.Pull2(states)
-	t.Cleanup(stop)
-	return &reader{t: t, next: next}
-}
-
-// state returns the next state.
-func (r *reader) state() locker.State {
-	r.t.Helper()
-	state, err, ok := r.next()
-	if err != nil || !ok {
-		r.t.Fatalf("no state, but %v (%v)", err, ok)
-	}
-	if err := r.check(state); err != nil {
-		r.t.Fatal(err)
-	}
-	return state
-}
-
-// held returns the next state, which must be that l holds its name.
-func (r *reader) held(l *locker.Lock) locker.State {
-	r.t.Helper()
-	state := r.state()
-	if !state.Held || state.Holder != holderBy(l) {
-		r.t.Fatalf("state = %+v, want it held by %+v", state, holderBy(l))
-	}
-	return state
-}
-
-// free returns the next state, which must be that nobody holds name.
-func (r *reader) free(name string) locker.State {
-	r.t.Helper()
-	state := r.state()
-	if state.Held || state.Name != name {
-		r.t.Fatalf("state = %+v, want %q to be free", state, name)
-	}
-	return state
-}
-
-// until reads on to the state of that value.
-func (r *reader) until(value string) locker.State {
-	r.t.Helper()
-	for {
-		if state := r.state(); state.Value == value {
-			return state
-		}
-	}
-}
-
-// end reads on to the end and returns its error.
-func (r *reader) end() error {
-	r.t.Helper()
-	for {
-		state, err, ok := r.next()
-		if !ok {
-			r.t.Fatal("it ended without an error")
-		}
-		if err == nil {
-			continue
-		}
-		if state.Held {
-			r.t.Errorf("a state came with the error: %+v", state)
-		}
-		if _, _, more := r.next(); more {
-			r.t.Error("the error was not the last thing")
-		}
-		return err
-	}
-}
-
-// holderBy returns what others see of l.
-func holderBy(l *locker.Lock) locker.Holder {
-	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: lease(l)}
-}
-
-// lease returns the lease that l's entry is attached to.
-func lease(l *locker.Lock) (id clientv3.LeaseID) {
-	key := l.Key()
-	_, _ = fmt.Sscanf(key[strings.LastIndex(key, "/")+1:], "%x", &id)
-	return id
-}
-
-func setValue(t testing.TB, l *locker.Lock, value string) {
-	t.Helper()
-	if err := l.SetValue(within(t), value); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// putKey puts until etcd, which may be busy, has confirmed it.
-func putKey(t testing.TB, etcd *clientv3.Client, key, value string) {
-	t.Helper()
-	eventually(t, "the key is put", func() bool {
-		_, err := etcd.Put(within(t), key, value)
-		if err != nil && !errors.Is(err, rpctypes.ErrTimeout) {
-			t.Fatal(err)
-		}
-		return err == nil
-	})
-}
-
 func TestWatchYieldsTheStateNowAndThenEachChange(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	alpha, beta := b.client(t), b.client(t)
-	r := read(t, b.client(t).Watch(within(t), "a"))
-	r.free("a")
+	alpha, beta := b.Client(t), b.Client(t)
+	r := read(t, b.Client(t).Watch(within(t), "a"))
+	r.Free("a")
 
 	first := lock(t, alpha, "a", "1")
-	if state := r.held(first); state.Revision != first.Token() {
+	if state := r.Held(first); state.Revision != first.Token() {
 		t.Errorf("held from revision %d on, but the token is %d", state.Revision, first.Token())
 	}
 	setValue(t, first, "2")
-	r.held(first)
+	r.Held(first)
 	setValue(t, first, "")
-	r.held(first)
+	r.Held(first)
 
 	second := lockAsync(within(t), beta, "a", "3")
-	b.queued(t, "a", 2)
+	b.Queued(t, "a", 2)
 	unlock(t, first)
 	next := receive(t, second)
-	if next.err != nil {
-		t.Fatal(next.err)
+	if next.Err != nil {
+		t.Fatal(next.Err)
 	}
-	r.held(next.lock) // without a moment at which nobody held it, and nothing of the queueing
+	r.Held(next.Lock) // without a moment at which nobody held it, and nothing of the queueing
 
-	unlock(t, next.lock)
-	r.free("a")
+	unlock(t, next.Lock)
+	r.Free("a")
 	third := lock(t, alpha, "a", "3")
-	r.held(third)
+	r.Held(third)
 }
 
 func TestWatchBeginsWithTheHolderThereIs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	l := lock(t, c, "a", "1")
 	lock(t, c, "b", "other")
 	states := c.Watch(within(t), "a")
 	r := read(t, states)
-	if state := r.held(l); state.Revision <= l.Token() {
+	if state := r.Held(l); state.Revision <= l.Token() {
 		t.Errorf("revision = %d, which is not that of now", state.Revision)
 	}
 	setValue(t, l, "2")
-	r.held(l)
-	read(t, states).held(l) // iterated again, it begins with the state of then
+	r.Held(l)
+	read(t, states).Held(l) // iterated again, it begins with the state of then
 }
 
 func TestAStateOfOneNameIsNoneOfAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	r := read(t, c.Watch(within(t), "a"))
-	r.free("a")
+	r.Free("a")
 	for _, name := range []string{"a/b", "a/", "ab", "a%2Fb", "A", "a//"} {
 		lock(t, c, name, "1")
 	}
-	r.held(lock(t, c, "a", "2"))
+	r.Held(lock(t, c, "a", "2"))
 }
 
 func TestASlowLoopGetsTheNewestState(t *testing.T) {
 	b := setup(t)
-	c, holder := b.client(t), b.client(t)
+	c, holder := b.Client(t), b.Client(t)
 	l := lock(t, holder, "a", "first")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	slow, brisk, slowPrefix := read(t, c.Watch(ctx, "a")), read(t, c.Watch(ctx, "a")), read(t, c.WatchPrefix(ctx, ""))
 	for _, r := range []*reader{slow, brisk, slowPrefix} {
-		r.held(l)
+		r.Held(l)
 	}
 	// The loops are in their bodies now: nobody asks for the next state.
 
@@ -233,7 +99,7 @@ func TestASlowLoopGetsTheNewestState(t *testing.T) {
 	for range writers {
 		wg.Go(func() {
 			for range changes / writers {
-				if _, err := b.etcd.Put(t.Context(), l.Key(), value, clientv3.WithLease(lease(l))); err != nil {
+				if _, err := b.Etcd.Put(t.Context(), l.Key(), value, clientv3.WithLease(lease(l))); err != nil {
 					t.Error(err)
 					return
 				}
@@ -244,23 +110,23 @@ func TestASlowLoopGetsTheNewestState(t *testing.T) {
 	for range 20 {
 		unlock(t, lock(t, holder, "b", "2"))
 	}
-	if _, err := b.etcd.Put(within(t), l.Key(), "last", clientv3.WithLease(lease(l))); err != nil {
+	if _, err := b.Etcd.Put(within(t), l.Key(), "last", clientv3.WithLease(lease(l))); err != nil {
 		t.Fatal(err)
 	}
 	time.AfterFunc(patience, cancel) // not counting the time that the changes took
-	brisk.until("last")
+	brisk.Until("last")
 	if kept := retained(t, "clientv3.(*watchGrpcStream)", "locker/v2.(*queueView)", "locker/v2.(*untold)", "locker/v2.follower"); kept > changes*size/4 {
 		t.Errorf("%d bytes are kept for loops that are busy, of %d that passed", kept, changes*size)
 	}
 	// At most one state was on its way before the newest one.
-	if state := slow.state(); state.Value != "last" {
+	if state := slow.State(); state.Value != "last" {
 		t.Errorf("the next state is not the newest, but one of revision %d", state.Revision)
 	}
-	if state := slowPrefix.state(); state.Name == "a" && state.Value != "last" {
+	if state := slowPrefix.State(); state.Name == "a" && state.Value != "last" {
 		t.Errorf("the next state below the prefix is not the newest, but one of revision %d", state.Revision)
 	}
 	unlock(t, l)
-	slow.free("a")
+	slow.Free("a")
 }
 
 // retained returns how many bytes are in use that were allocated below one of the
@@ -306,7 +172,7 @@ func calledBy(stack []uintptr, functions []string) bool {
 func TestAWatchEndsWithTheCauseOfItsContext(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	reason := errors.New("enough")
 	for what, watch := range map[string]func(context.Context) iter.Seq2[locker.State, error]{
 		"Watch":       func(ctx context.Context) iter.Seq2[locker.State, error] { return c.Watch(ctx, "a") },
@@ -315,13 +181,13 @@ func TestAWatchEndsWithTheCauseOfItsContext(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(within(t))
 		r := read(t, watch(ctx))
 		l := lock(t, c, "a", "1")
-		for !r.state().Held { // the state before may come first
+		for !r.State().Held { // the state before may come first
 		}
 		cancel(reason)
-		if err := r.end(); !errors.Is(err, reason) {
+		if err := r.End(); !errors.Is(err, reason) {
 			t.Errorf("%s ended with %v, want the cause", what, err)
 		}
-		if err := read(t, watch(ctx)).end(); !errors.Is(err, reason) {
+		if err := read(t, watch(ctx)).End(); !errors.Is(err, reason) {
 			t.Errorf("%s of a context that has ended ended with %v, want the cause", what, err)
 		}
 		unlock(t, l)
@@ -331,9 +197,9 @@ func TestAWatchEndsWithTheCauseOfItsContext(t *testing.T) {
 func TestALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	lock(t, c, "a", "1")
-	read(t, c.Watch(within(t), "a")).state() // starts what the client keeps running for all watches
+	read(t, c.Watch(within(t), "a")).State() // starts what the client keeps running for all watches
 	const label = "a loop that is left"      // of all goroutines that it starts
 	running := func() bool {
 		var profile bytes.Buffer
@@ -364,7 +230,7 @@ func TestALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
 func TestCloseEndsWatches(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	watches := []iter.Seq2[locker.State, error]{
 		c.Watch(within(t), "a"), c.Watch(within(t), "b"), c.WatchPrefix(within(t), ""),
 	}
@@ -373,16 +239,16 @@ func TestCloseEndsWatches(t *testing.T) {
 	readers := make([]*reader, len(watches))
 	for i, watch := range watches {
 		readers[i] = read(t, watch)
-		readers[i].state()
+		readers[i].State()
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
 	for i, r := range readers {
-		if err := r.end(); !errors.Is(err, locker.ErrClosed) {
+		if err := r.End(); !errors.Is(err, locker.ErrClosed) {
 			t.Errorf("watch %d ended with %v, want ErrClosed", i, err)
 		}
-		if err := read(t, watches[i]).end(); !errors.Is(err, locker.ErrClosed) {
+		if err := read(t, watches[i]).End(); !errors.Is(err, locker.ErrClosed) {
 			t.Errorf("watch %d of a closed client ended with %v, want ErrClosed", i, err)
 		}
 	}
@@ -391,7 +257,7 @@ func TestCloseEndsWatches(t *testing.T) {
 func TestALoopMayCloseItsClient(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	var last error
 	for _, err := range c.Watch(within(t), "a") {
 		if last = err; err != nil {
@@ -409,9 +275,9 @@ func TestALoopMayCloseItsClient(t *testing.T) {
 func TestAWatchOfABadNameIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	for _, name := range []string{"", "a\x00b", "\xff", strings.Repeat("a", locker.MaxNameLength+1)} {
-		err := read(t, c.Watch(within(t), name)).end()
+		err := read(t, c.Watch(within(t), name)).End()
 		var invalid *locker.InvalidError
 		if !errors.As(err, &invalid) || !errors.Is(err, locker.ErrInvalid) || invalid.Argument != "name" {
 			t.Errorf("watch of %.20q ended with %v, want ErrInvalid", name, err)
@@ -422,12 +288,12 @@ func TestAWatchOfABadNameIsRefused(t *testing.T) {
 func TestAWatchGoesOnAfterItsConnectionsBreak(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	c := newClient(t, proxy.Client(t))
-	l := lock(t, b.client(t), "a", "start")
+	l := lock(t, b.Client(t), "a", "start")
 	one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
-	one.held(l)
-	all.held(l)
+	one.Held(l)
+	all.Held(l)
 	for i := range 10 {
 		proxy.Reset()
 		if i%3 == 0 {
@@ -436,26 +302,26 @@ func TestAWatchGoesOnAfterItsConnectionsBreak(t *testing.T) {
 		setValue(t, l, fmt.Sprint(i))
 		setValue(t, l, fmt.Sprint(i, " newest"))
 		proxy.Heal()
-		one.until(fmt.Sprint(i, " newest"))
-		all.until(fmt.Sprint(i, " newest"))
+		one.Until(fmt.Sprint(i, " newest"))
+		all.Until(fmt.Sprint(i, " newest"))
 	}
 	proxy.Cut()
 	unlock(t, l)
 	proxy.Heal()
-	one.free("a")
-	all.free("a")
+	one.Free("a")
+	all.Free("a")
 }
 
 func TestAWatchGoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	c := newClient(t, proxy.Client(t))
-	holder := b.client(t)
+	holder := b.Client(t)
 	one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
-	one.free("a")
+	one.Free("a")
 	gone := lock(t, holder, "gone", "1")
-	all.held(gone)
+	all.Held(gone)
 	for i := range 3 {
 		proxy.Cut()
 		l := lock(t, holder, "a", "1")
@@ -465,76 +331,76 @@ func TestAWatchGoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 		if i == 0 {
 			unlock(t, gone) // all that tells of it is compacted
 		}
-		b.server.Compact(t)
+		b.Server.Compact(t)
 		proxy.Heal()
-		one.held(l)
-		if state := all.state(); state.Holder != holderBy(l) {
+		one.Held(l)
+		if state := all.State(); state.Holder != holderBy(l) {
 			t.Errorf("state = %+v, want %+v", state, holderBy(l))
 		}
 		if i == 0 {
-			all.free("gone")
+			all.Free("gone")
 		}
-		b.server.Compact(t)
+		b.Server.Compact(t)
 		unlock(t, l)
-		b.server.Compact(t)
-		one.free("a")
-		all.free("a")
+		b.Server.Compact(t)
+		one.Free("a")
+		all.Free("a")
 	}
 }
 
 func TestAWatchGoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
-	c := b.client(t, locker.WithTTL(unhurried))
-	l := lock(t, b.client(t, locker.WithTTL(unhurried)), "a", "start")
+	c := b.Client(t, locker.WithTTL(unhurried))
+	l := lock(t, b.Client(t, locker.WithTTL(unhurried)), "a", "start")
 	r := read(t, c.Watch(within(t), "a"))
-	r.held(l)
+	r.Held(l)
 	for i := range 3 {
-		b.server.MoveLeader(t)
+		b.Server.MoveLeader(t)
 		setValue(t, l, fmt.Sprint("moved ", i))
-		r.held(l)
+		r.Held(l)
 	}
 	for i := range 2 {
-		leader := b.server.Leader(t)
-		b.server.Stop(t, leader)
+		leader := b.Server.Leader(t)
+		b.Server.Stop(t, leader)
 		setValue(t, l, fmt.Sprint("died ", i))
-		r.held(l)
-		b.server.Restart(t, leader)
+		r.Held(l)
+		b.Server.Restart(t, leader)
 	}
 	unlock(t, l)
-	r.free("a")
+	r.Free("a")
 }
 
 func TestAWatchGoesOnAfterARestart(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
-	l := lock(t, b.client(t), "a", "start")
+	c := b.Client(t)
+	l := lock(t, b.Client(t), "a", "start")
 	one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
-	one.held(l)
-	all.held(l)
+	one.Held(l)
+	all.Held(l)
 	for i := range 3 {
-		b.server.Restart(t, 0)
+		b.Server.Restart(t, 0)
 		setValue(t, l, fmt.Sprint(i))
-		one.held(l)
-		all.held(l)
+		one.Held(l)
+		all.Held(l)
 	}
 }
 
 func TestAWatchLeavesAMemberThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	c := newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
-	l := lock(t, b.client(t), "a", "start")
+	l := lock(t, b.Client(t), "a", "start")
 	r := read(t, c.Watch(within(t), "a"))
-	r.held(l)
+	r.Held(l)
 	// Whichever member the watch is on, its turn comes while it is there.
 	for member := range 3 {
 		proxy.Freeze(member)
 		began := time.Now()
 		setValue(t, l, fmt.Sprint(member))
-		r.held(l)
+		r.Held(l)
 		t.Logf("with member %d frozen the change came after %v", member, time.Since(began).Round(time.Millisecond))
 		proxy.Thaw(member)
 	}
@@ -543,7 +409,7 @@ func TestAWatchLeavesAMemberThatDoesNotAnswer(t *testing.T) {
 func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	names := []string{"a", "a%2Fb", "a/", "a/b", "a/b/c", "ab", "b", "größe", "%", " "}
 	slices.Sort(names)
 	held := make(map[string]*locker.Lock)
@@ -556,7 +422,7 @@ func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
 		r := read(t, c.WatchPrefix(within(t), prefix))
 		for _, name := range names {
 			if held[name] != nil && strings.HasPrefix(name, prefix) {
-				r.held(held[name]) // by name
+				r.Held(held[name]) // by name
 			}
 		}
 		late := make(map[string]*locker.Lock)
@@ -570,9 +436,9 @@ func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
 				continue
 			}
 			if held[name] != nil {
-				r.held(held[name])
+				r.Held(held[name])
 			} else {
-				r.held(late[name])
+				r.Held(late[name])
 			}
 		}
 		for _, name := range names {
@@ -581,7 +447,7 @@ func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
 			}
 			unlock(t, late[name])
 			if strings.HasPrefix(name, prefix) {
-				r.free(name)
+				r.Free(name)
 			}
 		}
 	}
@@ -590,33 +456,33 @@ func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
 func TestWatchPrefixPassesOverWhatIsNoLock(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	junk := []string{
 		"locker", "locker/", "locker/a", "locker//", "locker//x", "locker//x/y", "locker/%/1",
 		"locker/%61/1", "locker/%2f/1", "locker/%2/1", "lockers/a/1", "locker/\x00/1", "other/a/1",
 	}
 	for _, key := range junk[:len(junk)/2] {
-		putKey(t, b.etcd, key, "junk")
+		putKey(t, b.Etcd, key, "junk")
 	}
 	first := lock(t, c, "first", "1")
 	r := read(t, c.WatchPrefix(within(t), ""))
-	r.held(first)
+	r.Held(first)
 	for _, key := range junk {
-		putKey(t, b.etcd, key, "more junk")
+		putKey(t, b.Etcd, key, "more junk")
 	}
-	l := lock(t, b.client(t), "a", "1") // with the record of its session
-	r.held(l)
+	l := lock(t, b.Client(t), "a", "1") // with the record of its session
+	r.Held(l)
 	for _, key := range junk {
-		if _, err := b.etcd.Delete(within(t), key); err != nil {
+		if _, err := b.Etcd.Delete(within(t), key); err != nil {
 			t.Fatal(err)
 		}
 	}
 	unlock(t, l)
-	r.free("a")
+	r.Free("a")
 
 	// What stands in a queue counts, whoever put it there.
-	putKey(t, b.etcd, "locker/b/operator", "by hand")
-	if state := r.state(); !state.Held || state.Name != "b" || state.Value != "by hand" || state.Lease != 0 {
+	putKey(t, b.Etcd, "locker/b/operator", "by hand")
+	if state := r.State(); !state.Held || state.Name != "b" || state.Value != "by hand" || state.Lease != 0 {
 		t.Errorf("state = %+v, want b held by hand", state)
 	}
 }
@@ -624,35 +490,35 @@ func TestWatchPrefixPassesOverWhatIsNoLock(t *testing.T) {
 func TestChangesOfOneTransactionAreOneChange(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	c := b.client(t)
+	c := b.Client(t)
 	l := lock(t, c, "running", "1")
 	r := read(t, c.WatchPrefix(within(t), ""))
-	r.held(l)
+	r.Held(l)
 	names := []string{"h", "c", "a", "g", "b", "e", "d", "f"}
 	var puts []clientv3.Op
 	for _, name := range names {
 		puts = append(puts, clientv3.OpPut("locker/"+name+"/1", "1"))
 	}
-	resp, err := b.etcd.Txn(within(t)).Then(puts...).Commit()
+	resp, err := b.Etcd.Txn(within(t)).Then(puts...).Commit()
 	if err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if state := r.state(); state.Name != name || state.Revision != resp.Header.Revision {
+		if state := r.State(); state.Name != name || state.Revision != resp.Header.Revision {
 			t.Errorf("state = %+v, want that of %q", state, name)
 		}
 	}
-	if _, err := b.etcd.Put(within(t), "locker/a/2", "2"); err != nil {
+	if _, err := b.Etcd.Put(within(t), "locker/a/2", "2"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = b.etcd.Txn(within(t)).Then(
+	_, err = b.Etcd.Txn(within(t)).Then(
 		clientv3.OpDelete("locker/a/1"), clientv3.OpDelete("locker/a/2"), clientv3.OpPut("locker/a/3", "3"),
 	).Commit()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if state := r.state(); state.Value != "3" {
+	if state := r.State(); state.Value != "3" {
 		t.Errorf("state = %+v, which never was", state)
 	}
 }
@@ -661,7 +527,7 @@ func TestManyWatchesAtOnce(t *testing.T) {
 	t.Parallel()
 	const names, watches = 10, 20
 	b := setup(t)
-	c, holder := b.client(t), b.client(t)
+	c, holder := b.Client(t), b.Client(t)
 	began, ended := make(chan struct{}, names*watches), make(chan error, names*watches)
 	for i := range names {
 		name := fmt.Sprint("name ", i)
@@ -672,13 +538,13 @@ func TestManyWatchesAtOnce(t *testing.T) {
 				values := ""
 				for state, err := range states {
 					if err == nil {
-						err = o.check(state)
+						err = o.Check(state)
 					}
 					if err != nil {
 						ended <- err
 						return
 					}
-					if len(o.last) == 1 && values == "" && !state.Held {
+					if len(o.Last) == 1 && values == "" && !state.Held {
 						began <- struct{}{}
 					}
 					if values = state.Value; values == "last" {
@@ -710,15 +576,15 @@ func TestWatchEndsWhenEtcdDeniesPermission(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
 	guest := addUser(t, b, "guest", "locker/ok/")
-	proxy := b.server.Proxy(t)
+	proxy := b.Server.Proxy(t)
 	config := proxy.ClientConfig()
 	config.Username, config.Password = guest, guest
 	c := newClient(t, connect(t, config))
 
-	if err := read(t, c.Watch(within(t), "no")).end(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if err := read(t, c.Watch(within(t), "no")).End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("Watch ended with %v, want permission denied", err)
 	}
-	if err := read(t, c.WatchPrefix(within(t), "")).end(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if err := read(t, c.WatchPrefix(within(t), "")).End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("WatchPrefix ended with %v, want permission denied", err)
 	}
 	if _, err := c.NewCache(within(t), ""); !errors.Is(err, rpctypes.ErrPermissionDenied) {
@@ -726,12 +592,12 @@ func TestWatchEndsWhenEtcdDeniesPermission(t *testing.T) {
 	}
 
 	r := read(t, c.Watch(within(t), "ok"))
-	r.free("ok")
-	if _, err := b.etcd.RoleRevokePermission(within(t), guest, "locker/ok/", clientv3.GetPrefixRangeEnd("locker/ok/")); err != nil {
+	r.Free("ok")
+	if _, err := b.Etcd.RoleRevokePermission(within(t), guest, "locker/ok/", clientv3.GetPrefixRangeEnd("locker/ok/")); err != nil {
 		t.Fatal(err)
 	}
 	proxy.Reset()
-	if err := r.end(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if err := r.End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("after the permission was revoked Watch ended with %v", err)
 	}
 }
@@ -741,15 +607,15 @@ func TestWatchEndsWhenEtcdDeniesPermission(t *testing.T) {
 func addUser(t testing.TB, b bundle, name, prefix string) string {
 	t.Helper()
 	ctx := within(t)
-	_, err := b.etcd.RoleAdd(ctx, name)
+	_, err := b.Etcd.RoleAdd(ctx, name)
 	if err == nil {
-		_, err = b.etcd.RoleGrantPermission(ctx, name, prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite))
+		_, err = b.Etcd.RoleGrantPermission(ctx, name, prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite))
 	}
 	if err == nil {
-		_, err = b.etcd.UserAdd(ctx, name, name)
+		_, err = b.Etcd.UserAdd(ctx, name, name)
 	}
 	if err == nil {
-		_, err = b.etcd.UserGrantRole(ctx, name, name)
+		_, err = b.Etcd.UserGrantRole(ctx, name, name)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// batch is what leaves in one transaction.
+// batch is the writes that leave in one transaction.
 type batch struct {
 	group  *group
 	writes []*Write
@@ -22,13 +22,14 @@ type batch struct {
 	cancel context.CancelFunc
 
 	// Guarded by the group's mutex.
-	tried     bool         // once at least
+	tried     bool         // at least once
 	answered  bool         // for certain
-	separated bool         // refused as a whole, so that each of its writes leaves alone
-	cleanUp   *tasks.Alarm // ends what nobody waits for
+	separated bool         // refused as a whole, so each of its writes is sent alone
+	cleanUp   *tasks.Alarm // ends the attempts when nobody waits for them
 	ended     bool
 }
 
+// newBatch returns the batch of the writes, which have left.
 func (g *group) newBatch(writes []*Write) *batch {
 	b := &batch{group: g, writes: writes}
 	b.ctx, b.cancel = context.WithCancel(g.store.Base)
@@ -37,12 +38,12 @@ func (g *group) newBatch(writes []*Write) *batch {
 	for _, w := range writes {
 		w.batch = b
 	}
-	b.forgotByAll() // by all, while it was about to leave
+	b.forgotByAll() // perhaps by all, while it was about to leave
 	return b
 }
 
-// forgotByAll lets the attempts come to an end if nobody waits for them any more: they are
-// given the time to be answered. The caller is a task and has the group's mutex.
+// forgotByAll lets the attempts end if nobody waits for them any more, after the time that
+// they need to be answered. The caller is a task and holds the group's mutex.
 func (b *batch) forgotByAll() {
 	waitedFor := func(w *Write) bool { return !w.forgotten && !w.resolved }
 	if b.cleanUp == nil && !b.ended && !slices.ContainsFunc(b.writes, waitedFor) {
@@ -58,8 +59,8 @@ func (b *batch) size() (n int64) {
 	return n
 }
 
-// run sends the batch. moved is called when it has been answered or has failed; what has
-// failed gathers again after a pause, as far as somebody waits for it.
+// run sends the batch. It calls moved when the batch has been answered or has failed. After
+// a failure, the writes that somebody still waits for gather again after a pause.
 func (b *batch) run(moved func()) {
 	s := b.group.store
 	defer b.end()
@@ -79,6 +80,7 @@ func (b *batch) run(moved func()) {
 	}
 }
 
+// end releases what the batch takes.
 func (b *batch) end() {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
@@ -89,7 +91,8 @@ func (b *batch) end() {
 	}
 }
 
-// attempt sends the batch or, once more, what is still waited for of it.
+// attempt sends the batch; if it was sent before, only those of its writes that somebody
+// still waits for.
 func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 	writes := b.begin()
 	if len(writes) == 0 {
@@ -102,12 +105,12 @@ func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 	return struct{}{}, err
 }
 
-// begin counts an attempt at each write in it.
+// begin returns the writes of an attempt, and counts the attempt for each.
 func (b *batch) begin() []*Write {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
 	if b.answered {
-		return nil // the hedge has come too late
+		return nil // the hedge comes too late
 	}
 	var writes []*Write
 	for _, w := range b.writes {
@@ -137,8 +140,8 @@ func (s *Store) send(repeats *Repeats, t Txn) (*pb.TxnResponse, error) {
 	return resp, err
 }
 
-// together makes one transaction of all. If an epoch is not that of its record any more
-// it reads which one is.
+// together makes one transaction of all writes. It is refused if an epoch is not that of
+// its record any more, and then reads the present ones.
 func together(writes []*Write) Txn {
 	if len(writes) == 1 {
 		return writes[0].Txn
@@ -156,9 +159,9 @@ func together(writes []*Write) Txn {
 	return all
 }
 
-// answer gives each write its part of what became of an attempt. What was refused
-// because of its epoch gathers again with the present one. If etcd has refused all, be it
-// for one of them, each has to leave alone.
+// answer gives each write its part of the outcome of an attempt. Writes that were refused
+// because of their epoch gather again with the present one. If etcd has refused the whole
+// transaction, perhaps because of one write, each write is sent alone.
 func (b *batch) answer(writes []*Write, o Outcome) {
 	switch {
 	case len(writes) == 1:
@@ -190,8 +193,8 @@ func epochsOf(resp *pb.TxnResponse) map[string]int64 {
 	return epochs
 }
 
-// resolve takes in the outcome of an attempt at one write; the first that is certain is
-// the result.
+// resolve takes in the outcome of an attempt at one write. The first certain outcome is the
+// result.
 func (b *batch) resolve(w *Write, o Outcome) {
 	g := b.group
 	certain := o.certain()
@@ -207,15 +210,15 @@ func (b *batch) resolve(w *Write, o Outcome) {
 		w.last = o.Err
 	}
 	g.mu.Unlock()
-	w.land(o) // first, so that who waits finds everything in its place
+	w.land(o) // before done is closed, so that those who wait find its effects
 	if result {
 		w.result = o
 		close(w.done)
 	}
 }
 
-// separate sends writes again after they were refused together: those that a newer epoch
-// is known for together, the others each alone.
+// separate sends writes again after they were refused together: those with a newer known
+// epoch together, the others each alone.
 func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	g := b.group
 	g.mu.Lock()
@@ -240,7 +243,7 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 			}
 			together = append(together, w)
 		case doubtful:
-			w.begin() // one attempt lands here, another follows
+			w.begin() // one attempt is over, another follows
 			over = append(over, w)
 			fallthrough
 		default:
@@ -253,7 +256,7 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 		refused.Err = ErrUnsent
 	}
 	g.again(together)
-	for _, w := range append(over, together...) { // the attempt is over; again has counted another
+	for _, w := range append(over, together...) { // not before again has counted the next attempt
 		w.land(refused)
 	}
 	for _, w := range alone {

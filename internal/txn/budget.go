@@ -8,13 +8,13 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// budget bounds how many requests of a client are hedged within a hedge delay. A hedge
-// that is answered first has helped, and more may follow; one that is not has Found nothing
-// but a slow link, and burdened it. (gRPC's own budget has retry throttling for that.)
+// budget bounds how many requests of a Store are hedged within a hedge delay. A hedge that
+// is answered first has helped, and more may follow. A hedge that is not has shown nothing
+// but a slow link, and added to its load. (gRPC throttles retries for the same reason.)
 type budget struct {
 	mu     sync.Mutex // guards what follows
-	window int        // how many may be new: under way, and not for longer than the hedge delay
-	fresh  int
+	window int        // how many hedges may be fresh
+	fresh  int        // hedges under way for less than the hedge delay
 }
 
 const (
@@ -23,7 +23,8 @@ const (
 	mostHedges   = 1 << 12
 )
 
-// wait counts a hedge in when there is room, and reports false if ctx has ended before.
+// wait counts in a hedge as soon as there is room for it, and reports false if ctx ends
+// first.
 func (h *budget) wait(ctx context.Context, interval time.Duration) bool {
 	for ctx.Err() == nil {
 		if h.begin() {
@@ -44,15 +45,15 @@ func (h *budget) begin() bool {
 	return true
 }
 
-// leave counts out a hedge that has ended, or is not new any more.
+// leave counts out a hedge that has ended or is not fresh any more.
 func (h *budget) leave() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fresh--
 }
 
-// judge takes in what became of a hedge: helped tells that it was answered, and late that
-// the request was answered without it.
+// judge takes in what became of a hedge: helped means that it was answered for certain,
+// late that the first attempt was answered before it.
 func (h *budget) judge(helped, late bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

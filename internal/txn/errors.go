@@ -9,11 +9,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// endError is the cause of the end of a context. It asks for it when somebody wants to
-// know: of one context many calls may end at once, and Cause takes its mutex.
+// endError is the error of a call that was ended by its context. It asks for the cause only
+// when that is needed: many calls may end with one context at once, and context.Cause takes
+// the mutex of the context.
 type endError struct {
 	ctx  context.Context
-	last error // that was heard from etcd; nil if nothing was asked
+	last error // error of etcd; nil if nothing was asked
 }
 
 func (e *endError) Error() string {
@@ -35,8 +36,8 @@ func (e *endError) Unwrap() []error {
 	return causes
 }
 
-// Ended is the error of a call that its context ended: the context's cause, with
-// the last that was heard from etcd, which is why it had not been done by then.
+// Ended returns the error of a call that was ended by ctx: the cause of ctx, with the last
+// error from etcd, which is why the call was not done by then.
 func Ended(ctx context.Context, last error) error {
 	if IsContextError(last) {
 		last = errNoAnswer
@@ -46,25 +47,25 @@ func Ended(ctx context.Context, last error) error {
 
 var errNoAnswer = errors.New("no answer from etcd")
 
-// Transient reports whether a request that failed with err is worth repeating.
-// The outcome of a transient failure is unknown: the request may yet take effect.
-// Any other error is etcd's refusal, which left no effect (but see Unsure).
+// Transient reports whether a request that failed with err is worth repeating. The outcome
+// of a transient failure is unknown: the request may yet take effect. Any other error is a
+// refusal by etcd, which has no effect (but see Unsure).
 func Transient(err error) bool {
 	if IsContextError(err) || errors.Is(err, rpctypes.ErrTooManyRequests) {
 		return true
 	}
 	switch code(err) {
-	// Unknown has "raft proposal dropped" and other passing troubles of a leader
-	// change, which the server does not map to a code.
+	// Unknown includes "raft proposal dropped" and other transient failures during a change
+	// of leader, which the server does not map to a code.
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted, codes.Internal, codes.Unknown:
 		return true
 	}
 	return false
 }
 
-// Unsure reports whether a transaction that failed with err may have been applied, or
-// may yet be. One that runs into the limit of etcd's space has been, although it is
-// answered with an error.
+// Unsure reports whether a transaction that failed with err may have been applied, or may
+// yet be. A transaction that exceeds etcd's space is applied, although the answer is an
+// error.
 func Unsure(err error) bool { return Transient(err) || errors.Is(err, rpctypes.ErrNoSpace) }
 
 // IsContextError reports whether err is that of a context that has ended.
@@ -72,8 +73,8 @@ func IsContextError(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// code returns the gRPC code of what etcd's client returned: one of its own
-// errors, or a status.
+// code returns the gRPC code of an error of etcd's client, which is one of its own or a
+// status.
 func code(err error) codes.Code {
 	var etcd rpctypes.EtcdError
 	if errors.As(err, &etcd) {

@@ -8,59 +8,61 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// group is the group commit of a client: while a transaction is in flight, what
-// others want to write gathers, and leaves together as the next one. So a lone
-// caller waits for nobody, and many share the cost of a commit.
+// group is the group commit of a Store: while a transaction is in flight, the writes that
+// arrive gather, and leave together as the next one. So a lone caller waits for nobody, and
+// many callers share the cost of a commit.
 type group struct {
 	store *Store
 
 	mu       sync.Mutex // guards what follows; no request is made under it
-	limit    int        // of writes in a transaction
+	limit    int        // of writes in one transaction
 	inFlight bool       // a transaction has left and has not kept the others waiting for too long
-	order    list.List  // of *pending: the names with writes that have yet to leave
+	order    list.List  // of *pending: the names with writes that have yet to leave, in their order
 	byName   map[string]*pending
 }
 
-// pending are the writes to the queue of one name that have yet to leave, the oldest
-// first. Some may have been forgotten.
+// pending are the writes to the queue of one name that have yet to leave, the oldest first.
+// Some of them may have been forgotten.
 type pending struct {
 	name   string
 	writes []*Write
 }
 
 const (
-	// MaxTogether keeps a transaction within etcd's default limit of 128 operations,
-	// which counts the writes and the operations of the largest one. Where servers are
-	// set lower, the group learns it from their refusal.
+	// MaxTogether is the most writes in one transaction. It stays within etcd's default
+	// limit of 128 operations, which counts the writes and the operations of the largest
+	// one. If a server has a lower limit, the group learns that from its refusal.
 	MaxTogether = 120
-	// maxBytesTogether keeps it well below etcd's limit of 1.5 MiB for a request.
+	// maxBytesTogether is the most bytes in one transaction, well below etcd's limit of 1.5
+	// MiB for a request.
 	maxBytesTogether = 512 << 10
 )
 
-// Write is a transaction on its way through the group.
+// Write is a transaction on its way through the group. A Write is submitted once.
 type Write struct {
 	Txn
-	Begun  func(epoch int64) // called for each attempt but the first, before it is made; may be nil
-	Landed func(Outcome)     // called with what becomes of each attempt; may be nil
+	Begun  func(epoch int64) // called before each attempt but the first, with its epoch; may be nil
+	Landed func(Outcome)     // called with the outcome of each attempt; may be nil
 
 	done   chan struct{} // closed when result is set
-	result Outcome       // the first that is certain
+	result Outcome       // the first certain one
 
-	pause backoff.Pause // before it is tried again; of its batch
+	pause backoff.Pause // before the next attempt; used by the batch
 
 	// Guarded by the group's mutex.
-	left      bool   // it is not waiting any more
+	left      bool   // it is not waiting to be sent any more
 	batch     *batch // with which it has left
-	forgotten bool   // nobody waits for it: it is not to be tried again
+	forgotten bool   // nobody waits for it: it is not tried again
 	resolved  bool   // result is set
-	attempts  int    // that were not refused for certain
-	last      error  // of an attempt that was not answered for certain; nil: there was no answer
+	attempts  int    // not counting those that were refused for certain
+	last      error  // of the last attempt that was not answered for certain; nil if there was no answer
 }
 
-// Done is closed when the outcome of w is certain. w must have been submitted.
+// Done returns a channel that is closed when the outcome of w is certain. w must have been
+// submitted.
 func (w *Write) Done() <-chan struct{} { return w.done }
 
-// Result returns the outcome of w after it is certain.
+// Result returns the outcome of w. Done must be closed.
 func (w *Write) Result() Outcome { return w.result }
 
 func (w *Write) begin() {
@@ -75,7 +77,7 @@ func (w *Write) land(o Outcome) {
 	}
 }
 
-// size is what it adds to a request, roughly.
+// size is roughly what t adds to the size of a request, in bytes.
 func (t Txn) size() (n int64) {
 	for _, op := range t.Then {
 		if put := op.GetRequestPut(); put != nil {
@@ -89,9 +91,9 @@ func (g *group) init(s *Store) {
 	g.store, g.limit, g.byName = s, MaxTogether, make(map[string]*pending)
 }
 
-// submit sends w to etcd until it is answered for certain or forgotten: what is for a
-// queue together with what others write, a record alone. It is the one way in which
-// queues and records are written. It does not block.
+// submit sends w until etcd has answered for certain or w is forgotten. A write to a queue
+// may share a transaction with others, one without a name is sent alone. It is the only way
+// to write queues and records. It does not block.
 func (g *group) submit(w *Write) {
 	w.done = make(chan struct{})
 	if w.Name == "" {
@@ -107,7 +109,7 @@ func (g *group) submit(w *Write) {
 	g.start(batch, g.next)
 }
 
-// again lets writes leave once more, before those that have come later.
+// again sends writes once more, before those that have arrived later.
 func (g *group) again(writes []*Write) {
 	g.mu.Lock()
 	var alone []*Write
@@ -130,7 +132,7 @@ func (g *group) again(writes []*Write) {
 	g.start(batch, g.next)
 }
 
-// pending returns the writes of a name. The caller has the mutex.
+// pending returns the writes of a name. The caller holds the mutex.
 func (g *group) pending(name string) *pending {
 	p := g.byName[name]
 	if p == nil {
@@ -141,9 +143,7 @@ func (g *group) pending(name string) *pending {
 	return p
 }
 
-// forget is for a caller that waits no longer. A write that is yet to leave never will:
-// its outcome is ErrUnsent. One that has left may be applied, but is not tried again.
-// forget returns what is known of why there was no answer.
+// forget implements Store.Forget.
 func (g *group) forget(w *Write) (last error) {
 	g.mu.Lock()
 	unsent := !w.left
@@ -163,9 +163,9 @@ func (g *group) forget(w *Write) (last error) {
 	return last
 }
 
-// take returns the writes that leave now, if nothing is in flight: of each name the
-// oldest, since within one transaction a write does not see what another has
-// written. The caller has the mutex.
+// take returns the writes that leave now, if nothing is in flight: the oldest of each name,
+// since within one transaction a write does not see what another has written. The caller
+// holds the mutex.
 func (g *group) take() (batch []*Write) {
 	if g.inFlight {
 		return nil
@@ -194,7 +194,7 @@ func (g *group) take() (batch []*Write) {
 	return batch
 }
 
-// next returns the oldest that has not been forgotten, nil if there is none.
+// next returns the oldest write that has not been forgotten, nil if there is none.
 func (p *pending) next() *Write {
 	for len(p.writes) > 0 && p.writes[0].left {
 		p.writes[0] = nil
@@ -220,7 +220,7 @@ func (g *group) waiting() (n int) {
 	return n
 }
 
-// next lets those waiting leave.
+// next sends the writes that are waiting.
 func (g *group) next() {
 	g.mu.Lock()
 	g.inFlight = false
@@ -229,9 +229,9 @@ func (g *group) next() {
 	g.start(batch, g.next)
 }
 
-// start sends a batch in a goroutine of the client. next is called when it has been
-// answered, or has kept the others waiting for too long. Whoever waits for a write is
-// a task of the client, so that another may be started.
+// start sends writes in a goroutine. It calls next when they have been answered, or have
+// kept the others waiting for too long. The caller is a task, as is everyone who waits for
+// a write; so another task may be started.
 func (g *group) start(writes []*Write, next func()) {
 	if len(writes) == 0 {
 		return

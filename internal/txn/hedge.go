@@ -8,15 +8,15 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// The one scale of waiting for an answer, for requests, renewals and watches alike: an
-// eighth of the TTL within these bounds. Three of the longest make a hand-over past a
-// frozen member, which so takes less than 3 s however long the TTL is.
+// One scale of waiting for an answer, for requests, renewals and watches alike: an eighth
+// of the TTL, within these bounds. A hand-over past a frozen member takes three of the
+// longest, so less than 3 s however long the TTL is.
 const (
 	shortestHedgeDelay = 200 * time.Millisecond
 	longestHedgeDelay  = 800 * time.Millisecond
 
-	quickHedges          = 3                // before the intervals grow: each may have met the same member
-	longestHedgeInterval = 30 * time.Second // to which they grow
+	quickHedges          = 3                // before the intervals grow: each of these may have met the same member
+	longestHedgeInterval = 30 * time.Second // up to which they grow
 )
 
 // DelayFor returns the hedge delay of a client whose leases live for ttl.
@@ -24,30 +24,32 @@ func DelayFor(ttl time.Duration) time.Duration {
 	return min(max(ttl/8, shortestHedgeDelay), longestHedgeDelay)
 }
 
-// slowestLink is the bandwidth, in bytes a second, down to which nothing that is large
-// is hedged while it is on its way.
+// slowestLink is a bandwidth in bytes per second. On a link that is at least as fast,
+// nothing large is hedged while it is on its way.
 const slowestLink = 128 << 10
 
-// Allowance is how long size bytes take on the slowest link.
+// Allowance returns how long size bytes take on the slowest link.
 func Allowance(size int64) time.Duration { return time.Duration(size) * time.Second / slowestLink }
 
-// carry notes that so many bytes are on their way, which all requests are given the time
-// for, until done is called.
+// carry notes that size bytes are on their way until done is called. All requests are given
+// the time that these take.
 func (s *Store) carry(size int64) (done func()) {
 	s.carried.Add(size)
 	return func() { s.carried.Add(-size) }
 }
 
-// LateAnswerWait is how long an attempt goes on that nobody waits for any more: usually
-// it is answered, and leaves no doubt.
+// LateAnswerWait is how long an attempt goes on that nobody waits for any more: usually it
+// is answered by then, and leaves no doubt.
 func (s *Store) LateAnswerWait() time.Duration { return 4 * s.HedgeDelay }
 
-// hedge makes a request in this goroutine and, while it has no answer after the hedge
-// delay and the time that its size takes, once more beside it. The balancer sends that to
-// the next member, so one that is frozen or cut off costs that delay. The first certain
-// answer counts. The first attempt lives as long as ctx, to give a slow link its time; the
-// second is replaced at growing intervals; so there are never more than two. When the
-// answer has come, the other attempt has late to be answered too, and is cut off then.
+// hedge makes a request in this goroutine. While the request has no answer after the hedge
+// delay, and the allowance for its size, hedge makes it a second time beside the first. The
+// balancer sends that to the next member, so a member that is frozen or cut off costs one
+// delay. The first certain answer counts.
+//
+// The first attempt lives as long as ctx, which is what a slow link needs. The second is
+// replaced at growing intervals, so there are never more than two. When the answer has
+// come, the other attempt has late to be answered too, and is then cut off.
 func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, attempt func(context.Context) (T, error)) (answer T, err error) {
 	type outcome struct {
 		answer T
@@ -57,15 +59,15 @@ func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, at
 	defer cancel()
 	first, drop := context.WithCancel(ctx)
 	defer drop()
-	wanted, done := context.WithCancel(ctx) // ends with the first attempt: no more are to be begun
+	wanted, done := context.WithCancel(ctx) // ends with the first attempt: no other is begun after that
 	defer done()
 	var (
-		answered atomic.Bool // the first attempt was
+		answered atomic.Bool // the first attempt was answered for certain
 		second   = make(chan outcome, 1)
 		began    = time.Now()
 		interval = s.HedgeDelay + allowed
 	)
-	// again is one attempt beside the first, and reports whether another is of use.
+	// again makes one attempt beside the first, and reports whether another is of use.
 	again := func() bool {
 		ctx, stop := context.WithTimeout(ctx, interval)
 		defer stop()
@@ -88,7 +90,7 @@ func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, at
 	}
 	timer := s.Tasks.After(interval, func() {
 		defer close(second)
-		// What others send meanwhile takes its time as well.
+		// What others send at the same time takes its time as well.
 		for interval < s.HedgeDelay+Allowance(s.carried.Load()) {
 			interval = s.HedgeDelay + Allowance(s.carried.Load())
 			_ = backoff.Sleep(wanted, time.Until(began.Add(interval)))
@@ -112,12 +114,12 @@ func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, at
 	done()
 	rest := late
 	if !certain {
-		rest = s.HedgeDelay + allowed // for the other attempt, if it has begun
+		rest = s.HedgeDelay + allowed // for the second attempt, if it has begun
 	}
 	bounded, stop := context.WithTimeout(ctx, rest)
 	defer stop()
 	select {
-	case o, ok := <-second: // be it only to leave no doubt
+	case o, ok := <-second: // if the first is certain, only to leave no doubt about the second
 		if ok && !certain {
 			return o.answer, o.err
 		}

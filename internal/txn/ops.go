@@ -13,11 +13,13 @@ import (
 // What Locker asks of etcd's key-value store, in etcd's own messages: the operations of
 // its client would become the same, after being copied several times.
 
-// CallOptions are the defaults of etcd's client, but for its limit on what is sent: etcd has
-// one itself. The limits of a clientv3.Config cannot be read from a client.
+// CallOptions are those of etcd's client, except for its limit on the size of a request:
+// etcd has a limit of its own. The limits of a clientv3.Config cannot be read from a
+// client.
 var CallOptions = []grpc.CallOption{grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32)}
 
-// CmpCreate compares the create revision of key; 0 is that of a key that is not there.
+// CmpCreate compares the create revision of key with revision. A key that does not exist
+// has create revision 0.
 func CmpCreate(key string, revision int64) *pb.Compare {
 	return &pb.Compare{
 		Key:         []byte(key),
@@ -26,7 +28,8 @@ func CmpCreate(key string, revision int64) *pb.Compare {
 	}
 }
 
-// CmpMod compares the mod revision of key.
+// CmpMod compares the mod revision of key with revision. A key that does not exist has mod
+// revision 0.
 func CmpMod(key string, revision int64) *pb.Compare {
 	return &pb.Compare{
 		Key:         []byte(key),
@@ -35,31 +38,33 @@ func CmpMod(key string, revision int64) *pb.Compare {
 	}
 }
 
-// CmpNoneBelow compares that no key begins with prefix.
+// CmpNoneBelow holds if no key begins with prefix.
 func CmpNoneBelow(prefix string) *pb.Compare {
 	none := CmpCreate(prefix, 0)
 	none.RangeEnd = RangeEnd(prefix)
 	return none
 }
 
+// OpPut puts key with value, attached to lease.
 func OpPut(key, value string, lease clientv3.LeaseID) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
 		RequestPut: &pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(lease)},
 	}}
 }
 
+// OpDelete deletes key.
 func OpDelete(key string) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
 		RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)},
 	}}
 }
 
-// OpRange makes a read part of a transaction.
+// OpRange makes a read part of a transaction. Found returns what it has read.
 func OpRange(read *pb.RangeRequest) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}}
 }
 
-// one reads a key.
+// Get reads key.
 func Get(key string) *pb.RangeRequest { return &pb.RangeRequest{Key: []byte(key)} }
 
 // RevisionsOf reads a key without its value.
@@ -72,20 +77,22 @@ func AllBelow(prefix string) *pb.RangeRequest {
 	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: RangeEnd(prefix)}
 }
 
-// OldestBelow reads the oldest of them.
+// OldestBelow reads the key with the smallest create revision of those that begin with
+// prefix.
 func OldestBelow(prefix string) *pb.RangeRequest {
 	read := AllBelow(prefix)
 	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_ASCEND, 1
 	return read
 }
 
+// RangeEnd returns the end of the range of all keys that begin with prefix.
 func RangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
 
-// ErrMalformed is for an answer that lacks what etcd's always have. Like one that never
-// came, it tells nothing about its request.
+// ErrMalformed is the error of an answer that lacks what etcd's answers always have. Like
+// an answer that never came, it says nothing about what became of the request.
 var ErrMalformed = errors.New("malformed answer")
 
-// complete reports whether an answer has what each operation of its transaction was to return.
+// complete reports whether an answer has a result for each operation of its transaction.
 func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
 	ops := request.Failure
 	if resp.Succeeded {
@@ -110,7 +117,7 @@ func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
 	return true
 }
 
-// Found returns what the i-th operation of a transaction read.
+// Found returns what the i-th operation of a transaction, an OpRange, has read.
 func Found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
 	return resp.Responses[i].GetResponseRange().GetKvs()
 }

@@ -6,29 +6,31 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// Outcome is what became of an attempt at a write.
+// Outcome is what became of an attempt at a write. State says it in a word.
 type Outcome struct {
 	Resp *pb.TxnResponse // of this attempt, if Err is nil
 	Err  error
-	Only bool // there was no other attempt
+	Only bool // there was no other attempt at the write
 
 	repeated bool // it was sent more than once, and what became of the others is not known
 }
 
-// State says which of three things an Outcome is.
+// State is one of three: applied, refused, in doubt.
 type State int
 
 const (
-	// Applied: etcd has answered that the compares held, and what was to be written is.
+	// Applied: etcd has answered that the compares held, and what was to be written is
+	// written.
 	Applied State = iota
 	// Refused: nothing was written, nor will be.
 	Refused
-	// InDoubt: the attempt may have been applied, or may yet be, once more than is known.
+	// InDoubt: the attempt may have been applied, or may be applied later; also, beyond
+	// what the answer says, by a request that was sent more than once.
 	InDoubt
 )
 
-// State returns which it is. An answer is not in doubt itself, but if the request was sent
-// more than once, what became of the others is.
+// State returns what became of the attempt. An answer by itself leaves no doubt; but if the
+// request was sent more than once, it is not known what became of the others.
 func (o Outcome) State() State {
 	switch {
 	case o.repeated || o.Err != nil && Unsure(o.Err) && !errors.Is(o.Err, ErrUnsent):
@@ -39,7 +41,7 @@ func (o Outcome) State() State {
 	return Refused
 }
 
-// ErrUnsent is the outcome of a write that never left.
+// ErrUnsent is the outcome of a write that was never sent.
 var ErrUnsent = errors.New("not sent")
 
 // certain reports whether etcd has answered, be it with a refusal.

@@ -16,19 +16,20 @@ import (
 )
 
 const (
-	smallAnswer  = 64 << 10   // bytes, which few answers are larger than
+	smallAnswer  = 64 << 10   // bytes; few answers are larger
 	largestValue = 1536 << 10 // etcd's limit for a request
 	firstPage    = 256        // keys
-	mostInPage   = 50_000     // keys; etcd counts all that follow a page, each time
-	leastPage    = 1 << 20    // bytes, as far as can be foreseen
-	mostPage     = 32 << 20   // bytes, likewise; four times as many are not accepted
-	mostStarts   = 3          // of a list in pages
+	mostInPage   = 50_000     // keys; for each page, etcd counts all keys that follow it
+	leastPage    = 1 << 20    // bytes, as far as can be estimated
+	mostPage     = 32 << 20   // bytes, likewise; an answer four times as large is not accepted
+	mostStarts   = 3          // of a list that is read in pages
 
-	pageTime = 250 * time.Millisecond // that a page should take on a fast link
+	pageTime = 250 * time.Millisecond // what a page should take on a fast link
 )
 
-// Read is one linearizable read of what is small, or of one key. A large answer is not
-// waited for twice: when the first one turns out to be large, it is given its time.
+// Read makes one linearizable read of a key, or of a range that is small. Should the answer
+// turn out to be large, it is asked for again with the time that it takes, so that it is
+// not hedged while it is on its way.
 func (s *Store) Read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeResponse, error) {
 	resp, err := s.readUpTo(ctx, request, smallAnswer, 0)
 	if tooLarge(err) {
@@ -48,10 +49,11 @@ func (s *Store) readUpTo(ctx context.Context, request *pb.RangeRequest, size int
 	})
 }
 
-// ReadAll reads every key that begins with prefix, all at one revision, which is that
-// of the header. It reads page by page, so that neither a slow link nor a server has to
-// carry everything at once. If that revision is compacted meanwhile, or etcd has gone
-// back before it, it starts over; from some time on without pages.
+// ReadAll reads every key that begins with prefix, all at one revision, that of the header.
+// It reads page by page, so that neither a slow link nor a server has to carry everything
+// at once. If that revision is compacted meanwhile, or etcd has gone back to an earlier
+// one, it starts over; after a few starts it reads without pages, so that it ends however
+// often etcd compacts.
 func (s *Store) ReadAll(ctx context.Context, prefix string) (*pb.RangeResponse, error) {
 	for starts := 1; ; starts++ {
 		limit := int64(firstPage)
@@ -65,8 +67,8 @@ func (s *Store) ReadAll(ctx context.Context, prefix string) (*pb.RangeResponse, 
 	}
 }
 
-// readPages reads a range from page to page, the first of limit keys. How large the next
-// is to be, and how long it may take, follows from the last.
+// readPages reads a range page by page, the first page with limit keys. The size of the
+// next page, and how long it may take, follow from the last.
 func (s *Store) readPages(ctx context.Context, prefix string, limit int64) (all *pb.RangeResponse, err error) {
 	key, revision := []byte(prefix), int64(0)
 	size, allowed := int64(smallAnswer), time.Duration(0)
@@ -74,7 +76,7 @@ func (s *Store) readPages(ctx context.Context, prefix string, limit int64) (all 
 		if limit <= 1 {
 			size, allowed = math.MaxInt32, max(allowed, Allowance(largestValue))
 		}
-		// A new one each time: an attempt that was cut off may still have the last.
+		// A new request each time: an attempt that was cut off may still use the last one.
 		request := &pb.RangeRequest{Key: key, RangeEnd: RangeEnd(prefix), Limit: limit, Revision: revision}
 		sent := time.Now()
 		page, err := s.readUpTo(ctx, request, int(size), allowed)
@@ -102,7 +104,7 @@ func (s *Store) readPages(ctx context.Context, prefix string, limit int64) (all 
 	}
 }
 
-// sizeOf returns how many bytes keys and values have.
+// sizeOf returns the size of the keys and values of a page in bytes, at least 1.
 func sizeOf(page *pb.RangeResponse) (n int64) {
 	for _, kv := range page.Kvs {
 		n += int64(len(kv.Key) + len(kv.Value))
@@ -110,8 +112,8 @@ func sizeOf(page *pb.RangeResponse) (n int64) {
 	return max(1, n)
 }
 
-// tooLarge reports whether an answer was larger than its call allows. gRPC says so when
-// it has begun to arrive.
+// tooLarge reports whether an answer was larger than its call allows. gRPC reports that as
+// soon as the answer has begun to arrive.
 func tooLarge(err error) bool {
 	var etcd rpctypes.EtcdError
 	return status.Code(err) == codes.ResourceExhausted && !errors.As(err, &etcd)

@@ -9,18 +9,21 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Repeats is the context of one request that finds out whether etcd's client has sent
-// it more than once. It does so by itself, with writes too, when an answer has the code
-// Canceled or DeadlineExceeded while the context lives, and does not say so
-// (client/v3/retry_interceptor.go). gRPC tells of each request that it finishes. One that
-// an interceptor has ended before it came to gRPC is known by the question for the error
-// of the context, which etcd's client asks before it repeats a request.
+// Repeats is the context of one request; it finds out whether etcd's client has sent that
+// request more than once. The client does so by itself, and without saying so, when an
+// answer has the code Canceled or DeadlineExceeded while the context is alive, also for
+// writes (client/v3/retry_interceptor.go).
+//
+// There are two signs. gRPC reports each request that it has finished, see count. A request
+// that an interceptor has ended before it reached gRPC is noticed by the call of Err, which
+// etcd's client makes before it repeats a request.
 type Repeats struct {
 	context.Context
-	maybe atomic.Bool // one was finished that may have been applied
-	again atomic.Bool // another was made after it
+	maybe atomic.Bool // a request that may have been applied has finished
+	again atomic.Bool // another was made after that
 }
 
+// Err implements context.Context.
 func (r *Repeats) Err() error {
 	if !r.maybe.Load() {
 		r.again.Store(true)
@@ -28,8 +31,8 @@ func (r *Repeats) Err() error {
 	return r.Context.Err()
 }
 
-// count is the option of the call that takes in each sending. One that was refused for
-// certain may be followed by another without harm.
+// count returns the call option that counts each sending of the request. After one that was
+// refused for certain, another does no harm.
 func (r *Repeats) count() grpc.CallOption {
 	return grpc.OnFinish(func(err error) {
 		if r.maybe.Load() {
@@ -41,10 +44,10 @@ func (r *Repeats) count() grpc.CallOption {
 	})
 }
 
-// Any reports whether the request was sent again though it may have been applied.
+// Any reports whether the request was sent again although it may have been applied.
 func (r *Repeats) Any() bool { return r.again.Load() }
 
-// KV returns a KV that counts the transaction of one call, so that etcd's own builder of
+// KV returns a KV that counts the transaction of one call. With it, etcd's own builder of
 // transactions can be used for the operations of a caller.
 func (r *Repeats) KV(etcd pb.KVClient) pb.KVClient { return counted{etcd, r} }
 

@@ -11,19 +11,19 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// Config is what a Store needs of the client that it works for.
+// Config is what a Store needs from the client that it works for.
 type Config struct {
 	KV         pb.KVClient     // of etcd, with the retries of its client
-	Tasks      *tasks.Group    // that count what goes on in the background
-	Base       context.Context // of requests that nobody waits for any more
-	HedgeDelay time.Duration   // after which a request without an answer is made once more
+	Tasks      *tasks.Group    // counts the goroutines and timers of the Store
+	Base       context.Context // of requests, which may outlast the calls that wait for them
+	HedgeDelay time.Duration   // how long a request has no answer before it is hedged
 
-	// Closed returns an error once no request can be answered any more.
+	// Closed returns an error once no request can be answered any more, else nil.
 	Closed func() error
-	// Explain finds out why a request that ended with an error of its context was not
-	// answered, if that can be known.
+	// Explain returns why a request that ended with an error of its context was not
+	// answered, if that can be found out, else the error itself.
 	Explain func(error) error
-	// Interrupted is the error of a call that ctx has ended before it made a request.
+	// Interrupted returns the error of a call whose context ended before it made a request.
 	Interrupted func(ctx context.Context) error
 }
 
@@ -31,7 +31,7 @@ type Config struct {
 type Store struct {
 	Config
 	budget  budget
-	carried atomic.Int64 // bytes of large requests and answers under way
+	carried atomic.Int64 // bytes of large requests and answers on their way
 	group   group
 }
 
@@ -43,30 +43,30 @@ func New(config Config) *Store {
 	return s
 }
 
-// Txn is a guarded write: Then if all of When holds, and the Record, if there is one, has
-// not been written since Epoch; else Otherwise.
+// Txn is a guarded write: Then is applied if all of When hold and the Record, if there is
+// one, has not been written since Epoch; else Otherwise is.
 type Txn struct {
-	Name            string            // whose queue it writes; "" for a record
-	Record          string            // the key of the record of a session
-	Epoch           int64             // its mod revision
-	Learn           func(epoch int64) // called with a newer one that was seen; may be nil
+	Name            string            // of the queue that it writes; "" for one that is sent alone
+	Record          string            // key of the record that guards it; "" if none does
+	Epoch           int64             // mod revision of the record
+	Learn           func(epoch int64) // called with a newer Epoch when one is seen; may be nil
 	When            []*pb.Compare
 	Then, Otherwise []*pb.RequestOp
 }
 
-// request is t without its epoch.
+// request returns t as a request, without the compare of its epoch.
 func (t Txn) request() *pb.TxnRequest {
 	return &pb.TxnRequest{Compare: t.When, Success: t.Then, Failure: t.Otherwise}
 }
 
-// Commit submits t until etcd has answered for certain or ctx has ended. Since t may then
-// have been applied more than once, it must be idempotent. only reports that the answer is
+// Commit submits t and blocks until etcd has answered for certain or ctx has ended. t must
+// be idempotent, since it may be applied more than once. only reports that the answer is
 // that of the only attempt.
 func (s *Store) Commit(ctx context.Context, t Txn) (resp *pb.TxnResponse, only bool, err error) {
 	return s.Write(ctx, &Write{Txn: t})
 }
 
-// Write is Commit for a write that is told of each of its attempts.
+// Write is Commit for a write whose attempts are reported to its Begun and Landed.
 func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only bool, err error) {
 	if ctx.Err() != nil {
 		w.land(Outcome{Err: ErrUnsent})
@@ -85,28 +85,33 @@ func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only
 	}
 }
 
-// Submit is Write for a caller that waits by itself. It does not block.
+// Submit is Write for a caller that waits for w.Done by itself. It does not block. Once the
+// caller does not wait any longer, it must call Forget.
 func (s *Store) Submit(w *Write) { s.group.submit(w) }
 
-// Forget is for a caller that waits no longer, see group.
+// Forget gives up waiting for w. If w has not been sent, it never will be, and Forget
+// returns ErrUnsent. Otherwise w may have been applied, or may yet be, but is not tried
+// again; Forget returns what is known of why there was no answer.
 func (s *Store) Forget(w *Write) (last error) { return s.group.forget(w) }
 
-// Waiting returns how many writes wait for the one in flight.
+// Waiting returns how many writes are yet to be sent.
 func (s *Store) Waiting() int { return s.group.waiting() }
 
-// Send makes one attempt at a transaction and no more. The error is etcd's.
+// Send makes a single attempt at a transaction. The error is gRPC's; clientv3.ContextError
+// makes it etcd's.
 func (s *Store) Send(ctx context.Context, t Txn) (*pb.TxnResponse, error) {
 	return s.send(&Repeats{Context: ctx}, t)
 }
 
-// Ask makes a request that changes nothing, or may be made any number of times, until etcd
-// has answered it for certain or ctx has ended.
+// Ask makes a request until etcd has answered it for certain or ctx has ended. The request
+// must change nothing, or be idempotent.
 func Ask[T any](ctx context.Context, s *Store, request func(context.Context) (T, error)) (T, error) {
 	return AskFor(ctx, ctx, s, 0, request)
 }
 
-// AskFor is Ask for what may take longer than a small answer does, by allowed. Its attempts
-// end with attempts; if that is longer than ctx, they are all given the time to be answered.
+// AskFor is Ask for a request that may take longer than a small answer does: allowed is
+// added to the hedge delay. Its attempts end with the context attempts. If that outlives
+// ctx, each attempt is given the time to be answered, also after another was.
 func AskFor[T any](ctx, attempts context.Context, s *Store, allowed time.Duration, request func(context.Context) (T, error)) (answer T, err error) {
 	last := error(context.DeadlineExceeded) // there was no answer
 	late := time.Duration(0)

@@ -1,0 +1,6 @@
+//go:build race
+
+package locktest
+
+// RaceDetector reports whether the tests run with it.
+const RaceDetector = true

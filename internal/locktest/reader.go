@@ -1,0 +1,112 @@
+package locktest
+
+import (
+	"fmt"
+	"iter"
+	"testing"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// Order checks what holds for every sequence of states: revisions grow, and what
+// is told of a name differs from what was told before.
+type Order struct {
+	revision int64
+	Last     map[string]locker.State
+}
+
+func (o *Order) Check(state locker.State) error {
+	if o.Last == nil {
+		o.Last = make(map[string]locker.State)
+	}
+	last, told := o.Last[state.Name]
+	switch {
+	case state.Name == "":
+		return fmt.Errorf("a state without a name: %+v", state)
+	case state.Revision < o.revision || told && state.Revision == last.Revision:
+		return fmt.Errorf("out of order: %+v after revision %d, last %+v", state, o.revision, last)
+	case told && state.Held == last.Held && state.Holder == last.Holder:
+		return fmt.Errorf("told twice: %+v after %+v", state, last)
+	case !state.Held && state.Holder != locker.Holder{Name: state.Name}:
+		return fmt.Errorf("nobody holds it, but there is a holder: %+v", state)
+	}
+	o.revision, o.Last[state.Name] = state.Revision, state
+	return nil
+}
+
+// Reader reads a watch step by step. The watch begins with the first step.
+type Reader struct {
+	t testing.TB
+	Order
+	Next func() (locker.State, error, bool)
+}
+
+func Read(t testing.TB, states iter.Seq2[locker.State, error]) *Reader {
+	next, stop := iter.Pull2(states)
+	t.Cleanup(stop)
+	return &Reader{t: t, Next: next}
+}
+
+// State returns the next state.
+func (r *Reader) State() locker.State {
+	r.t.Helper()
+	state, err, ok := r.Next()
+	if err != nil || !ok {
+		r.t.Fatalf("no state, but %v (%v)", err, ok)
+	}
+	if err := r.Check(state); err != nil {
+		r.t.Fatal(err)
+	}
+	return state
+}
+
+// Held returns the next state, which must be that l holds its name.
+func (r *Reader) Held(l *locker.Lock) locker.State {
+	r.t.Helper()
+	state := r.State()
+	if !state.Held || state.Holder != HolderBy(l) {
+		r.t.Fatalf("state = %+v, want it held by %+v", state, HolderBy(l))
+	}
+	return state
+}
+
+// Free returns the next state, which must be that nobody holds name.
+func (r *Reader) Free(name string) locker.State {
+	r.t.Helper()
+	state := r.State()
+	if state.Held || state.Name != name {
+		r.t.Fatalf("state = %+v, want %q to be free", state, name)
+	}
+	return state
+}
+
+// Until reads on to the state of that value.
+func (r *Reader) Until(value string) locker.State {
+	r.t.Helper()
+	for {
+		if state := r.State(); state.Value == value {
+			return state
+		}
+	}
+}
+
+// End reads on to the end and returns its error.
+func (r *Reader) End() error {
+	r.t.Helper()
+	for {
+		state, err, ok := r.Next()
+		if !ok {
+			r.t.Fatal("it ended without an error")
+		}
+		if err == nil {
+			continue
+		}
+		if state.Held {
+			r.t.Errorf("a state came with the error: %+v", state)
+		}
+		if _, _, more := r.Next(); more {
+			r.t.Error("the error was not the last thing")
+		}
+		return err
+	}
+}

@@ -1,0 +1,91 @@
+package systest
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/fakeetcd"
+)
+
+// adopt returns a session over one of the program's own, which lives for a minute.
+func (b bundle) adopt(t *testing.T, c *locker.Client) (*locker.Session, *concurrency.Session) {
+	t.Helper()
+	theirs, err := concurrency.NewSession(b.Etcd, concurrency.WithTTL(60))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = theirs.Close() })
+	s, err := c.AdoptSession(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, theirs
+}
+
+func TestAdoptedSession_WithManyHoldsIsClosedSoonOverASlowLink(t *testing.T) {
+	t.Parallel()
+	const holds, latency, longest = 900, 20 * time.Millisecond, 2 * time.Second
+	simulate(t, func(sim simulation) {
+		etcd, err := sim.Server.Connect()
+		if err != nil {
+			sim.Fatal(err)
+		}
+		sim.Cleanup(func() { _ = etcd.Close() })
+		c := newClient(sim, etcd)
+		s, err := c.AdoptSession(foreignSession(sim, etcd))
+		if err != nil {
+			sim.Fatal(err)
+		}
+		for _, result := range fillAsync(sim, c, holds, locker.WithSession(s)) {
+			if got := receive(sim, result); got.Err != nil {
+				sim.Fatal(got.Err)
+			}
+		}
+		sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Before: latency, After: latency} })
+		began := time.Now()
+		if err := s.Close(); err != nil {
+			t.Errorf("Close returned %v", err)
+		}
+		if took := time.Since(began); took > longest {
+			t.Errorf("Close took %v", took)
+		}
+		if left := sim.Server.Keys(); len(left) > 0 {
+			t.Errorf("%d keys are left, the first is %s", len(left), left[0])
+		}
+	})
+}
+
+// fillAsync locks n names at once.
+func fillAsync(sim simulation, c *locker.Client, n int, opts ...locker.LockOption) (results []<-chan outcome) {
+	for i := range n {
+		results = append(results, lockAsync(sim.Context(), c, fmt.Sprint(i), "", opts...))
+	}
+	return results
+}
+
+func TestAdoptedSession_LeavesNothingOfItsOwnAndAllThatIsNot(t *testing.T) {
+	t.Parallel()
+	b, ctx := setup(t), within(t)
+	c := b.Client(t)
+	s, theirs := b.adopt(t, c)
+	l := lock(t, c, "a", "", locker.WithSession(s))
+	member := l.Key()[strings.LastIndex(l.Key(), "/")+1:]
+	foreign := fmt.Sprintf("%sm/%x", locker.DefaultPrefix, theirs.Lease()) // a Mutex over the same session
+	for _, key := range []string{locker.DefaultPrefix + "b/" + member, locker.DefaultPrefix + "a/" + member + ".2", foreign} {
+		if _, err := b.Etcd.Put(ctx, key, "", clientv3.WithLease(theirs.Lease())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("Close returned %v", err)
+	}
+	if left := b.Keys(t, locker.DefaultPrefix); len(left) != 1 || left[0] != foreign {
+		t.Errorf("left: %q", left)
+	}
+}

@@ -1,0 +1,102 @@
+package systest
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
+)
+
+// The words of locktest, as the tests of this package say them.
+const (
+	patience  = locktest.Patience
+	brief     = locktest.Brief
+	steady    = locktest.Steady
+	unhurried = locktest.Unhurried
+	prompt    = locktest.Prompt
+)
+
+type (
+	bundle       struct{ locktest.Bundle }
+	outcome      = locktest.Outcome
+	order        = locktest.Order
+	reader       = locktest.Reader
+	simulation   = locktest.Simulation
+	lateRequests = locktest.LateRequests
+)
+
+var (
+	within     = locktest.Within
+	connect    = locktest.Connect
+	newClient  = locktest.NewClient
+	lock       = locktest.Lock
+	unlock     = locktest.Unlock
+	newSession = locktest.NewSession
+	lockAsync  = locktest.LockAsync
+	eventually = locktest.Eventually
+	want       = locktest.Want
+	wantLost   = locktest.WantLost
+	lost       = locktest.Lost
+	renewed    = locktest.Renewed
+	get        = locktest.Get
+	list       = locktest.List
+	setValue   = locktest.SetValue
+	lockOf     = locktest.LockOf
+	newCache   = locktest.NewCache
+	read       = locktest.Read
+	holderBy   = locktest.HolderBy
+	lease      = locktest.LeaseOf
+	putKey     = locktest.PutKey
+	simulate   = locktest.Simulate
+	enqueues   = locktest.Enqueues
+	releases   = locktest.Releases
+	memberOf   = locktest.MemberOf
+
+	errReplyLost = locktest.ErrReplyLost
+)
+
+func holderOf(t testing.TB, b bundle, l *locker.Lock) locker.Holder {
+	return locktest.HolderOf(t, b.Bundle, l)
+}
+
+func leases(t testing.TB, b bundle) map[clientv3.LeaseID]bool { return locktest.Leases(t, b.Bundle) }
+
+func setup(t testing.TB, opts ...embedtest.Option) bundle {
+	return bundle{locktest.Setup(t, opts...)}
+}
+
+func receive[T any](t testing.TB, ch <-chan T) T {
+	t.Helper()
+	return locktest.Receive(t, ch)
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// More tests at once than there are processors: they wait far more than they compute. Those
+	// that compute are not parallel. They run before the others, one after the other, so that
+	// nobody's lease runs out for them.
+	preset("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0)))
+	preset("rapid.checks", "15") // make hammer has more
+	goleak.VerifyTestMain(m)
+}
+
+// preset sets a flag that was not given on the command line.
+func preset(name, value string) {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	if given {
+		return
+	}
+	if err := flag.Set(name, value); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}

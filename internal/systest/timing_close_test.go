@@ -1,0 +1,222 @@
+package systest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/fakeetcd"
+)
+
+// unreachable is a client with all that Close has to end, over a connection of its own.
+type unreachable struct {
+	client       *locker.Client
+	own, adopted *locker.Session
+	foreign      *concurrency.Session // of the same connection, not yet adopted
+	holds        []*locker.Lock
+	waiting      <-chan outcome
+}
+
+func startUnreachable(sim simulation) unreachable {
+	etcd, err := sim.Server.Connect()
+	if err != nil {
+		sim.Fatal(err)
+	}
+	sim.Cleanup(func() { _ = etcd.Close() })
+	u := unreachable{client: newClient(sim, etcd, locker.WithTTL(simulatedTTL))}
+	u.own, u.foreign = newSession(sim, u.client), foreignSession(sim, etcd)
+	if u.adopted, err = u.client.AdoptSession(foreignSession(sim, etcd)); err != nil {
+		sim.Fatal(err)
+	}
+	for name, opts := range map[string][]locker.LockOption{
+		"shared": nil, "own": {locker.WithSession(u.own)}, "adopted": {locker.WithSession(u.adopted)},
+	} {
+		u.holds = append(u.holds, lock(sim, u.client, name, "", opts...))
+	}
+	sim.Server.Write(locker.DefaultPrefix+"foreign/1", "", clientv3.NoLease) // in nobody's hands
+	u.waiting = lockAsync(sim.Context(), u.client, "foreign", "", locker.WithSession(u.own))
+	sim.At(time.Second) // it waits
+	return u
+}
+
+// foreignSession is one that is not Locker's.
+func foreignSession(sim simulation, etcd *clientv3.Client) *concurrency.Session {
+	s, err := concurrency.NewSession(etcd, concurrency.WithTTL(int(simulatedTTL/time.Second)))
+	if err != nil {
+		sim.Fatal(err)
+	}
+	sim.Cleanup(s.Orphan)
+	return s
+}
+
+// longestClose is how long Close and AdoptSession may take, if the TTL is no shorter.
+const longestClose = 10 * time.Second
+
+func TestCloseAndAdoptSessionReturnWithinTheirBoundWhileEtcdDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	calls := map[string]func(unreachable) error{
+		"Session.Close":               func(u unreachable) error { return u.own.Close() },
+		"Session.Close of an adopted": func(u unreachable) error { return u.adopted.Close() },
+		"Client.Close":                func(u unreachable) error { return u.client.Close() },
+		"AdoptSession":                func(u unreachable) error { _, err := u.client.AdoptSession(u.foreign); return err },
+	}
+	for what, fate := range map[string]fakeetcd.Fate{"the request is lost": {Lost: true}, "the answer is lost": {Unanswered: true}} {
+		for name, call := range calls {
+			// In the middle of a renewal's attempts as well as before them.
+			for _, since := range []time.Duration{0, interval + askedAgain/2, certain - 1, certain} {
+				t.Run(name+", "+what+", "+since.String(), func(t *testing.T) {
+					t.Parallel()
+					simulate(t, func(sim simulation) {
+						u := startUnreachable(sim)
+						sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fate })
+						time.Sleep(since)
+						began := time.Now()
+						err := call(u)
+						took := time.Since(began)
+						if took > longestClose {
+							t.Errorf("it took %v", took)
+						}
+						if !errors.Is(err, context.DeadlineExceeded) {
+							t.Errorf("it returned %v after %v", err, took)
+						}
+						sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
+						_ = u.client.Close() // again, or after a call that has left something to it
+						if got := receive(sim, u.waiting); got.Err == nil {
+							t.Error("Lock returned a lock")
+						}
+						for _, l := range u.holds {
+							receive(sim, l.Context().Done())
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestClose_IsBoundedThoughTheTTLIsAYear(t *testing.T) {
+	t.Parallel()
+	const ttl = 365 * 24 * time.Hour
+	calls := map[string]func(*testing.T, *locker.Client, *locker.Session) error{
+		"Client.Close":  func(_ *testing.T, c *locker.Client, _ *locker.Session) error { return c.Close() },
+		"Session.Close": func(_ *testing.T, _ *locker.Client, s *locker.Session) error { return s.Close() },
+	}
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				c := sim.Client(locker.WithTTL(ttl))
+				s := newSession(sim, c)
+				lock(sim, c, "a", "", locker.WithSession(s))
+				lock(sim, c, "b", "")
+				sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+				began := time.Now()
+				err := call(t, c, s)
+				if took := time.Since(began); took > longestClose {
+					t.Errorf("it took %v", took)
+				}
+				if lease := fmt.Sprintf("%x", s.Lease()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), lease) || !strings.Contains(err.Error(), "runs out by itself") {
+					t.Errorf("it returned %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestDo_ReturnsWithinABoundThoughTheTTLIsAYear(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(*locker.Client, context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error{
+		"Do": (*locker.Client).Do, "Campaign": (*locker.Client).Campaign,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulate(t, func(sim simulation) {
+				c := sim.Client(locker.WithTTL(365 * 24 * time.Hour))
+				var began time.Time
+				err := call(c, sim.Context(), "a", "", func(context.Context, *locker.Lock) error {
+					sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+					began = time.Now()
+					return nil
+				})
+				if took := time.Since(began); took > longestClose || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("it returned %v after %v", err, took)
+				}
+			})
+		})
+	}
+}
+
+// What a bounded Close could not confirm goes on: the lease may live on for a year.
+func TestSession_ThatWasNotConfirmedGoneIsRevokedWhenEtcdAnswersAgain(t *testing.T) {
+	t.Parallel()
+	simulate(t, func(sim simulation) {
+		c := sim.Client(locker.WithTTL(365 * 24 * time.Hour))
+		s := newSession(sim, c)
+		lock(sim, c, "a", "", locker.WithSession(s))
+		sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+		if err := s.Close(); err == nil {
+			t.Error("Close returned nil")
+		}
+		sim.At(5 * time.Minute)
+		sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
+		sim.At(6 * time.Minute)
+		if leases := sim.Server.Leases(); len(leases) > 0 {
+			t.Errorf("left: %v", leases)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("Close, once more: %v", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// logGate is a log handler that keeps whoever logs a message.
+type logGate struct {
+	slog.Handler
+	message string
+	entered chan struct{}
+	open    chan struct{}
+}
+
+func (g logGate) Enabled(context.Context, slog.Level) bool { return true }
+
+func (g logGate) Handle(_ context.Context, record slog.Record) error {
+	if record.Message == g.message {
+		close(g.entered)
+		<-g.open
+	}
+	return nil
+}
+
+func TestClose_WaitsForWhatTheDeadlineHasStarted(t *testing.T) {
+	t.Parallel()
+	simulate(t, func(sim simulation) {
+		g := logGate{Handler: slog.DiscardHandler, message: "session lost", entered: make(chan struct{}), open: make(chan struct{})}
+		c := sim.Client(locker.WithTTL(simulatedTTL), locker.WithLogger(slog.New(g)))
+		lock(sim, c, "a", "")
+		sim.Always(fakeetcd.KeepAlive, fakeetcd.Fate{Lost: true})
+		sim.At(certain)
+		receive(sim, g.entered)
+		closed := make(chan error, 1)
+		go func() { closed <- c.Close() }()
+		sim.At(5 * simulatedTTL)
+		select {
+		case err := <-closed:
+			t.Errorf("Close returned %v", err)
+			closed <- nil
+		default:
+		}
+		close(g.open)
+		receive(sim, closed)
+	})
+}

@@ -1,0 +1,329 @@
+package systest
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// queues are those of the names that a random history uses.
+var queues = map[string]string{"a": "locker/a/", "a/b": "locker/a%2Fb/", "ab": "locker/ab/"}
+
+// truth is what was so: for each name, its state at each revision.
+type truth map[string][]locker.State
+
+// at returns the state of name at a revision.
+func (t truth) at(name string, revision int64) locker.State {
+	i, _ := slices.BinarySearchFunc(t[name], revision, func(s locker.State, revision int64) int {
+		if s.Revision <= revision {
+			return -1
+		}
+		return 1
+	})
+	if i == 0 {
+		return locker.State{Holder: locker.Holder{Name: name}}
+	}
+	return t[name][i-1]
+}
+
+// end returns the state of name at the end of the history.
+func (t truth) end(name string) locker.State { return t.at(name, math.MaxInt64) }
+
+// held returns who held a name at a revision, by name.
+func (t truth) held(revision int64) (holders []locker.Holder) {
+	for name := range t {
+		if state := t.at(name, revision); state.Held {
+			holders = append(holders, state.Holder)
+		}
+	}
+	slices.SortFunc(holders, func(a, b locker.Holder) int { return strings.Compare(a.Name, b.Name) })
+	return holders
+}
+
+// agrees returns an error if state is not what was so at its revision.
+func (t truth) agrees(state locker.State) error {
+	if so := t.at(state.Name, state.Revision); so.Holder != state.Holder || so.Held != state.Held {
+		return fmt.Errorf("yielded %+v, but so it was: %+v", state, so)
+	}
+	return nil
+}
+
+// replay finds out the truth, up to a revision, from etcd's own watch.
+func replay(t testing.TB, etcd *clientv3.Client, revision int64) truth {
+	t.Helper()
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	so, entries := make(truth), make(map[string]*mvccpb.KeyValue)
+	for answer := range etcd.Watch(ctx, "locker/", clientv3.WithPrefix(), clientv3.WithRev(1)) {
+		if answer.Err() != nil {
+			t.Fatal(answer.Err())
+		}
+		for i, ev := range answer.Events {
+			if ev.Type == clientv3.EventTypeDelete {
+				delete(entries, string(ev.Kv.Key))
+			} else {
+				entries[string(ev.Kv.Key)] = ev.Kv
+			}
+			if i+1 < len(answer.Events) && answer.Events[i+1].Kv.ModRevision == ev.Kv.ModRevision {
+				continue // of the same transaction
+			}
+			for name, queue := range queues {
+				so[name] = append(so[name], head(name, queue, entries, ev.Kv.ModRevision))
+			}
+			if ev.Kv.ModRevision >= revision {
+				return so
+			}
+		}
+	}
+	t.Fatal("the watch ended")
+	return nil
+}
+
+// head returns the state of name when there are those entries.
+func head(name, queue string, entries map[string]*mvccpb.KeyValue, revision int64) locker.State {
+	state := locker.State{Holder: locker.Holder{Name: name}, Revision: revision}
+	for key, kv := range entries {
+		if strings.HasPrefix(key, queue) && (!state.Held || kv.CreateRevision < state.Token) {
+			state.Held = true
+			state.Value, state.Token, state.Lease = string(kv.Value), kv.CreateRevision, clientv3.LeaseID(kv.Lease)
+		}
+	}
+	return state
+}
+
+// makeHistory lets three clients do at random what can be done to locks, ends with
+// "a" held, and returns the truth about it.
+func makeHistory(t testing.TB, b bundle) truth {
+	t.Helper()
+	const clients, goroutines, calls = 3, 3, 40
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	names := []string{"a", "a/b", "ab"}
+	var holds atomic.Int64
+	var crowd sync.WaitGroup
+	for i := range clients {
+		crowd.Go(func() {
+			c := b.Client(t)
+			var wg sync.WaitGroup
+			for j := range goroutines {
+				rnd := rand.New(rand.NewPCG(seed, uint64(i*goroutines+j)))
+				wg.Go(func() {
+					for n := range calls {
+						ctx, cancel := context.WithTimeout(t.Context(), patience)
+						call := c.Lock
+						switch rnd.IntN(6) {
+						case 0:
+							call = c.TryLock
+						case 1: // may give up
+							cancel()
+							ctx, cancel = context.WithTimeout(t.Context(), time.Duration(rnd.IntN(30))*time.Millisecond)
+						}
+						l, err := call(ctx, names[rnd.IntN(len(names))], fmt.Sprint(i, j, n))
+						cancel()
+						if err != nil {
+							continue
+						}
+						holds.Add(1)
+						for k := range rnd.IntN(4) {
+							_ = l.SetValue(t.Context(), fmt.Sprint(i, j, n, k)) // it may be deleted
+						}
+						if rnd.IntN(10) == 0 {
+							_, _ = b.Etcd.Delete(t.Context(), l.Key())
+						}
+						_ = l.Unlock(t.Context())
+					}
+				})
+			}
+			wg.Wait()
+			if err := c.Close(); err != nil { // with all that it does in the background
+				t.Error(err)
+			}
+		})
+	}
+	crowd.Wait()
+	if holds.Load() < calls {
+		t.Errorf("there were %d holds, that is no history", holds.Load())
+	}
+	c := b.Client(t)
+	unlock(t, lock(t, c, "a/b", "the end"))
+	lock(t, c, "a", "the end")
+	end, err := b.Etcd.Put(within(t), "locker/the end", "") // no entry
+	if err != nil {
+		t.Fatal(err)
+	}
+	return replay(t, b.Etcd, end.Header.Revision)
+}
+
+// witness is a loop over states that remembers them.
+type witness struct {
+	names []string // that it has to tell
+	mu    sync.Mutex
+	seen  []locker.State
+	order order
+}
+
+// run iterates until ctx ends, with a pause of up to that long after each state.
+func (o *witness) run(ctx context.Context, t testing.TB, states iter.Seq2[locker.State, error], pause time.Duration) {
+	for state, err := range states {
+		if err != nil {
+			if ctx.Err() == nil {
+				t.Error(err)
+			}
+			return
+		}
+		o.mu.Lock()
+		if err := o.order.Check(state); err != nil {
+			t.Error(err)
+		}
+		o.seen = append(o.seen, state)
+		o.mu.Unlock()
+		if pause > 0 {
+			<-time.After(rand.N(pause))
+		}
+	}
+}
+
+// reached reports whether it has told how the history ended.
+func (o *witness) reached(so truth) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, name := range o.names {
+		last, end := o.order.Last[name], so.end(name)
+		if last.Held != end.Held || end.Held && last.Holder != end.Holder {
+			return false
+		}
+	}
+	return true
+}
+
+func TestEveryStateThatIsYieldedWasSoAtItsRevision(t *testing.T) {
+	b := setup(t)
+	proxy := b.Server.Proxy(t)
+	calm, shaken := b.Client(t), newClient(t, proxy.Client(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	var witnesses []*witness
+	var wg sync.WaitGroup
+	attend := func(states iter.Seq2[locker.State, error], pause time.Duration, names ...string) {
+		o := &witness{names: names}
+		witnesses = append(witnesses, o)
+		wg.Go(func() { o.run(ctx, t, states, pause) })
+	}
+	for _, c := range []*locker.Client{calm, shaken} {
+		for _, pause := range []time.Duration{0, 50 * time.Millisecond} {
+			for name := range queues {
+				attend(c.Watch(ctx, name), pause, name)
+			}
+			attend(c.WatchPrefix(ctx, ""), pause, "a", "a/b", "ab")
+			attend(c.WatchPrefix(ctx, "a/"), pause, "a/b")
+		}
+	}
+	hasty := &witness{}
+	witnesses = append(witnesses, hasty)
+	wg.Go(func() { // comes again and again while things change
+		for ctx.Err() == nil {
+			for _, watch := range []func(context.Context, string) iter.Seq2[locker.State, error]{calm.Watch, calm.WatchPrefix} {
+				hasty.order = order{}
+				few, enough := context.WithTimeout(ctx, 5*time.Millisecond)
+				hasty.run(few, t, watch(few, "a"), 0)
+				enough()
+			}
+		}
+	})
+	wg.Go(func() {
+		shake := time.NewTicker(200 * time.Millisecond)
+		defer shake.Stop()
+		for ctx.Err() == nil {
+			<-shake.C
+			proxy.Reset()
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+
+	so := makeHistory(t, b)
+	if end := so.end("a"); end.Value != "the end" {
+		t.Fatalf("the history ended with %+v", end)
+	}
+	eventually(t, "all witnesses know the end", func() bool {
+		return !slices.ContainsFunc(witnesses, func(o *witness) bool { return !o.reached(so) })
+	})
+	cancel()
+	wg.Wait()
+	told := 0
+	for _, o := range witnesses {
+		told += len(o.seen)
+		for _, state := range o.seen {
+			if err := so.agrees(state); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Logf("%d states were yielded of %d revisions", told, len(so["a"]))
+}
+
+func TestACacheIsAtEachRevisionWhatWasHeld(t *testing.T) {
+	b := setup(t)
+	proxy := b.Server.Proxy(t)
+	type sample struct {
+		revision int64
+		holders  []locker.Holder
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	caches := []*locker.Cache{newCache(t, b.Client(t), ""), newCache(t, newClient(t, proxy.Client(t)), "")}
+	samples := make([][]sample, len(caches))
+	for i, k := range caches {
+		wg.Go(func() {
+			last := sample{revision: -1}
+			for ctx.Err() == nil {
+				now := sample{k.Revision(), k.List()}
+				if now.revision < last.revision {
+					t.Errorf("the revision went from %d to %d", last.revision, now.revision)
+				}
+				if now.revision == k.Revision() && now.revision != last.revision {
+					samples[i], last = append(samples[i], now), now
+				}
+				<-time.After(50 * time.Microsecond)
+			}
+		})
+	}
+	wg.Go(func() {
+		shake := time.NewTicker(200 * time.Millisecond)
+		defer shake.Stop()
+		for ctx.Err() == nil {
+			<-shake.C
+			proxy.Reset()
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	so := makeHistory(t, b)
+	for i, k := range caches {
+		eventually(t, fmt.Sprintf("cache %d knows the end", i), func() bool {
+			return slices.Equal(k.List(), list(t, b.Client(t), ""))
+		})
+	}
+	cancel()
+	wg.Wait()
+	for i := range samples {
+		t.Logf("%d samples of cache %d", len(samples[i]), i)
+		for _, s := range samples[i] {
+			if want := so.held(s.revision); !slices.Equal(s.holders, want) {
+				t.Errorf("cache %d at revision %d has %+v, but held were %+v", i, s.revision, s.holders, want)
+			}
+		}
+	}
+}

@@ -1,5 +1,0 @@
-//go:build !race
-
-package locker_test
-
-const raceDetector = false
