@@ -14,7 +14,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// batch is the writes that leave in one transaction.
+// batch is a set of writes that leave in one transaction.
 type batch struct {
 	group  *group
 	writes []*Write
@@ -217,8 +217,8 @@ func (b *batch) resolve(w *Write, o Outcome) {
 	}
 }
 
-// separate sends writes again after they were refused together: those with a newer known
-// epoch together, the others each alone.
+// separate sends writes again after they were refused together: those for which a newer
+// epoch is known together, the others each alone.
 func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	g := b.group
 	g.mu.Lock()

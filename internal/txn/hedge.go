@@ -8,9 +8,9 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// One scale of waiting for an answer, for requests, renewals and watches alike: an eighth
-// of the TTL, within these bounds. A hand-over past a frozen member takes three of the
-// longest, so less than 3 s however long the TTL is.
+// There is one scale of waiting for an answer, for requests, renewals and watches alike: an
+// eighth of the TTL, within these bounds. A hand-over past a frozen member takes three of
+// the longest, so less than 3 s however long the TTL is.
 const (
 	shortestHedgeDelay = 200 * time.Millisecond
 	longestHedgeDelay  = 800 * time.Millisecond

@@ -23,7 +23,8 @@ type Repeats struct {
 	again atomic.Bool // another was made after that
 }
 
-// Err implements context.Context.
+// Err returns the error of the context. If it is called before gRPC has finished a request,
+// an interceptor has ended one, and etcd's client is about to repeat it.
 func (r *Repeats) Err() error {
 	if !r.maybe.Load() {
 		r.again.Store(true)

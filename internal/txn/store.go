@@ -66,7 +66,8 @@ func (s *Store) Commit(ctx context.Context, t Txn) (resp *pb.TxnResponse, only b
 	return s.Write(ctx, &Write{Txn: t})
 }
 
-// Write is Commit for a write whose attempts are reported to its Begun and Landed.
+// Write is Commit for a write that may have Begun and Landed functions, which are called
+// for each of its attempts.
 func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only bool, err error) {
 	if ctx.Err() != nil {
 		w.land(Outcome{Err: ErrUnsent})
