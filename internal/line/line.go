@@ -1,12 +1,15 @@
-// Package line says who is next inside a program. For each name there is a line: those who
-// want it stand in it, first come first served, and the one in front has the turn until it
-// leaves.
+// Package line decides who is next inside a program. For each name there is a line: callers
+// that want the name stand in it, first come, first served, and the one in front has the
+// name until it leaves.
 //
 //	front   behind
-//	  a  ←  b  c  d     Join puts e behind d; Leave gives b the turn
+//	  a  ←  b  c  d
 //
-// A turn is given in two steps where that which comes with it takes time: Call takes b out
-// of the line, so that nobody else is called, and Leave gives it the turn.
+//	Join     puts e behind d, and waits until its place is granted
+//	Leave    removes a, puts b in front, and so grants b's place
+//
+// Where what comes with the name takes time, it is passed on in two steps: Call takes b out
+// of the line, so that it is not called twice, and Leave puts it in front.
 package line
 
 import (
@@ -15,7 +18,7 @@ import (
 	"sync"
 )
 
-// Lines are the lines of all names. They are safe for concurrent use. The zero T is
+// Lines are the lines of all names. They are safe for concurrent use. The zero T stands for
 // nobody.
 type Lines[T comparable] struct {
 	place func(T) *Place
@@ -25,32 +28,36 @@ type Lines[T comparable] struct {
 	byName map[string]line[T]
 }
 
-// line is that of one name.
+// line is the line of one name.
 type line[T comparable] struct {
 	front  T
 	behind *list.List    // of T; nil while there are none
 	moved  chan struct{} // closed when front changes; nil if nobody waits for that
 }
 
-// Place is where one stands. Each has one, for one line.
+// Place is the place of one T in a line. Each T has a Place of its own, and stands in one
+// line once.
 type Place struct {
-	ready   chan struct{} // closed when it has the turn; nil if it did not have to wait
-	granted bool          // it has the turn, or had it
+	ready   chan struct{} // closed when the place is granted; nil if it did not have to wait
+	granted bool          // it is in front, or was
 }
 
-// Ready is closed when the place has the turn. It must have been in line.
+// Ready returns a channel that is closed when the place is granted. The place must have
+// been behind another.
 func (p *Place) Ready() <-chan struct{} { return p.ready }
 
-// New returns empty lines. place returns that of each who joins, and over reports whether
-// the one in front only has to clean up. Both are called with a mutex held.
+// New returns empty lines. place returns the Place of a T that joins. over reports whether
+// a T in front has only to be cleaned up after. Both are called with a mutex held, and must
+// not block.
 func New[T comparable](place func(T) *Place, over func(T) bool) *Lines[T] {
 	return &Lines[T]{place: place, over: over, byName: make(map[string]line[T])}
 }
 
-// Join waits for the turn, and returns nil then, or which of the contexts has ended. In
-// that case t is not in line any more; mine reports that it was given the turn
-// nevertheless, or is about to be. It waits on the contexts as they are, without deriving
-// one: many may end at once, and each derived one would cost its parents' locks.
+// Join waits until t is in front, and then returns nil, or which of the contexts has ended.
+// In that case t is not in the line any more; mine reports that its place was granted
+// nevertheless, or is about to be. Join waits on the three contexts as they are, without
+// deriving one: many may end at once, and each derived context would take the locks of its
+// parents.
 func (q *Lines[T]) Join(name string, t T, ctx, second, third context.Context) (mine bool, ended context.Context) {
 	q.mu.Lock()
 	l, taken := q.byName[name]
@@ -81,12 +88,12 @@ func (q *Lines[T]) Join(name string, t T, ctx, second, third context.Context) (m
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	before := l.behind.Len()
-	l.behind.Remove(item) // unless it was called
+	l.behind.Remove(item) // without effect if it was called
 	return l.behind.Len() == before, ended
 }
 
-// TryJoin takes the turn if nobody has it. Else, if the one in front is over, and nobody is
-// behind it, moved is closed when it has left.
+// TryJoin puts t in front if nobody is. Otherwise, if the one in front is over and nobody
+// is behind it, moved is closed when it has left; else moved is nil.
 func (q *Lines[T]) TryJoin(name string, t T) (ok bool, moved <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -104,15 +111,15 @@ func (q *Lines[T]) TryJoin(name string, t T) (ok bool, moved <-chan struct{}) {
 	return false, l.moved
 }
 
-// Call takes the next out of the line, nobody if there is none. It has yet to be given the
-// turn.
+// Call takes the next out of the line and returns it, or nobody. Its place has yet to be
+// granted, by Leave.
 func (q *Lines[T]) Call(name string) T {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.byName[name].next()
 }
 
-// next is Call under the mutex.
+// next is Call for a caller that holds the mutex.
 func (l line[T]) next() (t T) {
 	if l.behind == nil || l.behind.Len() == 0 {
 		return t
@@ -120,8 +127,9 @@ func (l line[T]) next() (t T) {
 	return l.behind.Remove(l.behind.Front()).(T)
 }
 
-// Leave gives the turn to the one that was called, unless it has it already, or else, if
-// nobody was, to the next in line.
+// Leave removes the one in front, and puts in its place the one that was called, or, if
+// nobody was, the next in the line. If the place of the one that was called is granted
+// already, it does nothing.
 func (q *Lines[T]) Leave(name string, called T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -141,7 +149,7 @@ func (q *Lines[T]) Leave(name string, called T) {
 	}
 }
 
-// Replace puts t in the place of the one in front, which has had no success.
+// Replace puts t in the place of the one in front, which has not succeeded.
 func (q *Lines[T]) Replace(name string, t T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -158,7 +166,7 @@ func (q *Lines[T]) Waiting(name string) int {
 	return 0
 }
 
-// move puts t, or nobody, in front. The caller has the mutex.
+// move puts t, or nobody, in front. The caller holds the mutex.
 func (q *Lines[T]) move(name string, l line[T], t T) {
 	if l.moved != nil {
 		close(l.moved)
