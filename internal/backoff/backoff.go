@@ -1,5 +1,7 @@
-// Package backoff spaces attempts: by pauses that grow, and that are spread at random, so
-// that clients that failed together do not come back together.
+// Package backoff spaces attempts by pauses that grow, and that are spread at random, so
+// that clients that failed together do not come back together:
+//
+//	10  20  40  80  160  320  500  500 … ms, each ± 50 %
 package backoff
 
 import (
@@ -8,26 +10,26 @@ import (
 	"time"
 )
 
-// Bounds of a pause, before it is spread by half of it to either side.
+// Bounds of a pause, before it is spread by up to half of it in either direction.
 const (
 	Shortest = 10 * time.Millisecond
 	Longest  = 500 * time.Millisecond
 )
 
-// Pause is a growing pause between attempts. The zero value is ready to use, and the
-// shortest.
+// Pause is a growing pause between attempts. The zero value is ready to use, and begins
+// with the shortest pause.
 type Pause struct{ last time.Duration }
 
-// Next returns how long to pause now.
+// Next returns the length of the next pause. It does not wait.
 func (p *Pause) Next() time.Duration {
 	p.last = min(max(2*p.last, Shortest), Longest)
 	return p.last/2 + rand.N(p.last)
 }
 
-// Wait returns nil after the pause, or the error of ctx when it ends before.
+// Wait blocks for the next pause and returns nil, or the error of ctx if that ends first.
 func (p *Pause) Wait(ctx context.Context) error { return Sleep(ctx, p.Next()) }
 
-// Sleep returns nil after d, or the error of ctx when it ends before.
+// Sleep blocks for d and returns nil, or the error of ctx if that ends first.
 func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

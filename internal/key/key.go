@@ -1,8 +1,12 @@
-// Package key maps the names of locks to the keys of etcd and back.
+// Package key maps the names of locks to keys of etcd and back:
 //
-// The queue of a name is every key below <prefix><escaped name>/, which is the
-// layout of etcd's concurrency package (Mutex, Election) and of "etcdctl lock"
-// and "etcdctl elect", so that all of them exclude each other.
+//	<prefix><escaped name>/<member>    an entry in the queue of a name
+//	<prefix>/<member>                  the record of a member
+//
+// The queue of a name is every key below <prefix><escaped name>/. That is the layout of
+// etcd's concurrency package (Mutex, Election) and of "etcdctl lock" and "etcdctl elect",
+// so that all of them exclude each other. Names are escaped byte by byte: no queue lies
+// within another, and a prefix of names is a prefix of keys.
 package key
 
 import (
@@ -15,7 +19,8 @@ type Space struct {
 	prefix string // ends in a slash
 }
 
-// NewSpace returns the space below prefix, which gets a final slash if it has none.
+// NewSpace returns the space below prefix. A slash is appended if prefix does not end in
+// one.
 func NewSpace(prefix string) Space {
 	if !strings.HasSuffix(prefix, "/") {
 		prefix += "/"
@@ -29,8 +34,8 @@ func (s Space) Queue(name string) string { return s.prefix + Escape(name) + "/" 
 // Entry returns the key of the entry that member has in the queue of name.
 func (s Space) Entry(name, member string) string { return s.Queue(name) + member }
 
-// Record returns the key of member's own record. It stands in the queue of the
-// empty name, which no lock can have.
+// Record returns the key of the record of member. It lies in the queue of the empty name,
+// which no lock can have.
 func (s Space) Record(member string) string { return s.prefix + "/" + member }
 
 // Records returns the prefix shared by all records.
@@ -40,8 +45,8 @@ func (s Space) Records() string { return s.prefix + "/" }
 // prefix. For an empty prefix that includes the records.
 func (s Space) Below(prefix string) string { return s.prefix + Escape(prefix) }
 
-// Name returns the name whose queue holds the entry key, and false for a key
-// that is no entry of this space.
+// Name returns the name in whose queue the key is an entry, and false if the key is not an
+// entry of this space.
 func (s Space) Name(key string) (string, bool) {
 	rest, ok := strings.CutPrefix(key, s.prefix)
 	if !ok {
@@ -54,12 +59,12 @@ func (s Space) Name(key string) (string, bool) {
 	return Unescape(escaped)
 }
 
-// SameQueue reports whether two keys below the prefix are in one queue.
+// SameQueue reports whether two keys of the space are in the same queue.
 func (s Space) SameQueue(a, b []byte) bool {
 	return bytes.Equal(s.queue(a), s.queue(b))
 }
 
-// queue returns the part of a key up to the slash that ends the name, and with it.
+// queue returns the part of key up to and including the slash that ends the name.
 func (s Space) queue(key []byte) []byte {
 	if len(key) < len(s.prefix) {
 		return key
@@ -70,8 +75,8 @@ func (s Space) queue(key []byte) []byte {
 	return key
 }
 
-// Escape percent-encodes the slash, the percent sign and control bytes. It works
-// byte by byte, so the escape of a prefix is a prefix of the escape.
+// Escape percent-encodes the slash, the percent sign and control bytes. It works byte by
+// byte, so the escape of a prefix is a prefix of the escape.
 func Escape(name string) string {
 	n := 0
 	for i := range len(name) {
@@ -96,8 +101,8 @@ func Escape(name string) string {
 	return b.String()
 }
 
-// Unescape is the inverse of Escape. It is false for a text that Escape cannot
-// have made, so that every name has one escape only.
+// Unescape is the inverse of Escape. It reports false for a text that Escape cannot have
+// made, so that every name has exactly one escape.
 func Unescape(escaped string) (string, bool) {
 	if !strings.ContainsFunc(escaped, func(r rune) bool { return r < utf8Self && special(byte(r)) }) {
 		return escaped, true
@@ -132,4 +137,5 @@ const (
 	utf8Self = 0x80 // below it, a rune is its own byte
 )
 
+// special reports whether Escape encodes c.
 func special(c byte) bool { return c == '/' || c == '%' || c < 0x20 || c == 0x7f }

@@ -1,9 +1,10 @@
-// Package tasks gives every goroutine an owner. A Group counts what is under way, calls and
-// goroutines alike, and whoever closes it waits for the last of them:
+// Package tasks gives every goroutine an owner. A Group counts calls and goroutines that
+// are under way; closing it lets nothing begin any more, and joining it waits for the last
+// of them:
 //
 //	Begin ... End      a call of the program
 //	Run(f)             a goroutine
-//	After(d, f)        a timer, from when it is set until it was stopped or f has returned
+//	After(d, f)        a timer, from when it is set until it is stopped or f has returned
 //
 //	Close              nothing begins any more, but what is under way may start more
 //	Join               all of it has ended
@@ -15,14 +16,15 @@ import (
 	"time"
 )
 
-// Group counts calls and goroutines. The zero value is ready to use, also concurrently.
+// Group counts calls and goroutines. The zero value is ready to use. It is safe for
+// concurrent use.
 type Group struct {
-	mu     sync.Mutex // guards closed, so that none begins after Join has begun to wait
+	mu     sync.Mutex // guards closed, so that nothing begins after Join has begun to wait
 	closed bool
 	wg     sync.WaitGroup
 }
 
-// Begin counts a call in, and reports false once the group is closed.
+// Begin counts in a call, and reports false if the group is closed.
 func (g *Group) Begin() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -32,16 +34,17 @@ func (g *Group) Begin() bool {
 	return !g.closed
 }
 
-// Add counts in what is to end later. Only what is itself counted may call it.
+// Add counts in what ends later with End. Only what is itself counted may call it.
 func (g *Group) Add() { g.wg.Add(1) }
 
 // End counts out what Begin or Add counted in.
 func (g *Group) End() { g.wg.Done() }
 
-// Run starts a goroutine. Only what is itself counted may call it.
+// Run calls f in a goroutine. Only what is itself counted may call it.
 func (g *Group) Run(f func()) { g.wg.Go(f) }
 
-// Close lets none begin any more, and reports false if the group was closed before.
+// Close makes Begin report false from now on. It reports false if the group was closed
+// before.
 func (g *Group) Close() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -50,17 +53,17 @@ func (g *Group) Close() bool {
 	return !was
 }
 
-// Join waits until all have ended. The group must be closed.
+// Join blocks until everything that was counted has ended. The group must be closed.
 func (g *Group) Join() { g.wg.Wait() }
 
-// Alarm is a function that is called later. It is counted until it was stopped or has
+// Alarm is a function that is called later. It is counted until it is stopped or has
 // returned.
 type Alarm struct {
 	group *Group
 	timer *time.Timer
 }
 
-// After has f called after d. Only what is itself counted may call it.
+// After calls f in a goroutine after d. Only what is itself counted may call it.
 func (g *Group) After(d time.Duration, f func()) *Alarm {
 	g.Add()
 	return &Alarm{g, time.AfterFunc(d, func() {
@@ -69,8 +72,8 @@ func (g *Group) After(d time.Duration, f func()) *Alarm {
 	})}
 }
 
-// Stop keeps the function from being called, and reports false if that has begun, or the
-// alarm was stopped before.
+// Stop keeps the function from being called. It reports false if the function has been
+// called already, or the alarm was stopped before. It does not wait for the function.
 func (a *Alarm) Stop() bool {
 	stopped := a.timer.Stop()
 	if stopped {
@@ -79,8 +82,8 @@ func (a *Alarm) Stop() bool {
 	return stopped
 }
 
-// Either returns a copy of ctx that ends with other as well, with the cause of whichever
-// ended first. The function releases what it takes; it must be called.
+// Either returns a copy of ctx that also ends with other, with the cause of the one that
+// ends first. The caller must call the function, which releases what the copy takes.
 func Either(ctx, other context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if other.Err() != nil {

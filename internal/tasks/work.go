@@ -5,23 +5,23 @@ import (
 	"sync"
 )
 
-// Backlog does work in goroutines of a group, so much of it at a time: what many calls
-// leave behind that were given up at once does not keep them from returning, and a server
-// would not take it any faster.
+// Backlog does work in a limited number of goroutines of a group. Many calls that are given
+// up at once leave work behind: none of them has to wait for it, and a server would not
+// take it any faster.
 type Backlog struct {
 	group *Group
 	limit int
 
 	mu      sync.Mutex // guards what follows
-	atWork  int
-	waiting list.List // of func(), the oldest first
+	atWork  int        // goroutines
+	waiting list.List  // of func(), the oldest first
 }
 
-// NewBacklog returns a Backlog of at most limit goroutines.
+// NewBacklog returns a Backlog that uses at most limit goroutines at a time.
 func NewBacklog(g *Group, limit int) *Backlog { return &Backlog{group: g, limit: limit} }
 
-// Run starts work, or has it wait, in which case it reports false. Only what is itself
-// counted in the group may call it.
+// Run starts work in a goroutine, or queues it until one is free and reports false. It does
+// not block. Only what is itself counted in the group may call it.
 func (b *Backlog) Run(work func()) (started bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -39,7 +39,7 @@ func (b *Backlog) Run(work func()) (started bool) {
 	return true
 }
 
-// next returns the work that has waited for the longest, nil if there is none.
+// next returns the work that has waited longest, nil if there is none.
 func (b *Backlog) next() func() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -50,19 +50,20 @@ func (b *Backlog) next() func() {
 	return b.waiting.Remove(b.waiting.Front()).(func())
 }
 
-// Shared is work whose result those share who ask for it at the same time. The zero value
-// is ready to use.
+// Shared is work whose result is shared by all that ask for it at the same time. The zero
+// value is ready to use. It is safe for concurrent use.
 type Shared struct {
 	mu      sync.Mutex // guards what follows; the work is not done under it
-	present *sharing   // nil while nobody is at it
+	present *sharing   // nil while nobody does the work
 }
 
+// sharing is one run of the work.
 type sharing struct {
 	done chan struct{} // closed when err is known
 	err  error
 }
 
-// Do does the work, or waits for the result of whoever is at it.
+// Do does the work, or waits for the result of a caller that is doing it.
 func (s *Shared) Do(work func() error) error {
 	s.mu.Lock()
 	present := s.present
