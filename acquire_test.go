@@ -298,7 +298,7 @@ func tryAsync(ctx context.Context, c *locker.Client) <-chan outcome {
 	result := make(chan outcome, 1)
 	go func() {
 		l, err := c.TryLock(ctx, "a", "try")
-		result <- outcome{l, err}
+		result <- outcome{Lock: l, Err: err}
 	}()
 	return result
 }

@@ -103,7 +103,7 @@ func sweep(t *testing.T, b bundle, present int, try bool, fault func(end func())
 	result := make(chan outcome, 1)
 	go func() {
 		l, err := call(ctx, "a", "v")
-		result <- outcome{l, err}
+		result <- outcome{Lock: l, Err: err}
 	}()
 	got := receive(t, result)
 	switch {

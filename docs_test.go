@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -106,5 +107,44 @@ func TestAnImporterLinksNoServer(t *testing.T) {
 		if strings.HasPrefix(pkg, "go.etcd.io/etcd/server/") || strings.HasSuffix(pkg, "/embedtest") {
 			t.Errorf("the library links %s", pkg)
 		}
+	}
+}
+
+// TestImports_GoOneWay keeps the rooms below internal apart: none of them knows the library, and none of the
+// middle row (txn, watchmux, line) knows another.
+func TestImports_GoOneWay(t *testing.T) {
+	t.Parallel()
+	const module = "github.com/jagregory/locker/v2"
+	basis := []string{"internal/tasks", "internal/backoff", "internal/key"}
+	allowed := map[string][]string{
+		"internal/txn":      basis,
+		"internal/watchmux": basis,
+		"internal/line":     basis,
+		"internal/tasks":    nil,
+		"internal/backoff":  nil,
+		"internal/key":      nil,
+	}
+	cmd := exec.Command("go", "list", "-f", "{{.ImportPath}}{{range .Imports}} {{.}}{{end}}", "./...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for line := range strings.Lines(string(out)) {
+		imports := strings.Fields(line)
+		room := strings.TrimPrefix(imports[0], module+"/")
+		rooms, ok := allowed[room]
+		if !ok {
+			continue
+		}
+		seen++
+		for _, path := range imports[1:] {
+			if other, ours := strings.CutPrefix(path, module); ours && !slices.Contains(rooms, strings.TrimPrefix(other, "/")) {
+				t.Errorf("%s imports %s", room, path)
+			}
+		}
+	}
+	if seen != len(allowed) {
+		t.Errorf("there are %d of %d rooms", seen, len(allowed))
 	}
 }

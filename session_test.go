@@ -289,7 +289,7 @@ func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 			for i := range n {
 				go func() {
 					l, err := c.Lock(within(t), what+strconv.Itoa(i), "", locker.WithSession(s))
-					results <- outcome{l, err}
+					results <- outcome{Lock: l, Err: err}
 				}()
 			}
 			return results
