@@ -11,7 +11,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// check looks after the stream, until the client ends.
+// check checks the stream every hedge delay, until Ctx ends.
 func (m *Mux) check() {
 	timeout := m.HedgeDelay
 	for backoff.Sleep(m.Ctx, m.HedgeDelay) == nil {
@@ -24,25 +24,27 @@ func (m *Mux) check() {
 		case m.probe(stream, what, timeout):
 			timeout = m.HedgeDelay
 		default:
-			// Were it a large answer that holds the streams up, each would be replaced in turn.
+			// With a constant timeout, a large answer that holds up all streams would have
+			// each of them replaced by the next.
 			timeout = min(2*timeout, 8*m.HedgeDelay)
 		}
 	}
 }
 
-// roundTrip is how long an answer usually takes at most.
+// roundTrip is longer than most answers take.
 const roundTrip = 50 * time.Millisecond
 
-// goal is a revision that streams are to show, as soon as it is known.
+// goal is a revision that streams have to show, as soon as it is known.
 type goal struct {
-	known    chan struct{} // closed then
-	revision int64         // set before that
+	known    chan struct{} // closed when revision is set
+	revision int64         // set before known is closed
 }
 
-// probe has the stream show that its member is at the revision of the cluster, and the
-// watches that need it told which one they have reached. If it is silent for so long and
-// another, on another member, is not, that takes its place, and probe returns false. It
-// reads a key that somebody watches: the client may not be allowed to read any other.
+// probe has the stream show that its member is at the revision of the cluster, and asks for
+// the progress of the watches that need it. If the stream is silent for the timeout, and
+// another stream, to another member, is not, that takes its place, and probe returns false.
+// It reads a key that somebody watches, because the client may not be allowed to read any
+// other.
 func (m *Mux) probe(s *stream, what Target, timeout time.Duration) (kept bool) {
 	ctx, stop := tasks.Either(m.Ctx, s.ctx)
 	defer stop()
@@ -68,7 +70,7 @@ func (m *Mux) probe(s *stream, what Target, timeout time.Duration) (kept bool) {
 	if took > roundTrip {
 		s.progress() // the request before may have been answered too early
 	}
-	timer := time.NewTimer(min(took, roundTrip) + timeout - took) // since it was asked
+	timer := time.NewTimer(min(took, roundTrip) + timeout - took) // counted from when the stream was asked
 	defer timer.Stop()
 	select {
 	case <-shown: // or it has ended
@@ -78,22 +80,23 @@ func (m *Mux) probe(s *stream, what Target, timeout time.Duration) (kept bool) {
 	}
 }
 
-// contradicts reports whether a read that was sent afterwards shows that etcd has come
-// back empty, or from a backup, or is another.
+// contradicts reports whether a later read shows that etcd has come back empty or from a
+// backup, or that it is another cluster.
 func (h heard) contradicts(read *pb.ResponseHeader) bool {
 	return read.Revision < h.revision || h.cluster != 0 && read.ClusterId != 0 && read.ClusterId != h.cluster
 }
 
-// shows returns a channel that has an item when s has shown that it is at goal, or that
-// it cannot.
+// shows returns a channel that receives nil when s has shown that it is at goal, or the
+// error that kept it from that.
 func (m *Mux) shows(ctx context.Context, s *stream, what Target, goal *goal) <-chan error {
 	shown := make(chan error, 1)
 	m.Tasks.Run(func() { shown <- s.show(ctx, what, goal) })
 	return shown
 }
 
-// show has the member show that it is at goal, which it does in turn with whatever else
-// comes on the stream. It does not wait for the goal to be known for long.
+// show has the member show that it is at goal, in an answer that comes in order with
+// everything else on the stream. It asks as soon as the goal is known, or soon after if it
+// is not.
 func (s *stream) show(ctx context.Context, what Target, goal *goal) error {
 	early := time.NewTimer(roundTrip)
 	defer early.Stop()
@@ -124,9 +127,9 @@ func (s *stream) show(ctx context.Context, what Target, goal *goal) error {
 	}
 }
 
-// hedge keeps a stream that is silent until one on another member has shown to be better.
-// So whatever holds all of them up, such as a large answer on a slow link, does no harm.
-// It reports whether the stream was kept.
+// hedge keeps a silent stream until a stream to another member has proved to be better. So
+// what holds up all of them, such as a large answer on a slow link, does no harm. It
+// reports whether the stream was kept.
 func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *goal, shown <-chan error) bool {
 	before := s.hears().events
 	avoid := []string{s.member()}
@@ -157,8 +160,8 @@ func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *goal, sho
 	return true
 }
 
-// replace ends a stream that does not answer, for one that does, and reports false if it
-// has ended by itself and another has taken its place already.
+// replace ends a stream that does not answer in favour of one that does. It reports false
+// if the stream has ended by itself, and another has taken its place already.
 func (m *Mux) replace(s, next *stream) bool {
 	m.Log.Debug("watch stream does not answer, using another", "member", s.member(), "other", next.member())
 	m.mu.Lock()
@@ -175,7 +178,7 @@ func (m *Mux) replace(s, next *stream) bool {
 	return true
 }
 
-// reach notes that the cluster has reached a revision.
+// reach keeps a checkpoint.
 func (m *Mux) reach(now checkpoint) {
 	const most = 16
 	m.mu.Lock()
@@ -185,14 +188,15 @@ func (m *Mux) reach(now checkpoint) {
 	}
 }
 
-// forget forgets what the cluster had reached.
+// forget forgets the checkpoints.
 func (m *Mux) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.seen = nil
 }
 
-// Current returns when the cluster was last known to be at revision, or before it.
+// Current returns the latest time at which the cluster is known to have been at revision or
+// before it. It is zero if no such time is known.
 func (m *Mux) Current(revision int64) (at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

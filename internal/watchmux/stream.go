@@ -16,10 +16,9 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// stream is one Watch stream of etcd with all its watches. When it ends, so do they,
-// and whoever wants to go on opens another. That, and that a watch costs neither a
-// goroutine nor a buffer of its own, is what it does not share with the watcher of
-// etcd's client.
+// stream is one Watch stream of etcd with all its watches. When it ends, they end, and
+// callers that want to go on open others. In that it differs from the watcher of etcd's
+// client, and in that a watch costs neither a goroutine nor a buffer of its own.
 type stream struct {
 	mux    *Mux
 	ctx    context.Context
@@ -30,46 +29,47 @@ type stream struct {
 	mu        sync.Mutex       // guards what follows
 	peer      string           // the address of the member at the other end, once it is known
 	outbox    list.List        // of posted, to be sent
-	creating  []*Watch         // that were sent and etcd has yet to confirm, which it does in order
-	watches   map[int64]*Watch // that it has confirmed
-	following map[*Watch]bool  // of those, the ones that need progress
-	probes    map[*Watch]bool  // that wait for the next answer to a request for progress
-	last      int64            // ID that was asked for
+	creating  []*Watch         // sent, and yet to be confirmed by etcd, which it does in order
+	watches   map[int64]*Watch // confirmed, by ID
+	following map[*Watch]bool  // of those confirmed, the ones that need progress
+	probes    map[*Watch]bool  // waiting for the next answer to a request for progress
+	last      int64            // ID that was given to a watch
 	heard     heard
 	ended     bool
 
 	// What is known of how the member answers requests for progress.
 	confirms bool              // it has opened a watch, or refused to
 	answers  bool              // it does answer them
-	early    bool              // its answers may come before events of that revision and before it
+	early    bool              // its answers may come before events at that revision or below it
 	held     *pb.WatchResponse // the last of those
 }
 
-// heard is what has come from the member at the other end.
+// heard is what has been received from the member at the other end.
 type heard struct {
 	cluster  uint64
 	revision int64 // the highest
-	events   int   // answers that had some
+	events   int   // number of answers that had events
 }
 
 // posted is a request to be sent.
 type posted struct {
 	request *pb.WatchRequest
-	watch   *Watch // that it creates; else nil
+	watch   *Watch // that it creates; nil if it creates none
 }
 
-// newStream opens a stream, if it can be to none of the members at the addresses in avoid.
+// newStream opens a stream, if possible to none of the members at the addresses in avoid.
 func newStream(m *Mux, avoid ...string) *stream {
-	// A member without a leader would stay silent: it has to refuse instead.
+	// A member without a leader would stay silent; with this it refuses.
 	s := unconnected(context.WithCancel(clientv3.WithRequireLeader(m.Base)))
 	s.mux = m
-	// Only a member of etcd 3.4.24 or 3.5.7 and before answers this while there is no watch:
-	// there the answers do not wait for the events before them (etcd issue 15220).
+	// Only etcd 3.4.24, 3.5.7 and earlier answer this while there is no watch. There, the
+	// answers do not wait for the events before them (etcd issue 15220).
 	s.sendProgress()
 	m.Tasks.Run(func() { s.run(avoid) })
 	return s
 }
 
+// unconnected returns a stream that has yet to be connected.
 func unconnected(ctx context.Context, cancel context.CancelFunc) *stream {
 	return &stream{
 		ctx:       ctx,
@@ -99,9 +99,9 @@ func (s *stream) run(avoid []string) {
 	}
 }
 
-// connect opens the stream to the member whose turn it is in the balancer, and to the
-// next one if it is one to avoid. When all have had their turn, twice since other
-// requests take turns as well, any will do.
+// connect opens the stream to the member that the balancer chooses, and if that is one to
+// avoid, to the next. It does so twice for each member, because other requests move the
+// balancer on as well; after that any member will do.
 func (s *stream) connect(avoid []string) (pb.Watch_WatchClient, context.CancelFunc, error) {
 	for turns := 2 * len(s.mux.Endpoints()); ; turns-- {
 		ctx, cancel := context.WithCancel(s.ctx)
@@ -126,7 +126,7 @@ func (s *stream) connect(avoid []string) (pb.Watch_WatchClient, context.CancelFu
 	}
 }
 
-// sendTo sends what is in the outbox, until the stream ends.
+// sendTo sends what is put into the outbox, until the stream ends.
 func (s *stream) sendTo(wire pb.Watch_WatchClient) {
 	for {
 		select {
@@ -135,12 +135,13 @@ func (s *stream) sendTo(wire pb.Watch_WatchClient) {
 			return
 		}
 		for _, request := range s.takeOutbox() {
-			_ = wire.Send(request) // Recv says why it failed
+			_ = wire.Send(request) // Recv reports why it failed
 		}
 	}
 }
 
-// takeOutbox empties the outbox. etcd confirms what it creates in the same order.
+// takeOutbox empties the outbox. etcd confirms the watches in the order in which they were
+// sent.
 func (s *stream) takeOutbox() (requests []*pb.WatchRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +157,7 @@ func (s *stream) takeOutbox() (requests []*pb.WatchRequest) {
 	return requests
 }
 
-// end ends all watches.
+// end ends the stream and all its watches.
 func (s *stream) end() {
 	s.cancel()
 	s.mu.Lock()
@@ -180,15 +181,15 @@ func (s *stream) end() {
 	s.creating, s.watches, s.following, s.probes = nil, nil, nil, nil
 }
 
-// alive reports whether watches can be opened.
+// alive reports whether watches can be opened on the stream.
 func (s *stream) alive() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.ended
 }
 
-// sample returns what one of the watches is for, rather of those that need progress,
-// and false if there is none.
+// sample returns the target of one of the watches, preferably of one that needs progress,
+// and false if there is no watch.
 func (s *stream) sample() (Target, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -218,14 +219,14 @@ func (s *stream) member() string {
 	return s.peer
 }
 
-// hears returns what has come so far.
+// hears returns what has been received so far.
 func (s *stream) hears() heard {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.heard
 }
 
-// watch opens a watch.
+// watch opens a watch. It does not wait for etcd to confirm it.
 func (s *stream) watch(what Target) *Watch {
 	w := &Watch{Target: what, stream: s, ready: make(chan struct{}, 1)}
 	request := &pb.WatchCreateRequest{Key: []byte(what.Key)}
@@ -241,16 +242,17 @@ func (s *stream) watch(what Target) *Watch {
 		w.err = ErrEnded
 		return w
 	}
-	// The ID is chosen here: when it refuses a watch without one, etcd 3.4 stops telling
-	// the events of the first.
+	// The ID is chosen here: when etcd 3.4 refuses a watch without an ID, it sends no more
+	// events to the first one.
 	s.last++
 	request.WatchId = s.last
 	w.posted = s.send(posted{&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: request}}, w})
 	return w
 }
 
-// probe returns a watch whose first answer shows how far the member is: that to a request
-// for progress, where it is needed anyway and known to come, or else to one for a watch.
+// probe returns a watch whose first answer shows how far the member is. That is an answer
+// to a request for progress, if some watch needs progress anyway and the member is known to
+// answer; otherwise it is the confirmation of a watch.
 func (s *stream) probe(what Target) *Watch {
 	what.Progress = false
 	s.progress()
@@ -265,7 +267,7 @@ func (s *stream) probe(what Target) *Watch {
 	return w
 }
 
-// progress asks etcd to tell the watches that need it which revision they have reached.
+// progress asks etcd to report the revision reached to the watches that need it.
 func (s *stream) progress() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -274,13 +276,14 @@ func (s *stream) progress() {
 	}
 }
 
-// sendProgress posts a request for progress. The caller has the mutex.
+// sendProgress puts a request for progress into the outbox. The caller holds the mutex.
 func (s *stream) sendProgress() {
 	s.send(posted{request: &pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}})
 }
 
-// close closes a watch. Of one that etcd has yet to confirm the ID is not known to be
-// good: it is taken back, or else cancelled when it is confirmed.
+// close closes a watch. If etcd has yet to confirm it, its ID is not known to be valid:
+// then the request is taken back, or, if it was sent, the watch is cancelled when it is
+// confirmed.
 func (s *stream) close(w *Watch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -299,12 +302,12 @@ func (s *stream) close(w *Watch) {
 	}
 }
 
-// sendCancel posts the end of a watch. The caller has the mutex.
+// sendCancel puts the cancellation of a watch into the outbox. The caller holds the mutex.
 func (s *stream) sendCancel(id int64) {
 	s.send(posted{request: &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: id}}}})
 }
 
-// send posts a request. The caller has the mutex.
+// send puts a request into the outbox. The caller holds the mutex.
 func (s *stream) send(p posted) *list.Element {
 	item := s.outbox.PushBack(p)
 	select {
@@ -314,9 +317,10 @@ func (s *stream) send(p posted) *list.Element {
 	return item
 }
 
-// everyWatch is the ID of an answer to a request for progress.
+// everyWatch is the watch ID in an answer to a request for progress.
 const everyWatch = -1
 
+// dispatch hands an answer to the watches that it is for.
 func (s *stream) dispatch(answer *pb.WatchResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -341,8 +345,9 @@ func (s *stream) dispatch(answer *pb.WatchResponse) {
 	}
 }
 
-// tellProgress hands an answer about progress on. Where it may have come before events,
-// the watches get the one before it: by now, those have come. The caller has the mutex.
+// tellProgress hands on an answer about progress. Where such an answer may come before the
+// events that belong before it, the watches get the one before: by now those events have
+// come. The caller holds the mutex.
 func (s *stream) tellProgress(answer *pb.WatchResponse) {
 	if !s.confirms {
 		s.early = true
@@ -364,8 +369,8 @@ func (s *stream) tellProgress(answer *pb.WatchResponse) {
 	}
 }
 
-// confirm takes in that etcd has opened the oldest watch that it had yet to confirm,
-// or has refused to, in which case the answer lacks its ID. The caller has the mutex.
+// confirm takes in that etcd has opened the oldest watch that it had yet to confirm, or
+// that it has refused to; then the answer has no ID. The caller holds the mutex.
 func (s *stream) confirm(answer *pb.WatchResponse) {
 	s.confirms = true
 	if len(s.creating) == 0 {
@@ -377,7 +382,7 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 	case answer.Canceled:
 		s.drop(w, answer)
 		if answer.CancelReason != rpctypes.ErrGRPCPermissionDenied.Error() {
-			s.cancel() // the next stream has a new token of authentication
+			s.cancel() // the next stream has a new authentication token
 		}
 	case w.closed:
 		s.sendCancel(answer.WatchId)
@@ -391,7 +396,7 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 	}
 }
 
-// drop ends a watch because etcd has. The caller has the mutex.
+// drop ends a watch that etcd has ended. The caller holds the mutex.
 func (s *stream) drop(w *Watch, answer *pb.WatchResponse) {
 	if s.watches[w.id] == w {
 		delete(s.watches, w.id)
@@ -401,7 +406,7 @@ func (s *stream) drop(w *Watch, answer *pb.WatchResponse) {
 	w.end(fmt.Errorf("%w: %s", ErrEnded, answer.CancelReason))
 }
 
-// wellFormed reports whether an answer of a watch has what it is about.
+// wellFormed reports whether an answer has the parts that etcd's answers always have.
 func wellFormed(answer *pb.WatchResponse) bool {
 	return answer.Header != nil && !slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv == nil })
 }

@@ -1,16 +1,16 @@
-// Package watchmux has all watches of a client on one stream of etcd. What it adds to that
-// stream is care for its end: a stream can stay silent because the member at its other end
-// has stopped, or was cut off from the others, and etcd's client does not notice.
+// Package watchmux puts all watches of a client on one stream of etcd, and notices when
+// that stream has gone silent: the member at its other end may have stopped, or may be cut
+// off from the others, and etcd's client does not notice either.
 //
 //	watches   a  b  c          Open, Keep, Again
 //	           \ | /
 //	stream       |             one at a time, to one member
-//	             |  check      is it at the revision that a linearizable read has shown?
+//	             |  check      has it shown the revision of a linearizable read?
 //	etcd      m0 m1 m2         if it is silent, and a stream to another member is not,
 //	                           that takes its place, and the watches end
 //
-// A watch that has ended with its stream misses events: whoever goes on opens another, and
-// reads what there is.
+// A watch that has ended with its stream misses events. A caller that goes on opens another
+// watch, and then reads what there is.
 package watchmux
 
 import (
@@ -27,47 +27,49 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// Config is what a Mux needs of the client that it works for.
+// Config is what a Mux needs from the client that it works for.
 type Config struct {
-	Conn      func() *grpc.ClientConn
-	Endpoints func() []string
-	Tasks     *tasks.Group    // that count its goroutines
-	Ctx       context.Context // at whose end it stops checking
-	Base      context.Context // of streams
+	Conn      func() *grpc.ClientConn // the connection to etcd
+	Endpoints func() []string         // the addresses of the members
+	Tasks     *tasks.Group            // counts the goroutines and timers of the Mux
+	Ctx       context.Context         // when it ends, the Mux checks its stream no more
+	Base      context.Context         // of streams; ends later
 	Log       *slog.Logger
 
-	// HedgeDelay is how often the stream is checked, and how long it may be silent then.
+	// HedgeDelay is how often the stream is checked, and how long it may be silent after a
+	// read before a stream to another member is tried.
 	HedgeDelay time.Duration
-	// Read reads a key, linearizably.
+	// Read makes a linearizable read of a key, and returns the header of the answer.
 	Read func(ctx context.Context, key string) (*pb.ResponseHeader, error)
 }
 
-// Mux opens watches. It is safe for concurrent use.
+// Mux opens watches on one stream. It is safe for concurrent use.
 type Mux struct {
 	Config
-	Idle time.Duration // for how long a watch is kept; set before the Mux is used
+	Idle time.Duration // how long Keep keeps a watch; not to be changed once the Mux is used
 
 	mu       sync.Mutex // guards what follows; no request is made under it
-	stream   *stream    // the present one, nil at first
+	stream   *stream    // the present one; nil at first
 	checking bool
-	seen     []checkpoint         // the last few
-	kept     map[string]keptWatch // by key, for a while after their use
+	seen     []checkpoint         // the last few, the oldest first
+	kept     map[string]keptWatch // by key: watches that are kept for a while after their use
 }
 
-// checkpoint says: at that time, the cluster had reached that revision.
+// checkpoint is a time and a revision that the cluster had not passed by then.
 type checkpoint struct {
 	at       time.Time
 	revision int64
 }
 
-// New returns a Mux. It opens a stream when that is needed.
+// New returns a Mux. It opens no stream before the first watch.
 func New(config Config) *Mux {
 	return &Mux{Config: config, Idle: watchIdle, kept: make(map[string]keptWatch)}
 }
 
-// Open starts a watch and returns once etcd has confirmed it: then it has
-// every change from now on. It is opened without a revision, because etcd serves
-// a watch that starts at or below the present one from a loop of 100 ms.
+// Open opens a watch and blocks until etcd has confirmed it, or ctx ends. From then on the
+// watch has every change. It is opened without a revision, because etcd serves a watch that
+// starts at or below the current revision from a loop of 100 ms. After an error there is no
+// watch; an error that matches ErrEnded is worth another attempt.
 func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
 	m.mu.Lock()
 	if m.stream == nil || !m.stream.alive() {
@@ -80,7 +82,8 @@ func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
 	}
 	m.mu.Unlock()
 	w := stream.watch(what)
-	confirmed, err := w.Next(ctx) // that is the first answer
+	// The confirmation is the first answer.
+	confirmed, err := w.Next(ctx)
 	if err != nil {
 		w.Close()
 		return nil, err
@@ -95,10 +98,12 @@ type keptWatch struct {
 	expiry *tasks.Alarm
 }
 
+// watchIdle is how long a watch is kept by default.
 const watchIdle = time.Second
 
-// Keep lets a watch live on for a while: whoever waited for a name and takes it
-// often is spared opening another.
+// Keep keeps a watch open for a while after its use, instead of closing it: a caller that
+// often waits for the same name is spared opening another. The caller must not use w any
+// more.
 func (m *Mux) Keep(w *Watch) {
 	m.Again(w.Key).Close()
 	m.mu.Lock()
@@ -124,8 +129,8 @@ func (m *Mux) Keeps(key string) bool {
 	return ok
 }
 
-// Again returns the watch of key that was kept, nil if there is none. Whoever asks
-// is the only one to use the key.
+// Again returns the watch of key that was kept, which the caller has to close or keep
+// again, or nil if there is none. There must be one caller for a key at a time.
 func (m *Mux) Again(key string) *Watch {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -137,7 +142,7 @@ func (m *Mux) Again(key string) *Watch {
 	return w.Watch
 }
 
-// End lets go of the watches that are kept.
+// End forgets the watches that are kept. It does not close them: they end with Base.
 func (m *Mux) End() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -147,23 +152,24 @@ func (m *Mux) End() {
 	clear(m.kept)
 }
 
-// ErrEnded is what a watch ends with that is worth opening again.
+// ErrEnded is the error of a watch that has ended and may be opened again.
 var ErrEnded = errors.New("watch ended")
 
-// Target is what a watch is for.
+// Target says what a Watch watches.
 type Target struct {
 	Key       string
 	Below     bool // all keys that begin with Key
-	Deletions bool // and nothing else
-	Progress  bool // and how far the watch has come
+	Deletions bool // no puts
+	Progress  bool // also answers without events, which show the revision reached
 }
 
-// Watch is one watch on a stream. It must be closed or kept.
+// Watch is one watch on a stream. It must be closed or kept. One goroutine may use it at a
+// time.
 type Watch struct {
 	Target
 	stream *stream
 	ready  chan struct{} // has an item when there is something to read
-	Opened int64         // the revision at which etcd had it open;
+	Opened int64         // revision at which etcd had opened it
 
 	id     int64         // this and what follows is guarded by the stream's mutex
 	posted *list.Element // until the request for it is sent
@@ -171,9 +177,10 @@ type Watch struct {
 
 	mu      sync.Mutex          // guards what follows
 	answers []*pb.WatchResponse // yet to be read, the oldest first
-	err     error               // after which no answer comes
+	err     error               // after it no answer comes
 }
 
+// add queues an answer for Next.
 func (w *Watch) add(answer *pb.WatchResponse) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -181,6 +188,7 @@ func (w *Watch) add(answer *pb.WatchResponse) {
 	w.notify()
 }
 
+// end makes Next return err once the answers are read.
 func (w *Watch) end(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -188,6 +196,7 @@ func (w *Watch) end(err error) {
 	w.notify()
 }
 
+// notify wakes Next. The caller holds w.mu.
 func (w *Watch) notify() {
 	select {
 	case w.ready <- struct{}{}:
@@ -195,7 +204,8 @@ func (w *Watch) notify() {
 	}
 }
 
-// Next returns the next answer. It returns an error at the end of the watch, or of ctx.
+// Next blocks for the next answer and returns it. At the end of the watch, once all answers
+// are read, it returns the watch's error; when ctx ends first, that of ctx.
 func (w *Watch) Next(ctx context.Context) (*pb.WatchResponse, error) {
 	for {
 		w.mu.Lock()
@@ -222,7 +232,7 @@ func (w *Watch) Next(ctx context.Context) (*pb.WatchResponse, error) {
 	}
 }
 
-// Close ends the watch, if it is one.
+// Close closes the watch. It does not block, and does nothing if w is nil.
 func (w *Watch) Close() {
 	if w != nil {
 		w.stream.close(w)
