@@ -99,7 +99,7 @@ func (c *Client) checkNesting(ctx context.Context, name string) error {
 // newLock returns a lock that is yet to be attached to a session. Its context keeps
 // the values of ctx, but nothing of its end.
 func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
-	l := &Lock{client: c, wants: wants, outer: holdOf(ctx), name: name, value: value, turns: 1}
+	l := &Lock{client: c, name: name, value: value, turns: 1, waiter: waiter{wants: wants}, callback: callback{outer: holdOf(ctx)}}
 	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	l.ctx = context.WithValue(ctx, holdKey{}, l)
 	return l

@@ -18,34 +18,44 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// Lock is one hold of a Name: a key in the queue of the name, attached to the
+// Lock is one hold of a name: a key in the queue of the name, attached to the
 // lease of a session. It ends by Unlock or by a loss and is never acquired again.
 // All methods are safe for concurrent use; those without a context do not block.
 type Lock struct {
 	client  *Client
-	wants   *Session // of WithSession; nil for a shared one
 	session *Session
 	name    string
 	key     string
-	since   int64           // a revision of etcd before any put of the entry; 0 if none is known
+	token   atomic.Int64    // create revision of the entry; 0 until etcd has told it
 	ctx     context.Context // ends with the hold, or with the place in the queue before it
 	cancel  context.CancelCauseFunc
-	token   atomic.Int64 // create revision of the entry; 0 until etcd has told it
+	turns   int // of goroutines in a row that share the entry, this one included
 
-	outer *Lock      // that the context it was locked with comes from; nil if there is none
-	place line.Place // in the client's line
-	turns int        // of goroutines in a row that share the entry, this one included
-	puts  puts       // of the entry, that may take effect yet
+	waiter
+	callback
 
-	mu       sync.Mutex // guards what follows; no request is made under it
+	mu       sync.Mutex // guards what follows, and what of waiter and callback says so; no request is made under it
 	phase    phase
-	callback <-chan struct{} // closed when the function of Do has returned; nil if there is none
-	caller   context.Context // that Do was called with; nil if it was not
 	value    string
-	modified int64         // mod revision at which the entry had value
-	revalued bool          // by SetValue, or perhaps
-	placed   bool          // it is known what was ahead of the entry when it was put
-	ahead    []predecessor // of it then, the nearest first; more than lookahead mean at least that many
+	modified int64 // mod revision at which the entry had value
+	revalued bool  // by SetValue, or perhaps
+}
+
+// waiter is what a Lock needs before it is held.
+type waiter struct {
+	wants  *Session      // of WithSession; nil for a shared one
+	place  line.Place    // in the client's line
+	puts   puts          // of the entry, that may take effect yet
+	since  int64         // a revision of etcd before any put of the entry; 0 if none is known
+	placed bool          // it is known what was ahead of the entry when it was put; guarded by mu
+	ahead  []predecessor // of it then, the nearest first; more than lookahead mean at least that many; guarded by mu
+}
+
+// callback is what is known of the function that Do calls, and of those around it.
+type callback struct {
+	outer    *Lock           // that the context it was locked with comes from; nil if there is none
+	returned <-chan struct{} // closed when the function has returned; nil if there is none; guarded by mu
+	caller   context.Context // that Do was called with; nil if it was not; guarded by mu
 }
 
 // phase is where in its life a Lock is. Whoever ends it finds out what it was: the
@@ -444,7 +454,7 @@ func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.phase == held {
-		l.callback, l.caller = returned, ctx
+		l.returned, l.caller = returned, ctx
 	}
 	return l.phase == held
 }
@@ -453,7 +463,7 @@ func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 func (l *Lock) running() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.callback
+	return l.returned
 }
 
 // isHeld reports whether the lock has not ended. Unlike Err, it does not ask the clock.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
-	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -26,14 +25,11 @@ import (
 // enough for a program: goroutines that want the same name exclude each other and
 // take turns in order of arrival.
 type Client struct {
-	etcd    *clientv3.Client
-	leases  pb.LeaseClient // of etcd, for what its Lease interface cannot do
-	keys    key.Space
-	ttl     time.Duration
-	margin  time.Duration // 0: a tenth of the TTL
-	turns   int           // of goroutines in a row that share a hold
-	log     *slog.Logger
-	process string // what stands in the records of the sessions
+	config
+
+	etcd     *clientv3.Client
+	leases   pb.LeaseClient // of etcd, for what its Lease interface cannot do
+	failures tasks.Shared   // to find out what is wrong with the connection
 
 	ctx       context.Context // ends with Close, with ErrClosed, or with its connection, with ErrEtcdClosed
 	end       context.CancelCauseFunc
@@ -42,17 +38,22 @@ type Client struct {
 	leaveEtcd func() // stops watching over the connection
 	tasks     tasks.Group
 
-	lines    *line.Lines[*Lock]
-	removals *tasks.Backlog // of what calls that failed have left in queues
-	failures tasks.Shared   // to find out what is wrong with the connection
 	store    *txn.Store
 	watches  *watchmux.Mux
+	lines    *line.Lines[*Lock]
+	removals *tasks.Backlog // of what calls that failed have left in queues
 
-	opening  chan struct{} // has an item while a shared session is being opened
-	mu       sync.Mutex    // guards what follows
-	closed   bool
-	sessions map[*Session]bool // all that are not buried yet
-	shared   []*Session        // those for locks without WithSession, the newest last
+	pool
+}
+
+// config is what New was told.
+type config struct {
+	keys    key.Space
+	ttl     time.Duration
+	margin  time.Duration // 0: a tenth of the TTL
+	turns   int           // of goroutines in a row that share a hold
+	log     *slog.Logger
+	process string // what stands in the records of the sessions
 }
 
 // New returns a Client over etcd, which it borrows: the caller closes it, after
@@ -77,14 +78,15 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		return nil, wrap(op, "", &InvalidError{"client", "wrapped", "requests would pass the wrapper by; for a namespace there is WithPrefix"})
 	}
 	c := &Client{
-		etcd:     etcd,
-		keys:     key.NewSpace(DefaultPrefix),
-		ttl:      DefaultTTL,
-		turns:    1,
-		log:      slog.New(slog.DiscardHandler),
-		process:  string(thisProcess()),
-		opening:  make(chan struct{}, 1),
-		sessions: make(map[*Session]bool),
+		etcd: etcd,
+		config: config{
+			keys:    key.NewSpace(DefaultPrefix),
+			ttl:     DefaultTTL,
+			turns:   1,
+			log:     slog.New(slog.DiscardHandler),
+			process: string(thisProcess()),
+		},
+		pool: pool{opening: make(chan struct{}, 1), sessions: make(map[*Session]bool)},
 	}
 	for _, opt := range opts {
 		if err := apply(opt, c); err != nil {

@@ -4,10 +4,20 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
+
+// pool has the sessions of a client.
+type pool struct {
+	opening  chan struct{} // has an item while a shared session is being opened
+	mu       sync.Mutex    // guards what follows
+	closed   bool
+	sessions map[*Session]bool // all of which something may be left
+	shared   []*Session        // those for locks without WithSession, the newest last
+}
 
 // attach attaches l to the session that it wants, or to a shared one that has room,
 // if need be a new one.

@@ -303,7 +303,7 @@ func (s *Session) auditHolds(ctx context.Context) {
 // belongs to none of its locks. Such entries come back with a backup; on a lease that is
 // renewed they would block their names for ever.
 func (s *Session) auditEntries(ctx context.Context) {
-	lease, err := s.attached(ctx)
+	lease, err := s.leaseWithKeys(ctx)
 	if err != nil {
 		return
 	}
@@ -356,9 +356,9 @@ func (e entry) removal() txn.Txn {
 	return txn.Txn{Name: e.name, When: []*pb.Compare{txn.CmpCreate(e.key, e.created)}, Then: []*pb.RequestOp{txn.OpDelete(e.key)}}
 }
 
-// attached returns the lease with its keys. That answer may be large, so it is given its
+// leaseWithKeys returns the lease with its keys. That answer may be large, so it is given its
 // time before it is asked for once more.
-func (s *Session) attached(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
+func (s *Session) leaseWithKeys(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 	request := &pb.LeaseTimeToLiveRequest{ID: int64(s.lease), Keys: true}
 	return txn.AskFor(ctx, ctx, s.client.store, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 		resp, err := s.client.leases.LeaseTimeToLive(ctx, request, txn.CallOptions...)

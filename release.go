@@ -342,7 +342,7 @@ func (s *Session) detach(ctx context.Context) error {
 // deleteLeftovers deletes what is on an adopted lease under the session's own name. No
 // put can follow: the record is gone.
 func (s *Session) deleteLeftovers(ctx context.Context) error {
-	lease, err := s.attached(ctx)
+	lease, err := s.leaseWithKeys(ctx)
 	switch {
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return nil // others have keys on it that must not be read, so there is nothing to go by

@@ -26,26 +26,35 @@ type Session struct {
 	member  string          // what its entries are called in every queue
 	adopted <-chan struct{} // closed at the end of an adopted session; nil for an own lease
 
-	ctx        context.Context // ends when the session is over, with the reason
-	cancel     context.CancelCauseFunc
-	cleanUpCtx context.Context // ends later, when nothing is left of it in etcd or nothing more can be done
-	endCleanUp context.CancelCauseFunc
-	done       chan struct{} // closed when its goroutine has ended
-	closeErr   error         // what kept it from leaving nothing; set before done is closed
-
-	callbacks []<-chan struct{} // closed when functions of Do have returned; set before ctx ends
+	ctx    context.Context // ends when the session is over, with the reason
+	cancel context.CancelCauseFunc
+	ending
 
 	grants   sync.WaitGroup // requests for the lease under way
 	renewed  renewal        // the last that was answered; of its goroutine
 	timeline timeline       // of etcd, as far as its answers have told
 
-	mu             sync.Mutex // guards what follows; no request is made under it
-	over           bool
-	ttl            time.Duration // as granted first; bounds what the session does besides renewing
-	deadline       time.Time     // until then the lease is certain
-	alarm          *tasks.Alarm  // at the deadline
-	trouble        error         // of the last renewal
-	epoch          int64         // mod revision of the session's record, see invalidatePuts
+	mu       sync.Mutex // guards what follows; no request is made under it
+	over     bool
+	ttl      time.Duration // as granted first; bounds what the session does besides renewing
+	deadline time.Time     // until then the lease is certain
+	alarm    *tasks.Alarm  // at the deadline
+	trouble  error         // of the last renewal
+	epoch    int64         // mod revision of the session's record, see invalidatePuts
+	attached
+}
+
+// ending is how a session that is over leaves nothing in etcd.
+type ending struct {
+	cleanUpCtx context.Context // ends when nothing is left of it in etcd, or nothing more can be done
+	endCleanUp context.CancelCauseFunc
+	done       chan struct{}     // closed when its goroutine has ended
+	closeErr   error             // what kept it from leaving nothing; set before done is closed
+	callbacks  []<-chan struct{} // closed when functions of Do have returned; set before ctx ends
+}
+
+// attached are the locks of a session, guarded by its mutex.
+type attached struct {
 	locks          map[*Lock]struct{}
 	pendingDeletes []*Lock       // whose entries an adopted session has yet to delete; none comes after empty is closed
 	empty          chan struct{} // closed when it is over and locks is empty
@@ -162,13 +171,12 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 		lease = clientv3.LeaseID(rand.Int64N(1<<63-1) + 1)
 	}
 	s := &Session{
-		client: c,
-		lease:  lease,
-		member: fmt.Sprintf("%x", lease),
-		ttl:    c.ttl,
-		done:   make(chan struct{}),
-		empty:  make(chan struct{}),
-		locks:  make(map[*Lock]struct{}),
+		client:   c,
+		lease:    lease,
+		member:   fmt.Sprintf("%x", lease),
+		ttl:      c.ttl,
+		ending:   ending{done: make(chan struct{})},
+		attached: attached{locks: make(map[*Lock]struct{}), empty: make(chan struct{})},
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.cleanUpCtx, s.endCleanUp = context.WithCancelCause(c.base)
