@@ -278,24 +278,22 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 // taking is the transaction that puts the entry if the queue is empty, and to try, else
 // reads why not.
 func (l *Lock) taking(try bool) txn.Txn {
-	t := txn.Txn{Name: l.name, Record: l.session.record(), Learn: l.session.learnEpoch, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
+	t := txn.Txn{Name: l.name, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
 	if try {
 		t.Otherwise = l.reasons()
 	}
-	return t
+	return l.session.inEpoch(t)
 }
 
 // joining is the transaction that puts the entry at the end of the queue and reads
 // what is ahead of it.
 func (l *Lock) joining() txn.Txn {
-	return txn.Txn{
+	return l.session.inEpoch(txn.Txn{
 		Name:      l.name,
-		Record:    l.session.record(),
-		Learn:     l.session.learnEpoch,
 		When:      []*pb.Compare{txn.CmpCreate(l.key, 0)},
 		Then:      []*pb.RequestOp{l.entry(), txn.OpRange(l.newest(0))},
 		Otherwise: l.reasons(),
-	}
+	})
 }
 
 func (l *Lock) entry() *pb.RequestOp { return txn.OpPut(l.key, l.value, l.session.lease) }

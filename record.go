@@ -82,6 +82,13 @@ func (s *Session) writeRecord(ctx context.Context) error {
 	return nil
 }
 
+// inEpoch guards a put of an entry by the record: it takes effect only if that has not been
+// written since it is in its present epoch.
+func (s *Session) inEpoch(t txn.Txn) txn.Txn {
+	t.Record, t.Learn, t.Epoch = s.record(), s.learnEpoch, s.currentEpoch()
+	return t
+}
+
 // invalidatePuts settles the outcome of puts that were never answered. A transaction whose
 // request timed out may still be committed later, so that the entry is not there
 // proves nothing. But every put is guarded by the mod revision of the session's

@@ -17,19 +17,14 @@ import (
 )
 
 // cleanUp removes whatever the lock may have in the queue, and detaches it; next, if
-// there is one, gets its turn. It is bounded by the TTL.
+// there is one, gets its turn. It is bounded by the TTL: what could not be confirmed gone by then costs the
+// session its lease, and goes with it.
 func (l *Lock) cleanUp(next *Lock) error {
-	ctx, cancel := context.WithTimeout(l.session.cleanUpCtx, l.session.ttl)
+	s := l.session
+	defer l.detach(next)
+	ctx, cancel := context.WithTimeout(s.cleanUpCtx, s.ttl)
 	defer cancel()
 	found, err := l.dequeue(ctx, next)
-	return l.conclude(next, found, err)
-}
-
-// conclude draws the conclusions from what dequeue returned: what could not be confirmed
-// entryDeleted costs the session its lease, and goes with it.
-func (l *Lock) conclude(next *Lock, found bool, err error) error {
-	defer l.detach(next)
-	s := l.session
 	if err != nil {
 		s.deleteLater(l)
 	}
@@ -149,14 +144,11 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 	if next.key == l.key {
 		next.key += alternate
 	}
-	w := &txn.Write{Begun: next.puts.begin, Txn: txn.Txn{
-		Name:   l.name,
-		Record: next.session.record(),
-		Learn:  next.session.learnEpoch,
-		Epoch:  next.session.currentEpoch(),
-		When:   []*pb.Compare{l.standing(), txn.CmpCreate(next.key, 0)},
-		Then:   []*pb.RequestOp{txn.OpDelete(l.key), next.entry(), txn.OpRange(next.newest(0))},
-	}}
+	w := &txn.Write{Begun: next.puts.begin, Txn: next.session.inEpoch(txn.Txn{
+		Name: l.name,
+		When: []*pb.Compare{l.standing(), txn.CmpCreate(next.key, 0)},
+		Then: []*pb.RequestOp{txn.OpDelete(l.key), next.entry(), txn.OpRange(next.newest(0))},
+	})}
 	w.Landed = func(o txn.Outcome) {
 		next.landed(o)
 		if o.Err == nil && o.Resp.Succeeded {
