@@ -8,35 +8,34 @@ import (
 	"unicode/utf8"
 )
 
-// What an error is about, for errors.Is. The types below carry the details, for
-// errors.As. An error of etcd, and the cause of a context that ended a call, can
-// be found in the chain as well.
+// Sentinel errors, for errors.Is. Those that carry details come as the type that is named
+// beside them, for errors.As. An error of etcd, and the cause of a context that ended a
+// call, are in the chain as well.
 var (
 	ErrLocked   = errors.New("locked by another holder") // *LockedError
 	ErrNotFound = errors.New("not locked")               // *NotFoundError
 	ErrLost     = errors.New("lock lost")                // *LostError
 	ErrInvalid  = errors.New("invalid argument")         // *InvalidError
 
-	// ErrReleased is the cause of a hold that was given up by Unlock.
+	// ErrReleased is the cause of the end of a hold that was given up by Unlock.
 	ErrReleased = errors.New("lock released")
-	// ErrClosed says that the Client or the Session was closed.
+	// ErrClosed reports that the Client or the Session was closed.
 	ErrClosed = errors.New("closed")
-	// ErrInDoubt says that it is not known what has become of a write: it may have been
-	// applied, or be applied later. What is known of why is in the chain.
+	// ErrInDoubt reports that the outcome of a write is not known: it may have been
+	// applied, or may be applied later. What is known of the reason is in the chain.
 	ErrInDoubt = errors.New("outcome in doubt")
-	// ErrEtcdClosed says that the etcd client, which New has borrowed, was closed. It is
-	// also the cause of the holds that were lost by that.
+	// ErrEtcdClosed reports that the etcd client that New has borrowed was closed. It is
+	// also the cause of the holds that were lost because of that.
 	ErrEtcdClosed = errors.New("the etcd client was closed")
-	// ErrSessionFull says that a Session of the caller's own has as many entries
-	// as a lease should carry. The sessions that a Client opens by itself are
-	// never full: it opens another.
+	// ErrSessionFull reports that a Session of the caller's own has as many entries as a
+	// lease should carry. A Client's shared sessions are never full: it opens another.
 	ErrSessionFull = errors.New("session full")
 )
 
-// LockedError says who kept TryLock from taking a name.
+// A LockedError reports who kept TryLock from taking a name. It matches ErrLocked.
 type LockedError struct {
-	// Holder has the Name and, unless the name was just passing from one holder
-	// to the next, the rest as well (the Token is 0 if not).
+	// Holder has the Name. It has the rest as well, unless the name was just passing from
+	// one holder to the next; then the Token is 0.
 	Holder Holder
 }
 
@@ -47,23 +46,23 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("locked by the holder of token %d (%s)", e.Holder.Token, quote(e.Holder.Value))
 }
 
-// Is matches ErrLocked.
+// Is reports whether target is ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
-// NotFoundError says that nobody holds a name.
+// A NotFoundError reports that nobody holds a name. It matches ErrNotFound.
 type NotFoundError struct{ Name string }
 
 func (e *NotFoundError) Error() string { return "nobody holds " + quote(e.Name) }
 
-// Is matches ErrNotFound.
+// Is reports whether target is ErrNotFound.
 func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
 
-// Reason says how a hold was lost.
+// A Reason is how a hold was lost.
 type Reason int
 
 const (
-	// Expired: the lease could not be renewed in time. Until the deadline nobody
-	// else could hold the name; after it, somebody may.
+	// Expired: the lease could not be renewed in time. Until the deadline nobody else could
+	// hold the name; after it, somebody may.
 	Expired Reason = iota + 1
 	// Revoked: the lease was gone from etcd, or had to be given up.
 	Revoked
@@ -83,13 +82,13 @@ func (r Reason) String() string {
 	return "Reason(" + strconv.Itoa(int(r)) + ")"
 }
 
-// LostError says that a hold, or a place in the queue, was taken away. It is
-// final: the same Lock never holds again.
+// A LostError reports that a hold, or a place in the queue, was lost, or a Session. It is
+// final: the same Lock never holds again. It matches ErrLost.
 type LostError struct {
 	Name   string // empty if it was a Session that was lost
-	Token  int64  // 0 if it was not yet in the queue
+	Token  int64  // 0 if it was not in the queue yet
 	Reason Reason
-	Cause  error // what is known of why; may be nil
+	Cause  error // why, as far as is known; may be nil
 }
 
 func (e *LostError) Error() string {
@@ -104,16 +103,17 @@ func (e *LostError) Error() string {
 	return text
 }
 
-// Is matches ErrLost.
+// Is reports whether target is ErrLost.
 func (e *LostError) Is(target error) bool { return target == ErrLost }
 
 // Unwrap returns the Cause.
 func (e *LostError) Unwrap() error { return e.Cause }
 
-// InvalidError says which argument cannot be used, and why. No request was made.
+// An InvalidError reports which argument cannot be used, and why. No request was made. It
+// matches ErrInvalid.
 type InvalidError struct {
-	Argument string // what it is: "name", "TTL", "prefix", …
-	Value    string // as given; abbreviated if very long
+	Argument string // what it is: "name", "TTL", "prefix" and so on
+	Value    string // as given; abbreviated if it is very long
 	Problem  string
 }
 
@@ -121,7 +121,7 @@ func (e *InvalidError) Error() string {
 	return fmt.Sprintf("invalid %s %s: %s", e.Argument, e.Value, e.Problem)
 }
 
-// Is matches ErrInvalid.
+// Is reports whether target is ErrInvalid.
 func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
 
 // wrap gives an error the form in which it leaves the package.
@@ -132,8 +132,8 @@ func wrap(op, name string, err error) error {
 	return &callError{op, name, err}
 }
 
-// callError is the error of a call. Its text is made when somebody asks for it: many
-// calls may fail at once.
+// callError is the error of a call. Its text is made only when it is asked for: many calls
+// may fail at once.
 type callError struct {
 	op, name string // of the call, and what it was about, if anything
 	err      error
@@ -149,7 +149,8 @@ func (e *callError) Error() string {
 
 func (e *callError) Unwrap() error { return e.err }
 
-// quote abbreviates what is too long for a message, between two characters.
+// quote quotes a text. One that is too long for a message is abbreviated, between two
+// characters.
 func quote(text string) string {
 	const limit = 100
 	if len(text) <= limit {
@@ -169,7 +170,7 @@ var errRepeated = errors.New("etcd's client sent it more than once")
 
 var errBackInTime = errors.New("etcd has gone back to an earlier revision")
 
-// The errors of a call of what New, or a call of its Client, has not made.
+// Errors of calls on a value that neither New nor a call of its Client has made.
 var (
 	errZeroClient  = &InvalidError{"client", "{}", "it is the zero value, use New"}
 	errZeroLock    = &InvalidError{"lock", "{}", "it is the zero value, use New and Client.Lock"}
@@ -177,7 +178,8 @@ var (
 	errZeroCompat  = &InvalidError{"compat", "{}", "it is the zero value, use NewCompat"}
 )
 
-// endedContext is the context of what is no use, and why it is none.
+// endedContext returns a context that has ended with the cause: that of a value that cannot
+// be used.
 func endedContext(cause error) context.Context {
 	ctx, end := context.WithCancelCause(context.Background())
 	end(cause)

@@ -17,18 +17,19 @@ import (
 	"github.com/jagregory/locker/v2/internal/key"
 )
 
-// Option adjusts a Client.
+// An Option configures a Client. It is passed to New, which returns ErrInvalid for a value
+// that the option does not accept.
 type Option func(*Client) error
 
-// What New uses without WithPrefix and WithTTL.
+// Defaults of New.
 const (
-	DefaultPrefix = "locker/"
-	DefaultTTL    = 10 * time.Second
+	DefaultPrefix = "locker/"        // of keys, see WithPrefix
+	DefaultTTL    = 10 * time.Second // of leases, see WithTTL
 )
 
-// WithPrefix sets the prefix of all keys in etcd; the default is "locker/". A
-// slash is added if there is none at its end. Clients with the same prefix
-// exclude each other; a prefix must not lie below that of other clients.
+// WithPrefix sets the prefix of all keys in etcd. The default is "locker/". A slash is
+// appended to a prefix that does not end in one. Clients with the same prefix exclude each
+// other. A prefix must not lie below that of other clients.
 func WithPrefix(prefix string) Option {
 	return func(c *Client) error {
 		c.keys = key.NewSpace(prefix)
@@ -36,12 +37,14 @@ func WithPrefix(prefix string) Option {
 	}
 }
 
-// WithTTL sets the time to live of leases, which is how long a holder that has
-// died keeps a name; the default is 10 s. etcd counts in whole seconds, so that a
-// fraction is rounded up, and may grant more: its least is 1.5 times its election
-// timeout. At least a second and at most a year. An eighth of it, within 200 and 800 ms,
-// is also how long a request waits for its answer before it is made once more, beside
-// the first, to another member.
+// WithTTL sets the time to live of leases, which is how long a name stays locked after its
+// holder has died. The default is 10 s. The TTL must be at least a second and at most a
+// year. etcd counts in whole seconds, so a fraction is rounded up, and it may grant more
+// than asked for: at least 1.5 times its election timeout.
+//
+// An eighth of the TTL, but at least 200 ms and at most 800 ms, is also the hedge delay:
+// how long a request waits for its answer before it is made a second time, beside the
+// first, to another member.
 func WithTTL(ttl time.Duration) Option {
 	return func(c *Client) error {
 		c.ttl = ttl
@@ -49,10 +52,10 @@ func WithTTL(ttl time.Duration) Option {
 	}
 }
 
-// WithSafetyMargin sets how long before its lease could run out a hold ends; the
-// default is a tenth of the TTL. It covers what the clock of this machine may be
-// slower than those of etcd over one TTL, and the time from a holder's check of
-// its lock to the effect of what it does then. More than 0, at most half the TTL.
+// WithSafetyMargin sets how long before its lease could expire a hold ends. The default is
+// a tenth of the TTL. The margin has to cover how far the clock of this machine may fall
+// behind those of etcd within one TTL, and the time from a holder's check of its lock to
+// the effect of what it does next. It must be more than 0 and at most half the TTL.
 func WithSafetyMargin(d time.Duration) Option {
 	return func(c *Client) error {
 		c.margin = d
@@ -63,18 +66,22 @@ func WithSafetyMargin(d time.Duration) Option {
 	}
 }
 
-// WithLocalHandover lets up to n goroutines of this process in a row share one hold of
-// a name before it goes back to etcd, where other clients wait for it. Passing it on
-// takes no request; so a name that is busy within one process changes hands in
-// microseconds. The price: other clients wait for n turns instead of one; those who
-// share a hold have the same Token, so that a fenced resource, Commit and Guard do
-// not tell them apart, and what one of them still has in flight when it unlocks may
-// take effect during the next turn. And Unlock returns nil without etcd's word that
-// the hold was still good: one whose entry was deleted by hand may be passed on for up
-// to a third of the TTL, until the client notices; Commit, SetValue and Guard refuse it
-// from the first moment. They exclude each other and take their turns in order as
-// always; only those with the same value and session share, and none after a
-// SetValue. The default is 1, which is none: every hold has a token of its own.
+// WithLocalHandover lets up to n goroutines of this process in a row share one hold of a
+// name, before the name goes back to etcd, where other clients wait for it. Passing a hold
+// on takes no request, so a name that is contended within one process changes hands in
+// microseconds. The goroutines exclude each other and are served in order as always. Only
+// those with the same value and session share a hold, and none after a SetValue. The
+// default is 1: every hold has a token of its own. n must be at least 1.
+//
+// This has a price:
+//
+//   - Other clients wait for n holders instead of one.
+//   - Goroutines that share a hold have the same Token, so a fenced resource, Commit and
+//     Guard do not tell them apart. What one of them still has in flight when it unlocks
+//     may take effect while the next one holds.
+//   - Unlock returns nil without etcd's confirmation that the hold was still good. A hold
+//     whose entry was deleted by hand may be passed on for up to a third of the TTL, until
+//     the client notices. Commit, SetValue and Guard refuse it from the first moment.
 func WithLocalHandover(n int) Option {
 	return func(c *Client) error {
 		c.turns = n
@@ -85,10 +92,10 @@ func WithLocalHandover(n int) Option {
 	}
 }
 
-// WithLogger sets where the client logs what no call returns: sessions that were
-// lost or not confirmed gone, locks deleted by others (Warn); sessions opened,
-// renewals and watches that had to be repeated (Debug). The default is to log
-// nothing.
+// WithLogger sets where the client logs what no call returns: sessions that were lost or
+// not confirmed gone, and locks deleted by others, at level Warn; sessions opened, and
+// renewals and watches that had to be repeated, at level Debug. The default is to log
+// nothing. l must not be nil.
 func WithLogger(l *slog.Logger) Option {
 	return func(c *Client) error {
 		c.log = l
@@ -99,14 +106,15 @@ func WithLogger(l *slog.Logger) Option {
 	}
 }
 
-// LockOption adjusts one lock.
+// A LockOption configures one lock.
 type LockOption func(*lockConfig) error
 
+// lockConfig is what LockOptions set.
 type lockConfig struct{ session *Session }
 
-// WithSession attaches the lock to a session of the caller's own: it is lost with
-// that session and with no other. The default is a session that the Client shares
-// among its locks. A session of another Client, or nil, is ErrInvalid.
+// WithSession attaches the lock to a session of the caller's own. It is then lost with that
+// session and with no other. The default is a session that the Client shares among its
+// locks. A nil session, or one of another Client, is ErrInvalid.
 func WithSession(s *Session) LockOption {
 	return func(cfg *lockConfig) error {
 		cfg.session = s
@@ -117,11 +125,11 @@ func WithSession(s *Session) LockOption {
 	}
 }
 
-// SessionOption adjusts a Session of the caller's own.
+// A SessionOption configures a Session of the caller's own.
 type SessionOption func(*Session) error
 
-// WithSessionTTL sets the time to live of the session's lease; the default is
-// that of the Client. The rules of WithTTL apply.
+// WithSessionTTL sets the time to live of the session's lease. The default is the TTL of
+// the Client. The rules of WithTTL apply.
 func WithSessionTTL(ttl time.Duration) SessionOption {
 	return func(s *Session) error {
 		s.ttl = ttl
@@ -130,39 +138,40 @@ func WithSessionTTL(ttl time.Duration) SessionOption {
 }
 
 const (
-	// keepAliveTime is the least that gRPC accepts. A shorter one would gain nothing, and
-	// might break connections if gRPC came to accept it: etcd closes those on which pings
-	// come more often than every 5 s (its --grpc-keepalive-min-time).
+	// keepAliveTime is the least that gRPC accepts. A shorter time would gain nothing, and
+	// might break connections if gRPC came to accept it: etcd closes connections on which
+	// pings come more often than every 5 s (its --grpc-keepalive-min-time).
 	keepAliveTime = 10 * time.Second
 
-	// keepAliveTimeout is also how long the kernel waits for the peer to take data. With
-	// 1 s, links with a round trip of a second would not keep a connection.
+	// keepAliveTimeout is also how long the kernel waits for the peer to take data. With 1
+	// s, links with a round trip of a second could not keep a connection.
 	keepAliveTimeout = 2 * time.Second
 )
 
 // ClientConfig returns the configuration of an etcd client that suits Locker, for
-// [clientv3.New]. Set what it leaves open (TLS, Username and Password, ...), and change what
-// you like. It differs from a plain clientv3.Config in three things:
+// [clientv3.New]. Set what it leaves open (TLS, Username and Password, and so on), and
+// change what you like. It differs from a plain clientv3.Config in three ways:
 //
-//   - A connection that is dead although nobody has reset it, because packets are dropped in
-//     silence or the machine behind an address has vanished, is given up after 12 s. Without
-//     these keep-alive pings it is used for as long as the kernel repeats what it sends, a
-//     quarter of an hour on Linux; and where one address stands before all of etcd, there is
-//     no other connection meanwhile. Without a request or a watch nothing is sent
-//     (PermitWithoutStream stays off: etcd takes such pings for an attack, and closes the
-//     connection).
+//   - A connection that is dead although nobody has reset it, because packets are dropped
+//     silently or the machine behind an address has vanished, is given up after 12 s.
+//     Without these keep-alive pings it is used for as long as the kernel retransmits, a
+//     quarter of an hour on Linux; and where one address stands for all of etcd, there is
+//     no other connection meanwhile. While there is no request and no watch, nothing is
+//     sent: PermitWithoutStream stays off, because etcd takes such pings for an attack and
+//     closes the connection.
 //   - The pause between attempts to connect grows to one second. gRPC's own grows to two
 //     minutes, which is how long a program would stay without its locks after the network
 //     is back.
-//   - etcd's client logs nothing. Locker returns its errors, or logs them with [WithLogger].
+//   - etcd's client logs nothing. Locker returns its errors, or logs them with
+//     [WithLogger].
 //
 // There is no DialTimeout: [clientv3.New] returns at once, and calls wait for a connection
-// until their context ends. Only with a Username New itself asks etcd for a token; set
-// DialTimeout then to bound that.
+// until their context ends. Only with a Username does clientv3.New ask etcd for a token;
+// set DialTimeout then, to bound that.
 //
-// On a link where 64 KiB take longer than two seconds, or where the round trip does, set
-// DialKeepAliveTimeout to more. What else of a [clientv3.Config] is kept, and what is not,
-// is documented at [New].
+// On a link that takes longer than two seconds for 64 KiB, or for a round trip, set
+// DialKeepAliveTimeout to more. [New] documents which other settings of a [clientv3.Config]
+// are kept.
 func ClientConfig(endpoints ...string) clientv3.Config {
 	return clientv3.Config{
 		Endpoints:            endpoints,
@@ -204,7 +213,7 @@ func (c *Client) sessionFor(opts []LockOption) (*Session, error) {
 	return cfg.session, nil
 }
 
-// marginOf returns the safety margin for leases with that TTL.
+// marginOf returns the safety margin of leases with the given TTL.
 func (c *Client) marginOf(ttl time.Duration) time.Duration {
 	if c.margin == 0 {
 		return ttl / 10
@@ -212,9 +221,10 @@ func (c *Client) marginOf(ttl time.Duration) time.Duration {
 	return min(c.margin, ttl/2)
 }
 
-// MaxNameLength is how many bytes a name may have.
+// MaxNameLength is the most bytes that a name may have.
 const MaxNameLength = 1024
 
+// checkName returns an error for a name that cannot be locked.
 func checkName(name string) error {
 	if len(name) > MaxNameLength {
 		return &InvalidError{"name", quote(name), "it is longer than 1024 bytes"}
@@ -222,7 +232,8 @@ func checkName(name string) error {
 	return checkText("name", name)
 }
 
-// checkContext refuses what would panic, once the call is half done.
+// checkContext returns an error for a nil context, which would otherwise panic in the
+// middle of the call.
 func checkContext(ctx context.Context) error {
 	if ctx == nil {
 		return &InvalidError{"context", "nil", "for a call without a bound there is context.Background"}
@@ -230,6 +241,8 @@ func checkContext(ctx context.Context) error {
 	return nil
 }
 
+// checkText returns an error for a text that is empty, not valid UTF-8, or has control
+// characters.
 func checkText(what, text string) error {
 	problem := ""
 	switch {
@@ -245,6 +258,7 @@ func checkText(what, text string) error {
 	return &InvalidError{what, quote(text), problem}
 }
 
+// checkTTL returns an error for a TTL that is too short or too long.
 func checkTTL(ttl time.Duration) error {
 	const longest = 365 * 24 * time.Hour
 	switch {
