@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Cache keeps in memory what is held below a prefix, by one watch: reads cost no
-// request. All methods are safe for concurrent use, and none but Close blocks.
+// A Cache keeps in memory who holds the names below a prefix, by means of one watch: reads
+// cost no request. All methods are safe for concurrent use, and none but Close blocks.
 type Cache struct {
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -21,14 +21,14 @@ type Cache struct {
 	current  time.Time     // when the copy was last known to be current
 }
 
-// NewCache starts a Cache of all names that begin with prefix; an empty prefix
-// means all. It blocks until the cache is filled; ctx bounds that and nothing
-// else. The cache lives until it is closed, or the Client is: should etcd refuse
-// later, for example because a permission was taken away, its Age grows until etcd
-// does not any more.
+// NewCache starts a Cache of all names that begin with prefix; an empty prefix means all
+// names. It blocks until the cache is filled, or ctx ends; ctx bounds nothing else. The
+// cache lives until it or the Client is closed. Should etcd refuse later on, for example
+// because a permission was taken away, the cache stays as it is and its Age grows until
+// etcd accepts again.
 //
-// Errors: the cause of ctx, with the last that was heard from etcd; ErrClosed; and
-// etcd's own. There is no Cache then and nothing to close.
+// Errors: ErrInvalid for a nil context; the cause of ctx, with the last error from etcd;
+// ErrClosed; ErrEtcdClosed; and etcd's own. There is no Cache then, and nothing to close.
 func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	const op = "new cache"
 	ctx, end, err := c.begin(ctx)
@@ -60,8 +60,9 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	return nil, wrap(op, prefix, refused)
 }
 
-// update takes in what the follower has found; current tells when the cluster was last
-// known to be at a revision or before it, which is when the copy was current.
+// update takes in what the follower has found. current returns when the cluster was last
+// known to be at a revision or before it, which is when a copy with that revision was
+// current.
 func (k *Cache) update(sent time.Time, revision int64, changed []State, current func(revision int64) time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -80,7 +81,7 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, current 
 		k.changed = make(chan struct{})
 	}
 	if read := !sent.IsZero(); read {
-		k.revision = revision // also if it is smaller: then etcd has come back empty, or from a backup
+		k.revision = revision // even if it is smaller: then etcd has come back empty or from a backup
 	} else {
 		k.revision = max(k.revision, revision)
 	}
@@ -91,8 +92,8 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, current 
 	}
 }
 
-// Get returns the holder of name, and false if nobody holds it. It does not block,
-// makes no request and allocates nothing. The answer is as old as Age says.
+// Get returns the holder of name, and false if nobody holds it. It does not block, makes no
+// request and does not allocate. The answer is as old as Age reports.
 func (k *Cache) Get(name string) (Holder, bool) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
@@ -100,7 +101,7 @@ func (k *Cache) Get(name string) (Holder, bool) {
 	return holder, ok
 }
 
-// List returns all holders, by name, at one revision.
+// List returns all holders, sorted by name, as of one revision.
 func (k *Cache) List() []Holder {
 	k.mu.RLock()
 	holders := make([]Holder, 0, len(k.holders))
@@ -112,16 +113,16 @@ func (k *Cache) List() []Holder {
 	return holders
 }
 
-// Revision returns the revision of the cluster that the copy has reached. It becomes
-// smaller only if etcd comes back empty or from a backup.
+// Revision returns the revision of etcd that the copy has reached. It becomes smaller only
+// if etcd comes back empty or from a backup.
 func (k *Cache) Revision() int64 {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.revision
 }
 
-// Changed returns a channel that is closed when what Get and List return is no longer what
-// it is now. Ask for it before Get or List, and no change is missed:
+// Changed returns a channel that is closed when Get and List would return something else
+// than now. Call it before Get or List, and no change is missed:
 //
 //	for {
 //		changed := cache.Changed()
@@ -139,8 +140,8 @@ func (k *Cache) Changed() <-chan struct{} {
 }
 
 // Age returns how long ago the copy was last known to be current. While etcd answers it
-// stays below 3 s, also when a member does not; it grows while etcd cannot be reached,
-// while the machine sleeps, and after Close.
+// stays below 3 s, even when one member does not answer. It grows while etcd cannot be
+// reached, while the machine sleeps, and after Close.
 func (k *Cache) Age() time.Duration {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
@@ -149,8 +150,8 @@ func (k *Cache) Age() time.Duration {
 	return max(now.Sub(k.current), now.Round(0).Sub(k.current.Round(0)))
 }
 
-// Close ends the watch and waits for its goroutine. What was read last can still
-// be read. To close twice is no error.
+// Close ends the watch and blocks until its goroutine has ended. What was read last can
+// still be read. Close is idempotent.
 func (k *Cache) Close() {
 	if k == nil || k.cancel == nil {
 		return // it is the zero Cache, which watches nothing

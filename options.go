@@ -143,8 +143,8 @@ const (
 	// pings come more often than every 5 s (its --grpc-keepalive-min-time).
 	keepAliveTime = 10 * time.Second
 
-	// keepAliveTimeout is also how long the kernel waits for the peer to take data. With 1
-	// s, links with a round trip of a second could not keep a connection.
+	// keepAliveTimeout is also how long the kernel waits for the peer to take data. With
+	// 1 s, links with a round trip of a second could not keep a connection.
 	keepAliveTimeout = 2 * time.Second
 )
 

@@ -10,19 +10,19 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// Holder is who holds a name.
+// A Holder is who holds a name, and with what value.
 type Holder struct {
 	Name, Value string
-	Token       int64            // fencing token
+	Token       int64            // fencing token, see Lock.Token
 	Lease       clientv3.LeaseID // 0 for an entry that somebody made without a lease
 }
 
-// Get returns the holder of name. It is a linearizable read: it sees every lock
-// and release that was confirmed before it was called. It blocks until etcd has
-// answered; ctx bounds that.
+// Get returns the holder of name. The read is linearizable: it sees every lock and every
+// release that was confirmed before the call. Get blocks until etcd has answered, or ctx
+// ends.
 //
-// Errors: ErrNotFound as *NotFoundError if nobody holds it; ErrInvalid, ErrClosed,
-// the cause of ctx, and etcd's own.
+// Errors: ErrNotFound as *NotFoundError if nobody holds the name; ErrInvalid for a bad name
+// or a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and etcd's own.
 func (c *Client) Get(ctx context.Context, name string) (Holder, error) {
 	const op = "get"
 	if err := checkName(name); err != nil {
@@ -37,11 +37,12 @@ func (c *Client) Get(ctx context.Context, name string) (Holder, error) {
 	return holder, wrap(op, name, err)
 }
 
-// List returns the holders of all names that begin with prefix, by name, all at
-// one revision. An empty prefix means all names. It blocks until etcd has
-// answered; ctx bounds that.
+// List returns the holders of all names that begin with prefix, sorted by name, all as of
+// one revision. An empty prefix means all names. The read is linearizable. List blocks
+// until etcd has answered, or ctx ends.
 //
-// Errors: ErrClosed, the cause of ctx, and etcd's own.
+// Errors: ErrInvalid for a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and
+// etcd's own.
 func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 	const op = "list"
 	ctx, end, err := c.begin(ctx)
@@ -62,12 +63,13 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 	return holders, nil
 }
 
-// Owners returns, by lease, which process each session belongs to; with List,
-// which process holds what. Clients of the same prefix write one record for each
-// session. Entries that others made, such as etcdctl, have no owner here. It
-// blocks until etcd has answered; ctx bounds that.
+// Owners returns which process each session belongs to, by lease. Together with List it
+// shows which process holds what. Clients of the same prefix write one record for each
+// session; entries that others have made, such as those of etcdctl, have no owner here. The
+// read is linearizable. Owners blocks until etcd has answered, or ctx ends.
 //
-// Errors: ErrClosed, the cause of ctx, and etcd's own.
+// Errors: ErrInvalid for a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and
+// etcd's own.
 func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error) {
 	const op = "owners"
 	ctx, end, err := c.begin(ctx)
@@ -82,13 +84,14 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 	owners := make(map[clientv3.LeaseID]Owner, len(resp.Kvs))
 	for _, kv := range resp.Kvs {
 		var owner Owner
-		if json.Unmarshal(kv.Value, &owner) == nil { // what others may have put there is no owner
+		if json.Unmarshal(kv.Value, &owner) == nil { // anything else that others have put there is no owner
 			owners[clientv3.LeaseID(kv.Lease)] = owner
 		}
 	}
 	return owners, nil
 }
 
+// get is Get without its checks.
 func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 	resp, err := c.store.Read(ctx, txn.OldestBelow(c.keys.Queue(name)))
 	if err != nil {
@@ -100,6 +103,7 @@ func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 	return holderOf(name, resp.Kvs[0]), nil
 }
 
+// holderOf returns the holder of name, given the head of its queue.
 func holderOf(name string, head *mvccpb.KeyValue) Holder {
 	return Holder{Name: name, Value: string(head.Value), Token: head.CreateRevision, Lease: clientv3.LeaseID(head.Lease)}
 }
