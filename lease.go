@@ -45,7 +45,7 @@ type Lock struct {
 type waiter struct {
 	wants  *Session      // of WithSession; nil for a shared one
 	place  line.Place    // in the client's line
-	puts   puts          // of the entry, that may take effect yet
+	puts   inFlight      // of the entry, that may take effect yet
 	since  int64         // a revision of etcd before any put of the entry; 0 if none is known
 	placed bool          // it is known what was ahead of the entry when it was put; guarded by mu
 	ahead  []predecessor // of it then, the nearest first; more than lookahead mean at least that many; guarded by mu
@@ -59,7 +59,7 @@ type callback struct {
 }
 
 // phase is where in its life a Lock is. Whoever ends it finds out what it was: the
-// end of a hold has to be followed by a departure, that of a queued lock is seen
+// end of a hold has to be followed by a clean-up, that of a queued lock is seen
 // by the goroutine that waits for it.
 type phase int
 
@@ -341,7 +341,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	}
 	defer c.tasks.End()
 	next := c.lines.Call(l.name)
-	if next != nil && l.share(next) {
+	if next != nil && l.shareHold(next) {
 		return nil
 	}
 	done := make(chan error, 1)
@@ -364,7 +364,7 @@ func (l *Lock) usable() error {
 
 // begin starts a call that needs the hold. If the hold ends during the call, etcd
 // decides what becomes of it: the context of the call ends with ctx, with the
-// client, or when the session is buried, not with the hold.
+// client, or when nothing is left of the session, not with the hold.
 func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if err := l.usable(); err != nil {
 		return nil, nil, err

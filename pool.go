@@ -29,7 +29,7 @@ func (c *Client) attach(ctx context.Context, l *Lock) error {
 	ctx, stop := tasks.Either(ctx, c.ctx)
 	defer stop()
 	for pause := (backoff.Pause{}); err != nil; err = c.attachNow(l) {
-		switch err := c.share(ctx); {
+		switch err := c.openShared(ctx); {
 		case err == nil:
 		case !errors.Is(err, ErrLost) || ctx.Err() != nil:
 			return err
@@ -57,9 +57,9 @@ func (c *Client) attachNow(l *Lock) error {
 	return err
 }
 
-// share opens another shared session, unless one has room. One goroutine at a time
+// openShared opens another shared session, unless one has room. One goroutine at a time
 // does that, the others wait for it.
-func (c *Client) share(ctx context.Context) error {
+func (c *Client) openShared(ctx context.Context) error {
 	select {
 	case c.opening <- struct{}{}:
 		defer func() { <-c.opening }()
@@ -90,7 +90,7 @@ func (c *Client) addShared(s *Session) {
 }
 
 // retire closes a shared session that has become empty if the others have plenty
-// of room, so that the leases of a rush do not stay for ever.
+// of room, so that the leases of a rush do not stay forever.
 func (c *Client) retire(s *Session) {
 	c.mu.Lock()
 	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.room() >= entriesPerLease/2 })

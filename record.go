@@ -89,11 +89,11 @@ func (s *Session) inEpoch(t txn.Txn) txn.Txn {
 	return t
 }
 
-// invalidatePuts settles the outcome of puts that were never answered. A transaction whose
+// invalidatePuts resolves the outcome of puts that were never answered. A transaction whose
 // request timed out may still be committed later, so that the entry is not there
 // proves nothing. But every put is guarded by the mod revision of the session's
 // record: once the record has been deleted, or written again, those puts are
-// refused, and what is there then is all there will be. fence deletes the record,
+// refused, and what is there then is all there will be. invalidatePuts deletes the record,
 // unless it has changed since anyway, puts a new one for the puts that follow, and
 // returns the create revision of the entry, 0 if there is none. To delete is
 // allowed also when etcd has run out of space.
@@ -104,7 +104,7 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
 		Record:    s.record(),
 		Learn:     s.learnEpoch,
-		Epoch:     l.puts.newest(), // if another lock has fenced since, the puts are refused already
+		Epoch:     l.puts.newest(), // if another lock has invalidated them since, the puts are refused already
 		Then:      []*pb.RequestOp{entry, txn.OpDelete(s.record())},
 		Otherwise: []*pb.RequestOp{entry},
 	})
@@ -114,7 +114,7 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	if err := s.follow(resp.Header, before); err != nil {
 		return 0, err
 	}
-	l.puts.fence()
+	l.puts.invalidate()
 	if resp.Succeeded && s.ctx.Err() == nil {
 		_ = s.writeRecord(ctx) // if it fails, the next put finds it missing and tries again
 	}
@@ -124,18 +124,18 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	return 0, nil
 }
 
-// puts counts the attempts to put an entry that may yet take effect: those under
+// inFlight counts the attempts to put an entry that may yet take effect: those under
 // way, and those that ended without an answer.
-type puts struct {
+type inFlight struct {
 	mu       sync.Mutex // guards what follows
 	underWay int
 	epoch    int64         // the largest that one carries
 	lost     bool          // at least one was never answered
-	fenced   bool          // none can take effect any more
+	invalid  bool          // none can take effect any more
 	landed   chan struct{} // closed when none is under way; nil if nobody waits
 }
 
-func (p *puts) begin(epoch int64) {
+func (p *inFlight) begin(epoch int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.underWay++
@@ -143,13 +143,13 @@ func (p *puts) begin(epoch int64) {
 }
 
 // newest returns the largest epoch that one carries.
-func (p *puts) newest() int64 {
+func (p *inFlight) newest() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.epoch
 }
 
-func (p *puts) end(answered bool) {
+func (p *inFlight) end(answered bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lost = p.lost || !answered
@@ -159,24 +159,24 @@ func (p *puts) end(answered bool) {
 	}
 }
 
-// fence notes that those begun so far cannot take effect any more; none may follow.
-func (p *puts) fence() {
+// invalidate notes that those begun so far cannot take effect any more; none may follow.
+func (p *inFlight) invalidate() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.fenced = true
+	p.invalid = true
 }
 
-// any reports whether one may yet take effect.
-func (p *puts) any() bool {
+// unresolved reports whether one may yet take effect.
+func (p *inFlight) unresolved() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.fenced && (p.underWay > 0 || p.lost)
+	return !p.invalid && (p.underWay > 0 || p.lost)
 }
 
 // wait returns when none is under way, or ctx has ended.
-func (p *puts) wait(ctx context.Context) {
+func (p *inFlight) wait(ctx context.Context) {
 	p.mu.Lock()
-	if p.fenced || p.underWay == 0 {
+	if p.invalid || p.underWay == 0 {
 		p.mu.Unlock()
 		return
 	}
@@ -308,7 +308,7 @@ func (s *Session) auditHolds(ctx context.Context) {
 
 // auditEntries removes from queues what is on the lease under the session's name and
 // belongs to none of its locks. Such entries come back with a backup; on a lease that is
-// renewed they would block their names for ever.
+// renewed they would block their names forever.
 func (s *Session) auditEntries(ctx context.Context) {
 	lease, err := s.leaseWithKeys(ctx)
 	if err != nil {

@@ -61,7 +61,7 @@ func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 const removalsAtOnce = 2 * txn.MaxTogether
 
 // nothingLeft reports whether the lock has certainly nothing in the queue.
-func (l *Lock) nothingLeft() bool { return !l.puts.any() && l.token.Load() == 0 }
+func (l *Lock) nothingLeft() bool { return !l.puts.unresolved() && l.token.Load() == 0 }
 
 // detach is the last step in the life of a lock: the next goroutine of the client
 // that wants the name has its turn; next if that has been called already.
@@ -93,16 +93,16 @@ func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) 
 }
 
 // resolveInDoubt makes sure that no put of the entry can take effect any more. It first
-// gives those under way the time to be answered: a fence costs the other puts of the
+// gives those under way the time to be answered: to invalidate them costs the other puts of the
 // session another attempt.
 func (l *Lock) resolveInDoubt(ctx context.Context) error {
-	if !l.puts.any() {
+	if !l.puts.unresolved() {
 		return nil
 	}
 	landed, cancel := context.WithTimeout(ctx, l.client.store.HedgeDelay+txn.Allowance(int64(len(l.Value()))))
 	l.puts.wait(landed)
 	cancel()
-	if !l.puts.any() {
+	if !l.puts.unresolved() {
 		return nil
 	}
 	created, err := l.invalidatePuts(ctx)
@@ -170,10 +170,10 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 	return false, c.store.Forget(w) != txn.ErrUnsent
 }
 
-// share passes the hold of l, which has ended, on to next as it is: without a
+// shareHold passes the hold of l, which has ended, on to next as it is: without a
 // request, with the same entry and token. It reports false if that must not be:
 // often enough in a row, or next would not have the session or the value it wants.
-func (l *Lock) share(next *Lock) bool {
+func (l *Lock) shareHold(next *Lock) bool {
 	l.mu.Lock()
 	same := l.turns < l.client.turns && !l.revalued && next.value == l.value && next.wants == l.wants
 	l.mu.Unlock()
@@ -248,7 +248,7 @@ func (s *Session) cleanUp() error {
 	s.awaitCallbacks(ctx)
 	leave := s.revoke
 	if s.adopted != nil {
-		leave = s.detach
+		leave = s.deleteEntries
 	}
 	err := leave(ctx)
 	if err != nil {
@@ -309,11 +309,11 @@ func (s *Session) revoke(ctx context.Context) error {
 	return err
 }
 
-// detach deletes the entries and the record of an adopted session, all at once: they
+// deleteEntries deletes the entries and the record of an adopted session, all at once: they
 // leave together.
-func (s *Session) detach(ctx context.Context) error {
+func (s *Session) deleteEntries(ctx context.Context) error {
 	select {
-	case <-s.empty: // all holds have ended, and whoever was waiting has withdrawn
+	case <-s.empty: // all holds have ended, and callers that waited have left the queue
 	case <-ctx.Done():
 		return txn.Ended(ctx, ctx.Err())
 	}

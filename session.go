@@ -312,7 +312,7 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 	s.mu.Unlock()
 
 	// First the contexts of the holds, which is what their holders go by; only when
-	// they have ended may the session be buried and its lease revoked.
+	// they have ended may the lease be revoked.
 	var lost *LostError
 	isLost := errors.As(cause, &lost)
 	var holds []*Lock

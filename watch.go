@@ -47,7 +47,7 @@ func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error]
 	return c.states(ctx, op, name, follower{client: c, below: c.keys.Queue(name), name: name})
 }
 
-// WatchPrefix is Watch for every name that begins with prefix, also those yet to
+// WatchPrefix is Watch forevery name that begins with prefix, also those yet to
 // come: first the state of each name that is held, by name, then each newer one
 // in the order of revisions. Of a name that changes more than once while the loop
 // is busy, the newest state is kept. An empty prefix means all names. Errors are as

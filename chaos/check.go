@@ -35,7 +35,7 @@ var invariants = []invariant{
 	{"live waiters are served in order", checkOrder, false},
 	{"an entry is removed by its owner only", checkRemovals, false},
 	{"what is given up goes", checkLeavings, false},
-	{"lost is for ever", checkLost, false},
+	{"lost is forever", checkLost, false},
 	{"a loss is told before etcd deletes", checkTold, false},
 	{"nothing harmless costs a hold", checkHarmless, false},
 	{"every call returns by its context", checkReturns, false},

@@ -130,7 +130,7 @@ var broken = map[string]func(h *history){
 		c.Outcome, c.Reason = lost, "deleted"
 	},
 	"what is given up goes": func(h *history) { h.instead(func(all []change) []change { return all[:5] }) },
-	"lost is for ever": func(h *history) {
+	"lost is forever": func(h *history) {
 		h.also(call{Process: "0.0", ID: 20, Op: opErr, Name: "n/0", Hold: 1, Start: ms(1100), End: ms(1100), Outcome: ok})
 	},
 	"nothing harmless costs a hold": func(h *history) {

@@ -58,7 +58,7 @@ func TestEveryCheckThatTheGuaranteesNameExists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _ := strings.Cut(string(text), "## What would notice")
+	_, table, _ := strings.Cut(string(text), "## How each guarantee is tested")
 	row, italic := regexp.MustCompile(`(?m)^\| (\d+) .*$`), regexp.MustCompile(`\*([^*]+)\*`)
 	rows := row.FindAllStringSubmatch(table, -1)
 	if len(rows) < promises {
