@@ -19,26 +19,30 @@ import (
 	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
-// State is what was true of a name at one revision. It does not tell whether who held
-// it before has given it up or lost it.
+// A State is what was true of a name at one revision. It does not say whether the previous
+// holder has given the name up or lost it.
 type State struct {
-	Holder         // Name is set also when nobody holds it
-	Held     bool  // whether somebody does
-	Revision int64 // of the cluster, when the state was true
+	Holder         // Name is set even if nobody holds it
+	Held     bool  // whether somebody holds the name
+	Revision int64 // of etcd, at which this was true
 }
 
-// Watch yields the state of name now, then each newer one, until ctx ends or the
-// loop is left. A state is who holds the name, if anybody, and with what value.
-// States may be skipped while the loop is busy, the newest never is, and none
-// comes out of order; a slow loop costs no more memory than the queue of the name.
-// Disconnects, compaction and leader changes do not end it: it catches up. While
-// etcd cannot be reached no state comes; a Cache tells its Age. If etcd comes back empty
-// or from a backup, what differs then is a state like any other, at a smaller revision.
+// Watch yields the present state of name, and then each newer one, until ctx ends or the
+// loop is left. A state is who holds the name, if anybody does, and with what value. While
+// the loop is busy, states may be skipped, but never the newest, and none comes out of
+// order. A slow loop costs no more memory than the queue of the name.
 //
-// A non-nil error is the last thing it yields: the cause of ctx, with why etcd could not
-// be reached if so, ErrInvalid, ErrClosed, or etcd's refusal. The sequence can be
-// iterated more than once, also concurrently; each time is a watch of its own, which
-// starts with the loop.
+// Disconnects, compaction and changes of leader do not end the sequence: it catches up.
+// While etcd cannot be reached no state comes; a Cache reports its Age. If etcd comes back
+// empty or from a backup, what differs then is a state like any other, at a smaller
+// revision.
+//
+// A non-nil error is the last thing that is yielded: the cause of ctx, with the reason if
+// etcd could not be reached; ErrInvalid for a bad name or a nil context; ErrClosed;
+// ErrEtcdClosed; or etcd's refusal.
+//
+// Watch itself does not block. Each iteration is a watch of its own, which starts and ends
+// with its loop; there may be several, also at the same time.
 func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error] {
 	const op = "watch"
 	if err := checkName(name); err != nil {
@@ -47,17 +51,18 @@ func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error]
 	return c.states(ctx, op, name, follower{client: c, below: c.keys.Queue(name), name: name})
 }
 
-// WatchPrefix is Watch forevery name that begins with prefix, also those yet to
-// come: first the state of each name that is held, by name, then each newer one
-// in the order of revisions. Of a name that changes more than once while the loop
-// is busy, the newest state is kept. An empty prefix means all names. Errors are as
-// with Watch, without ErrInvalid.
+// WatchPrefix is Watch for every name that begins with prefix, including names that do not
+// exist yet. It yields first the state of each name that is held, sorted by name, and then
+// each newer state in the order of revisions. If a name changes more than once while the
+// loop is busy, its newest state is kept. An empty prefix means all names.
+//
+// Errors: as for Watch, but no name is invalid.
 func (c *Client) WatchPrefix(ctx context.Context, prefix string) iter.Seq2[State, error] {
 	return c.states(ctx, "watch prefix", prefix, follower{client: c, below: c.keys.Below(prefix)})
 }
 
-// states yields what a follower finds, in a goroutine of its own, which lives as
-// long as the loop.
+// states yields what a follower finds. The follower runs in a goroutine of its own, which
+// lives as long as the loop.
 func (c *Client) states(ctx context.Context, op, name string, f follower) iter.Seq2[State, error] {
 	return func(yield func(State, error) bool) {
 		ctx, stop, err := c.enter(ctx)
@@ -96,21 +101,23 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 	}
 }
 
+// failed returns a sequence that yields only an error.
 func failed(name string, err error) iter.Seq2[State, error] {
 	return func(yield func(State, error) bool) { yield(State{Holder: Holder{Name: name}}, err) }
 }
 
-// untold is what a loop has not been told yet: the newest state of each name.
+// untold is what a loop has yet to be given: the newest state of each name.
 type untold struct {
-	ready chan struct{} // has an item when there is something to tell
+	ready chan struct{} // has an item while a state is pending
 
 	mu      sync.Mutex               // guards what follows
 	order   list.List                // of State, the oldest first
 	pending map[string]*list.Element // in order
-	told    map[string]Holder        // the last that was told of each name that is held
-	fresh   bool                     // tell the first state even if nobody holds the name
+	told    map[string]Holder        // the last holder that was yielded of each name that is held
+	fresh   bool                     // yield the first state even if nobody holds the name
 }
 
+// newUntold returns an empty untold; fresh is for the watch of a single name.
 func newUntold(fresh bool) *untold {
 	return &untold{
 		ready:   make(chan struct{}, 1),
@@ -120,6 +127,7 @@ func newUntold(fresh bool) *untold {
 	}
 }
 
+// add replaces the pending states of the same names.
 func (n *untold) add(states []State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -137,7 +145,7 @@ func (n *untold) add(states []State) {
 	}
 }
 
-// next returns the oldest state that differs from the last told of its name.
+// next returns the oldest pending state that differs from the last one yielded of its name.
 func (n *untold) next() (State, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -158,19 +166,19 @@ func (n *untold) next() (State, bool) {
 	return State{}, false
 }
 
-// follower keeps a queueView of the queues below a key of etcd.
+// follower keeps a queueView of the queues below a key of etcd up to date.
 type follower struct {
 	client   *Client
 	below    string
-	name     string // if it is the queue of one name: reported at first even if nobody holds it
+	name     string // if it is the queue of one name, whose first state is reported even if nobody holds it
 	stays    bool   // once it has read, a refusal does not end it
-	progress bool   // it needs to know how far it has come also when nothing changes
+	progress bool   // it has to know how far it has come even when nothing changes
 }
 
-// run calls update after each read and each answer of the watch, with the time at
-// which a read was sent (zero for a watch), the revision reached, and the states
-// that have changed, in the order of their revisions. It returns when ctx ends, with why
-// etcd did not answer if that is known, or, unless it stays, when etcd refuses.
+// run calls update after each read and each answer of the watch, with the time at which the
+// read was sent (zero for a watch), the revision reached, and the states that have changed,
+// in the order of their revisions. It returns when ctx ends, with the reason why etcd did
+// not answer if that is known, or, unless the follower stays, when etcd refuses.
 func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
 	p := queueView{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
 	for pause, filled := (backoff.Pause{}), false; ; {
@@ -184,11 +192,11 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		if refused == nil {
 			filled = true
 			update(sent, resp.Header.Revision, p.load(resp, f.name))
-			// Were the read behind the watch, etcd had come back empty or from a backup in
-			// between, and what the watch tells would be of what was before.
+			// If the read is behind the watch, etcd has come back empty or from a backup in
+			// between, and what the watch reports would be from before that.
 			if err == nil && w.Opened <= resp.Header.Revision {
 				for answer, ended := w.Next(ctx); ended == nil; answer, ended = w.Next(ctx) {
-					pause = backoff.Pause{} // not before: reading all again is a burden
+					pause = backoff.Pause{} // only now: reading everything again is expensive
 					changed := p.apply(answer.Events, resp.Header.Revision)
 					update(time.Time{}, reached(answer), changed)
 				}
@@ -206,13 +214,13 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 	}
 }
 
-// reached returns the revision up to which a watch has told everything: while it is
-// catching up, the header of an answer has one that it has yet to reach.
+// reached returns the revision up to which a watch has reported everything. While the watch
+// catches up, the header of an answer has a revision that it has yet to reach.
 func reached(answer *pb.WatchResponse) int64 {
 	if n := len(answer.Events); n > 0 {
 		return answer.Events[n-1].Kv.ModRevision
 	}
-	return answer.Header.Revision // it tells the progress
+	return answer.Header.Revision // it reports progress
 }
 
 // queueView is a copy of queues: for each name its entries, the holder's first.
@@ -221,8 +229,8 @@ type queueView struct {
 	queues map[string][]*mvccpb.KeyValue
 }
 
-// load replaces the queueView by what was read and returns the states that differ,
-// by name, and that of always, if set, in any case.
+// load replaces the queueView by what was read. It returns the states that differ, sorted
+// by name, and in any case that of the name always, if set.
 func (p *queueView) load(resp *pb.RangeResponse, always string) (changed []State) {
 	before := p.queues
 	p.queues = make(map[string][]*mvccpb.KeyValue, len(before))
@@ -255,8 +263,8 @@ func (p *queueView) load(resp *pb.RangeResponse, always string) (changed []State
 	return changed
 }
 
-// apply takes in the events after a revision and returns the states that differ,
-// revision by revision: what happens within one transaction is one change.
+// apply takes in the events after a revision and returns the states that differ, revision
+// by revision: everything within one transaction is one change.
 func (p *queueView) apply(events []*mvccpb.Event, after int64) (changed []State) {
 	for len(events) > 0 {
 		revision := events[0].Kv.ModRevision
@@ -274,7 +282,7 @@ func (p *queueView) apply(events []*mvccpb.Event, after int64) (changed []State)
 
 // applyOne takes in the events of one revision.
 func (p *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []State) {
-	before := make(map[string]*mvccpb.KeyValue, 1) // the heads
+	before := make(map[string]*mvccpb.KeyValue, 1) // the heads of the queues
 	for _, ev := range events {
 		name, ok := p.keys.Name(string(ev.Kv.Key))
 		if !ok {
@@ -308,6 +316,7 @@ func (p *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []
 	return changed
 }
 
+// state returns the state of a name.
 func (p *queueView) state(name string, revision int64) State {
 	state := State{Holder: Holder{Name: name}, Revision: revision}
 	if holder := head(p.queues[name]); holder != nil {
@@ -325,8 +334,9 @@ func head(queue []*mvccpb.KeyValue) *mvccpb.KeyValue {
 	return queue[0]
 }
 
-// same reports whether two entries, or none, show the same. Their revisions alone do not
-// tell: etcd may have come back empty, and given the same ones again.
+// same reports whether two entries, either of which may be missing, show the same state.
+// Revisions alone do not decide that: etcd may have come back empty and given the same ones
+// again.
 func same(a, b *mvccpb.KeyValue) bool {
 	if a == nil || b == nil {
 		return a == b
