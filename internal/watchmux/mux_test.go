@@ -1,0 +1,271 @@
+package watchmux
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/jagregory/locker/v2/internal/tasks"
+)
+
+const delay = 400 * time.Millisecond // the hedge delay of these tests
+
+// cluster is the other end of the streams: what each does with a request says the script.
+type cluster struct {
+	pb.UnimplementedWatchServer
+	script func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error
+
+	mu       sync.Mutex // guards what follows
+	streams  int
+	revision int64 // that a linearizable read shows
+	canceled []int64
+}
+
+func (c *cluster) Watch(stream pb.Watch_WatchServer) error {
+	c.mu.Lock()
+	n := c.streams
+	c.streams++
+	c.mu.Unlock()
+	for {
+		request, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if cancel := request.GetCancelRequest(); cancel != nil {
+			c.mu.Lock()
+			c.canceled = append(c.canceled, cancel.WatchId)
+			c.mu.Unlock()
+		}
+		if err := c.script(n, stream, request); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *cluster) Read(context.Context, string) (*pb.ResponseHeader, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &pb.ResponseHeader{Revision: c.revision}, nil
+}
+
+func (c *cluster) at(revision int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.revision = revision
+}
+
+// confirm confirms a watch that is created, at a revision.
+func confirm(stream pb.Watch_WatchServer, request *pb.WatchRequest, revision int64) error {
+	create := request.GetCreateRequest()
+	if create == nil {
+		return nil
+	}
+	return stream.Send(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: revision}, WatchId: create.WatchId, Created: true})
+}
+
+// firstOnly confirms one watch and is silent from then on.
+func firstOnly(stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+	if create := request.GetCreateRequest(); create == nil || create.WatchId > 1 {
+		return nil
+	}
+	return confirm(stream, request, 1)
+}
+
+// inBubble runs f with a Mux over the cluster, in a bubble where time is simulated.
+func inBubble(t *testing.T, c *cluster, f func(t *testing.T, m *Mux)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		wire, server := bufconn.Listen(1<<20), grpc.NewServer()
+		pb.RegisterWatchServer(server, c)
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			_ = server.Serve(wire)
+		}()
+		conn, err := grpc.NewClient("passthrough:///cluster",
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return wire.DialContext(ctx) }),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, end := context.WithCancel(context.Background())
+		var all tasks.Group
+		all.Begin()
+		f(t, New(Config{
+			Conn:       func() *grpc.ClientConn { return conn },
+			Endpoints:  func() []string { return []string{"cluster"} },
+			Tasks:      &all,
+			Ctx:        ctx,
+			Base:       ctx,
+			Log:        slog.New(slog.DiscardHandler),
+			HedgeDelay: delay,
+			Read:       c.Read,
+		}))
+		end()
+		all.End()
+		all.Join()
+		_ = conn.Close()
+		server.Stop()
+		<-served
+	})
+}
+
+// open opens a watch of key.
+func open(t *testing.T, m *Mux, key string) *Watch {
+	t.Helper()
+	w, err := m.Open(t.Context(), Target{Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// endsWithin reports whether w ends with its stream within d.
+func endsWithin(t *testing.T, w *Watch, d time.Duration) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	for {
+		switch _, err := w.Next(ctx); {
+		case errors.Is(err, ErrEnded):
+			return true
+		case err != nil:
+			return false
+		}
+	}
+}
+
+func TestMux_LeavesASilentStreamForOneThatAnswers(t *testing.T) {
+	c := &cluster{revision: 1, script: func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		if n == 0 {
+			return firstOnly(stream, request)
+		}
+		return confirm(stream, request, 1)
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		w := open(t, m, "a")
+		if !endsWithin(t, w, 3*delay) { // a check, its answer awaited, and another stream's
+			t.Error("it stays on a stream that is silent")
+		}
+		again := open(t, m, "a")
+		if endsWithin(t, again, 10*delay) {
+			t.Error("it leaves a stream that answers")
+		}
+		again.Close()
+	})
+}
+
+func TestMux_LeavesAStreamWhoseMemberIsBehindForOneThatIsNot(t *testing.T) {
+	c := &cluster{revision: 7, script: func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		if n == 0 {
+			return confirm(stream, request, 1)
+		}
+		return confirm(stream, request, 7)
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		if !endsWithin(t, open(t, m, "a"), 3*delay) {
+			t.Error("it stays on a stream of a member that does not come up to the cluster")
+		}
+	})
+}
+
+func TestMux_StaysOnASilentStreamIfTheOthersAreSilentToo(t *testing.T) {
+	c := &cluster{revision: 1, script: func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		if n == 0 {
+			return firstOnly(stream, request)
+		}
+		return nil
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		w := open(t, m, "a")
+		if endsWithin(t, w, 20*delay) {
+			t.Error("it left its stream for none that is better")
+		}
+		w.Close()
+	})
+}
+
+func TestMux_StaysOnAStreamThatDeliversThoughItIsSlow(t *testing.T) {
+	c := &cluster{revision: 1}
+	c.script = func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		if n > 0 {
+			return confirm(stream, request, 1)
+		}
+		if create := request.GetCreateRequest(); create != nil && create.WatchId > 1 { // a check
+			return stream.Send(&pb.WatchResponse{
+				Header:  &pb.ResponseHeader{Revision: 1},
+				WatchId: 1,
+				Events:  []*mvccpb.Event{{Kv: &mvccpb.KeyValue{ModRevision: 1}}},
+			})
+		}
+		return confirm(stream, request, 1)
+	}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		w := open(t, m, "a")
+		if endsWithin(t, w, 20*delay) {
+			t.Error("it left a stream on which events come")
+		}
+		w.Close()
+	})
+}
+
+func TestMux_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
+	c := &cluster{revision: 9, script: func(_ int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		return confirm(stream, request, 9)
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		w := open(t, m, "a")
+		if endsWithin(t, w, 5*delay) {
+			t.Fatal("it ended with nothing wrong")
+		}
+		if m.Current(9).IsZero() {
+			t.Error("it is not known when the cluster was at its revision")
+		}
+		c.at(3) // it has come back empty, or from a backup
+		if !endsWithin(t, w, 2*delay) {
+			t.Error("it goes on watching what was before")
+		}
+		if !m.Current(9).IsZero() {
+			t.Error("it still tells when the former cluster was at a revision")
+		}
+	})
+}
+
+func TestMux_KeepsAWatchForAWhile(t *testing.T) {
+	c := &cluster{script: func(_ int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error { return confirm(stream, request, 0) }}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		w := open(t, m, "a")
+		m.Keep(w)
+		if !m.Keeps("a") || m.Keeps("b") {
+			t.Error("it does not keep what it was given")
+		}
+		time.Sleep(watchIdle - 1)
+		if m.Again("a") != w || m.Again("a") != nil {
+			t.Error("it does not give back what it keeps, once")
+		}
+		m.Keep(w)
+		time.Sleep(watchIdle)
+		synctest.Wait()
+		if m.Keeps("a") || m.Again("a") != nil {
+			t.Error("it keeps it longer than it is to")
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !slices.Contains(c.canceled, 1) {
+			t.Errorf("etcd was told the end of %v", c.canceled)
+		}
+	})
+}
