@@ -21,54 +21,55 @@ import (
 	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
-// Client locks names on an etcd cluster. It is safe for concurrent use, and one is
-// enough for a program: goroutines that want the same name exclude each other and
-// take turns in order of arrival.
+// A Client locks names on an etcd cluster. It is safe for concurrent use. One Client is
+// enough for a program: goroutines that want the same name exclude each other and are
+// served in the order in which they called.
 type Client struct {
 	config
 
 	etcd     *clientv3.Client
-	leases   pb.LeaseClient // of etcd, for what its Lease interface cannot do
-	failures tasks.Shared   // to find out what is wrong with the connection
+	leases   pb.LeaseClient // of etcd, for what the Lease interface of its client cannot do
+	failures tasks.Shared   // the search for what is wrong with the connection
 
-	ctx       context.Context // ends with Close, with ErrClosed, or with its connection, with ErrEtcdClosed
+	ctx       context.Context // ends with Close (ErrClosed), or with the etcd client (ErrEtcdClosed)
 	end       context.CancelCauseFunc
 	base      context.Context // of requests; ends when Close has done its work
 	stop      context.CancelFunc
-	leaveEtcd func() // stops watching over the connection
+	leaveEtcd func() // stops waiting for the end of the etcd client
 	tasks     tasks.Group
 
 	store    *txn.Store
 	watches  *watchmux.Mux
 	lines    *line.Lines[*Lock]
-	removals *tasks.Backlog // of what calls that failed have left in queues
+	removals *tasks.Backlog // of entries that failed calls have left in queues
 
 	pool
 }
 
-// config is what New was told.
+// config is what the options of New have set.
 type config struct {
 	keys    key.Space
 	ttl     time.Duration
 	margin  time.Duration // 0: a tenth of the TTL
 	turns   int           // of goroutines in a row that share a hold
 	log     *slog.Logger
-	process string // what stands in the records of the sessions
+	process string // the value of the records of the sessions
 }
 
-// New returns a Client over etcd, which it borrows: the caller closes it, after
-// the Client. If it is closed before, every hold ends and every call returns with
-// ErrEtcdClosed. New makes no request and starts no goroutine. [ClientConfig] has the
-// settings that suit etcd's client for it.
+// New returns a Client on top of etcd, which remains the caller's: close it after the
+// Client. If it is closed before, every hold ends and every call returns ErrEtcdClosed. New
+// does not block, makes no request and starts no goroutine. [ClientConfig] returns the
+// settings of an etcd client that suit Locker.
 //
-// Requests go through the client's connections and retries, with its user. The limits
-// MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept: what
-// a request may have is for etcd to say (its --max-request-bytes), and an answer may be
-// of any size. An interceptor that asks the context of a transaction for its error before
-// it passes it on makes it look as if it had been repeated: writes are in doubt then.
+// Requests use the connections, the retries and the user of the etcd client. The limits
+// MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept: the size
+// of a request is for etcd to limit (its --max-request-bytes), and an answer may be of any
+// size. If an interceptor calls the Err method of a transaction's context before it passes
+// the transaction on, that looks as if the transaction had been repeated, and writes are in
+// doubt.
 //
-// Errors: ErrInvalid as *InvalidError for a nil client, one whose KV or Watcher was
-// replaced (as etcd's namespace package does), or a bad option.
+// Errors: ErrInvalid as *InvalidError for a nil client, for one whose KV or Watcher was
+// replaced (as etcd's namespace package does), and for a bad option.
 func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	const op = "new client"
 	if etcd == nil {
@@ -130,19 +131,19 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	return c, nil
 }
 
-// Close ends every hold, whose contexts end with ErrClosed, lets all calls return
-// ErrClosed, revokes the leases, so that nothing is left in etcd, and waits for
-// every goroutine of the Client. It blocks until etcd has confirmed that, at most
-// for 10 s, or the TTL if that is shorter: after that the error says what was not
-// confirmed, and the leases run out by themselves. The Client cannot be used again;
-// to close it again is no error.
+// Close ends every hold, whose contexts end with ErrClosed, makes all calls return
+// ErrClosed, revokes the leases, so that nothing is left in etcd, and waits for every
+// goroutine of the Client. It blocks until etcd has confirmed that, for at most 10 s, or
+// the TTL if that is shorter; after that the error reports what was not confirmed, and the
+// leases expire by themselves. The Client cannot be used again. Close is idempotent.
 //
-// Close waits for the functions that Do and Campaign have called, whose contexts it has
-// ended, before it gives their locks away. That wait is part of its bound: of a function
-// that does not return by then the locks are given up nevertheless. A function that
-// calls Close itself makes it wait for that long.
+// Before Close gives a lock away, it waits for a function that Do or Campaign has called
+// under it, whose context it has ended. That wait is part of the bound: if the function
+// does not return in time, its lock is given up nevertheless. A function that calls Close
+// itself makes it wait for that long.
 //
-// Errors: ErrEtcdClosed if etcd was closed first, so that leases had to be left.
+// Errors: what etcd did not confirm; ErrEtcdClosed if the etcd client was closed first, so
+// that leases were left.
 func (c *Client) Close() error {
 	if err := c.usable(); err != nil {
 		return wrap("close", "", err)
@@ -162,7 +163,7 @@ func (c *Client) Close() error {
 	for _, s := range sessions {
 		s.end(ErrClosed)
 	}
-	// Each session has no longer than its TTL.
+	// Each session takes no longer than its TTL.
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupWait)
 	defer cancel()
 	err := c.await(ctx, sessions...)
@@ -173,50 +174,49 @@ func (c *Client) Close() error {
 	return wrap("close", "", err)
 }
 
-// Lock locks name with value. It waits its turn, first come first served, also
-// among the goroutines of one Client. ctx bounds the wait only: a hold outlives
-// it. On error nothing is held and nothing is left queued; if etcd does not answer
-// at once, the place in the queue is given up in the background. While etcd cannot
-// be reached Lock goes on trying, until ctx ends.
+// Lock locks name with value. It blocks until nobody else holds the name; waiters are
+// served first come, first served, also among the goroutines of one Client. ctx bounds the
+// wait only: the hold outlives it. While etcd cannot be reached, Lock keeps trying until
+// ctx ends. After an error nothing is held, and nothing is left in the queue; if etcd does
+// not answer at once, the entry is removed in the background.
 //
-// A Lock is not reentrant: with the context of a function that Do or Campaign has called,
-// or that of a hold, Lock refuses at once a name that this Client holds there, because
-// it would wait for itself. (A goroutine that may outlive the function has to use a
-// context that does not come from it.)
+// A Lock is not reentrant. If ctx comes from a hold, or was given to a function by Do or
+// Campaign, and this Client holds the name there, Lock fails at once with ErrInvalid,
+// because it would wait for itself. (A goroutine that may outlive the function has to use
+// another context.)
 //
 // Errors: ErrInvalid for a bad name or session, a nil context, or a name that is locked
-// where the context comes from; the cause of ctx, with the last that was heard from
-// etcd; ErrLost if the session was lost, or the entry deleted by somebody else, while it
-// waited; ErrClosed; ErrSessionFull; and etcd's own where it refuses (no permission, no
-// space, value too large).
+// where ctx comes from; the cause of ctx, with the last error from etcd; ErrLost if the
+// session was lost, or the entry deleted by somebody else, during the wait; ErrClosed;
+// ErrEtcdClosed; ErrSessionFull; and etcd's own if it refuses (no permission, no space,
+// value too large).
 func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
 	l, err := c.acquire(ctx, name, value, false, opts)
 	return l, wrap("lock", name, err)
 }
 
-// TryLock locks name with value if nobody holds it or waits for it. It never
-// waits for another holder; ctx bounds how long it waits for etcd, and for the
-// removal of what an ended call or hold of this Client has yet in the queue. On error
-// nothing is held and nothing is left in the queue, as with Lock. It is no more
-// reentrant than Lock.
+// TryLock locks name with value if nobody holds it or waits for it. It never waits for
+// another holder. It blocks for etcd's answers, and for the removal of what an ended call
+// or hold of this Client still has in the queue; ctx bounds both. After an error nothing is
+// held and nothing is left in the queue, as with Lock, and like Lock it is not reentrant.
 //
-// Errors: ErrLocked as *LockedError, with the present holder; else as Lock.
+// Errors: ErrLocked as *LockedError, with the present holder; otherwise as for Lock.
 func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
 	l, err := c.acquire(ctx, name, value, true, opts)
 	return l, wrap("try lock", name, err)
 }
 
-// Do locks name, calls fn in this goroutine, and unlocks after fn has returned. The
-// context of fn has the values of ctx and ends with ctx or with the hold, whichever
-// is first; fn should return then. With that context the same name cannot be locked once
-// more, see Lock. ctx bounds the wait for the lock. Do returns after the release was
-// confirmed, or after 10 s (the TTL if that is shorter) if etcd does not answer; also if
-// fn panics.
+// Do locks name, calls fn in this goroutine, and unlocks when fn has returned, also if fn
+// panics. ctx bounds the wait for the lock. The context given to fn has the values of ctx
+// and ends with ctx or with the hold, whichever ends first; fn should return then. With
+// that context the same name cannot be locked again, see Lock. Do returns when the release
+// is confirmed; if etcd does not answer, after 10 s, or the TTL if that is shorter.
 //
-// Close of the Client, or of the session, ends the hold and waits for fn to return.
+// If the Client or the session is closed meanwhile, that ends the hold and waits for fn to
+// return.
 //
-// Errors: those of Lock, in which case fn was not called; that of fn; ErrLost if
-// the lock did not last until fn returned; and that of the release.
+// Errors: those of Lock, in which case fn was not called; that of fn; ErrLost if the hold
+// did not last until fn returned; and that of the release.
 func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
 	const op = "do under"
 	if _, err := c.checkCampaign(fn, opts); err != nil {
@@ -230,15 +230,15 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 	return join(err, unlocked)
 }
 
-// Campaign is Do over and over: it locks name and calls fn; when the lock is lost
-// it waits for fn to return, discards its error and queues again, after a pause
-// that grows from 10 ms to 500 ms while losses follow each other closely. It ends
-// when fn returns while the lock is still held, with fn's error; when ctx ends; or
-// when Lock fails for another reason than a loss. If ctx ends while fn runs, what fn
-// returns counts. As with Do, the context of fn cannot be used to lock the name again,
-// and Close waits for fn.
+// Campaign calls Do over and over: it locks name and calls fn; if the lock is lost, it
+// waits for fn to return, discards its error and waits for the lock again, after a pause
+// that grows from 10 ms to 500 ms while losses follow each other closely. It returns when
+// fn returns while the lock is still held, with fn's error; when ctx ends; or when Lock
+// fails for any reason other than a loss. If ctx ends while fn runs, the result of fn
+// counts. As with Do, the context of fn cannot be used to lock the name again, and Close
+// waits for fn.
 //
-// Errors: as Do; ErrLost only if the session of WithSession was lost.
+// Errors: as for Do; ErrLost only if the session of WithSession was lost.
 func (c *Client) Campaign(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
 	const op = "campaign for"
 	session, err := c.checkCampaign(fn, opts)
@@ -267,7 +267,7 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 	}
 }
 
-// checkCampaign checks the arguments of Do and Campaign that Lock does not have.
+// checkCampaign checks those arguments of Do and Campaign that Lock does not check.
 func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []LockOption) (*Session, error) {
 	session, err := c.sessionFor(opts)
 	if err == nil && fn == nil {
@@ -276,8 +276,8 @@ func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []Loc
 	return session, err
 }
 
-// join puts together what fn returned and what the release did, which is no news
-// if fn returned that itself.
+// join joins the error of fn with that of the release, unless fn has returned that one
+// itself.
 func join(result, released error) error {
 	if released == nil || result != nil && errors.Is(result, errors.Unwrap(released)) {
 		return result
@@ -285,14 +285,14 @@ func join(result, released error) error {
 	return errors.Join(result, released)
 }
 
-// begin starts a call: its context ends with ctx or with the client. end must be
-// called, after which the call starts no goroutine.
+// begin begins a call. The context that it returns ends with ctx or with the client. The
+// caller must call end, and after that starts no goroutine.
 func (c *Client) begin(ctx context.Context) (_ context.Context, end func(), err error) {
 	ctx, stop, err := c.enter(ctx)
 	return ctx, func() { stop(); c.tasks.End() }, err
 }
 
-// enter is begin for a call that counts itself out of the tasks.
+// enter is begin for a call that ends its task by itself.
 func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.CancelFunc, err error) {
 	if err := c.usable(); err != nil {
 		return nil, nil, err
@@ -310,7 +310,7 @@ func (c *Client) enter(ctx context.Context) (_ context.Context, stop context.Can
 	return ctx, stop, nil
 }
 
-// beginTask counts a call in, unless there can be none any more.
+// beginTask counts in a call, or returns why there can be no more.
 func (c *Client) beginTask() error {
 	if !c.tasks.Begin() {
 		return ErrClosed
@@ -322,7 +322,7 @@ func (c *Client) beginTask() error {
 	return nil
 }
 
-// usable returns an error for what New has not made.
+// usable returns an error for a Client that New has not made.
 func (c *Client) usable() error {
 	if c == nil || c.etcd == nil {
 		return errZeroClient
@@ -330,9 +330,9 @@ func (c *Client) usable() error {
 	return nil
 }
 
-// endWithEtcd has the client end when its connection is closed, which it borrows: when the
-// program closes that, nothing can be renewed or asked any more. So everything ends, at
-// once and with a reason of its own. stop undoes that, and waits if it has begun.
+// endWithEtcd makes the client end with the etcd client that it has borrowed. When the
+// program closes that, nothing can be renewed or asked any more: everything ends at once,
+// with an error of its own. stop undoes that; if it has begun, stop waits for it.
 func (c *Client) endWithEtcd() (stop func()) {
 	done := make(chan struct{})
 	undo := context.AfterFunc(c.etcd.Ctx(), func() {
@@ -355,10 +355,10 @@ func (c *Client) endWithEtcd() (stop func()) {
 	}
 }
 
-// etcdIsClosed reports whether the connection was closed.
+// etcdIsClosed reports whether the etcd client was closed.
 func (c *Client) etcdIsClosed() bool { return c.etcd.Ctx().Err() != nil }
 
-// closedError returns ErrEtcdClosed if the connection was closed.
+// closedError returns ErrEtcdClosed if the etcd client was closed, else nil.
 func (c *Client) closedError() error {
 	if c.etcdIsClosed() {
 		return ErrEtcdClosed
@@ -366,7 +366,8 @@ func (c *Client) closedError() error {
 	return nil
 }
 
-// orEtcdClosed returns err, or that the connection was closed, which explains any other.
+// orEtcdClosed returns err, or, if the etcd client was closed, ErrEtcdClosed, which
+// explains any other error.
 func (c *Client) orEtcdClosed(err error) error {
 	if err != nil && c.etcdIsClosed() {
 		return ErrEtcdClosed
@@ -374,8 +375,8 @@ func (c *Client) orEtcdClosed(err error) error {
 	return err
 }
 
-// explain finds out what kept a request from being answered: etcd's client waits
-// for a connection and does not say why there is none.
+// explain finds out why a request was not answered: etcd's client waits for a connection
+// and does not report why there is none.
 func (c *Client) explain(err error) error {
 	conn := c.etcd.ActiveConnection()
 	if !txn.IsContextError(err) || conn.GetState() == connectivity.Ready {
@@ -384,7 +385,7 @@ func (c *Client) explain(err error) error {
 	failure := c.failures.Do(func() error {
 		ctx, cancel := context.WithTimeout(c.base, explainTimeout)
 		defer cancel()
-		// This one does not wait: it fails with the error of the last connection.
+		// This request does not wait: it fails with the error of the last connection.
 		_, failure := pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte(c.keys.Records()), CountOnly: true})
 		return failure
 	})
@@ -394,11 +395,11 @@ func (c *Client) explain(err error) error {
 	return err
 }
 
-// explainTimeout is how long it takes at most to find out what is wrong with a connection.
+// explainTimeout is the most time that explain takes.
 const explainTimeout = 50 * time.Millisecond
 
-// interrupted is the error of a wait that ctx has ended. It was for others, not for
-// etcd, but if there is no connection that is worth to be told.
+// interrupted returns the error of a wait that was ended by ctx. The wait was for other
+// goroutines or holders, not for etcd; but if there is no connection, the error says so.
 func (c *Client) interrupted(ctx context.Context) error {
 	if c.etcd.ActiveConnection().GetState() == connectivity.Ready {
 		return txn.Ended(ctx, nil)
