@@ -18,49 +18,51 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// Lock is one hold of a name: a key in the queue of the name, attached to the
-// lease of a session. It ends by Unlock or by a loss and is never acquired again.
-// All methods are safe for concurrent use; those without a context do not block.
+// A Lock is the handle of one hold of a name: an entry in the queue of the name, attached
+// to the lease of a session. The hold ends by Unlock, by a loss, or with its Client or
+// Session; the same Lock never holds again. All methods are safe for concurrent use. Those
+// without a context do not block.
 type Lock struct {
 	client  *Client
 	session *Session
 	name    string
 	key     string
-	token   atomic.Int64    // create revision of the entry; 0 until etcd has told it
-	ctx     context.Context // ends with the hold, or with the place in the queue before it
+	token   atomic.Int64    // create revision of the entry; 0 until it is known
+	ctx     context.Context // ends with the hold, or before it with the wait in the queue
 	cancel  context.CancelCauseFunc
-	turns   int // of goroutines in a row that share the entry, this one included
+	turns   int // how many goroutines in a row have shared the entry, this one included
 
 	waiter
 	callback
 
-	mu       sync.Mutex // guards what follows, and what of waiter and callback says so; no request is made under it
+	mu       sync.Mutex // guards what follows, and those fields of waiter and callback that say so; no request is made under it
 	phase    phase
 	value    string
 	modified int64 // mod revision at which the entry had value
-	revalued bool  // by SetValue, or perhaps
+	revalued bool  // SetValue was called
 }
 
-// waiter is what a Lock needs before it is held.
+// waiter is what a Lock needs until it is held.
 type waiter struct {
 	wants  *Session      // of WithSession; nil for a shared one
 	place  line.Place    // in the client's line
-	puts   inFlight      // of the entry, that may take effect yet
-	since  int64         // a revision of etcd before any put of the entry; 0 if none is known
+	puts   inFlight      // of the entry, that may yet take effect
+	since  int64         // a revision of etcd from before any put of the entry; 0 if none is known
 	placed bool          // it is known what was ahead of the entry when it was put; guarded by mu
-	ahead  []predecessor // of it then, the nearest first; more than lookahead mean at least that many; guarded by mu
+	ahead  []predecessor // what was ahead then, the nearest first; if more than lookahead, there may be others; guarded by mu
 }
 
-// callback is what is known of the function that Do calls, and of those around it.
+// callback is the function that Do calls under the hold, and the hold around it.
 type callback struct {
-	outer    *Lock           // that the context it was locked with comes from; nil if there is none
+	outer    *Lock           // the hold that the context it was locked with comes from; nil if there is none
 	returned <-chan struct{} // closed when the function has returned; nil if there is none; guarded by mu
-	caller   context.Context // that Do was called with; nil if it was not; guarded by mu
+	caller   context.Context // the context that Do was called with; nil if it was not; guarded by mu
 }
 
-// phase is where in its life a Lock is. Whoever ends it finds out what it was: the
-// end of a hold has to be followed by a clean-up, that of a queued lock is seen
-// by the goroutine that waits for it.
+// phase is the state of a Lock: queued, then held, then over, or queued, then over. A
+// goroutine that ends a lock is given the phase until then: the end of a hold has to be
+// followed by a clean-up, that of a queued lock is noticed by the goroutine that waits for
+// it.
 type phase int
 
 const (
@@ -77,27 +79,26 @@ func (l *Lock) Name() string {
 	return l.name
 }
 
-// Value returns the value that the name was locked with, or the last one that
-// SetValue is known to have set.
+// Value returns the value that the name was locked with, or the last value that SetValue is
+// known to have set.
 func (l *Lock) Value() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.value
 }
 
-// Key returns the key in etcd that stands for the hold.
+// Key returns the key of the hold's entry in etcd.
 func (l *Lock) Key() string { return l.key }
 
-// Token returns the fencing token, the revision of etcd at which the lock was
-// queued: it is strictly larger for each later hold of the name. A resource that
-// refuses a smaller token after a larger one cannot be harmed by a holder that
-// does not know yet that it is none (M. Kleppmann, "How to do distributed
-// locking", 2016).
+// Token returns the fencing token, which is the create revision of the entry. It is
+// strictly larger for each later hold of the name. A resource that refuses a token smaller
+// than the largest it has seen cannot be harmed by a holder that does not know yet that it
+// has lost the lock (M. Kleppmann, "How to do distributed locking", 2016).
 func (l *Lock) Token() int64 { return l.token.Load() }
 
-// Context ends when the hold ends. context.Cause tells why: a *LostError,
-// ErrReleased or ErrClosed. It has the values of the context that Lock was called
-// with and nothing of its end.
+// Context returns a context that ends when the hold ends. Its cause, see context.Cause, is
+// then a *LostError, ErrReleased or ErrClosed. It has the values of the context that Lock
+// was called with, but does not end with it.
 func (l *Lock) Context() context.Context {
 	if err := l.usable(); err != nil {
 		return endedContext(err)
@@ -105,9 +106,8 @@ func (l *Lock) Context() context.Context {
 	return l.ctx
 }
 
-// Deadline returns the time until which the hold is certain without another
-// renewal. It moves while the session is renewed, and means nothing once the hold
-// has ended.
+// Deadline returns the time until which the hold is certain without another renewal. It
+// moves on while the session is renewed, and has no meaning once the hold has ended.
 func (l *Lock) Deadline() time.Time {
 	if l.usable() != nil {
 		return time.Time{}
@@ -117,11 +117,11 @@ func (l *Lock) Deadline() time.Time {
 	return l.session.deadline
 }
 
-// Err returns nil while the lock is held. It compares the deadline with the clock
-// now, so that a process that was stopped, or whose machine slept, learns here
-// that it has lost the lock. It does not block.
+// Err returns nil while the lock is held. It compares the deadline with the clock, so a
+// process that was stopped, or whose machine slept, learns here that it has lost the lock.
+// It does not block.
 //
-// Errors: ErrLost as *LostError, ErrReleased, ErrClosed.
+// Errors: ErrLost as *LostError; ErrReleased; ErrClosed.
 func (l *Lock) Err() error {
 	if err := l.usable(); err != nil {
 		return wrap("hold", "", err)
@@ -135,28 +135,32 @@ func (l *Lock) Err() error {
 	return wrap("hold", l.name, context.Cause(l.ctx))
 }
 
-// Guard returns the compares that hold in etcd exactly as long as the lock does,
-// for transactions of the caller's own. Those of the zero Lock etcd refuses.
+// Guard returns compares that are true in etcd exactly as long as the lock is held, for
+// transactions of the caller's own. etcd refuses those of the zero Lock.
 func (l *Lock) Guard() []clientv3.Cmp {
 	return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())}
 }
 
-// standing is Guard in etcd's own message.
+// standing is Guard as a message of etcd.
 func (l *Lock) standing() *pb.Compare { return txn.CmpCreate(l.key, l.token.Load()) }
 
-// Commit applies all ops in one transaction, or none of them if the lock is no
-// longer held: etcd itself decides, so not even a holder that was stopped for an
-// hour can write with it. It blocks until etcd has answered; ctx bounds that, and
-// the life of the lease.
+// Commit applies all ops in one transaction, or none of them if the lock is not held any
+// more. etcd itself decides, so even a holder that was stopped for an hour cannot write
+// with it. Commit blocks until etcd has answered; it is bounded by ctx and by the life of
+// the lease.
 //
-// Errors: ErrInvalid for an op that would write the lock's own entry or the record of
-// its session; ErrLost as *LostError, ErrReleased, and etcd's refusal: none of the ops
-// was applied. ErrInDoubt, with the cause of ctx, ErrClosed if the Client was closed
-// meanwhile, or what else kept etcd's answer away: they may have been applied, now or
-// later. That goes for rpctypes.ErrNoSpace too: etcd applies what fills its space, and
-// answers with that. And ErrInDoubt alone: they may have been applied twice, because
-// etcd's client has repeated the transaction by itself; it does so if the answer was
-// that it was canceled, which proxies between it and etcd may say.
+// Errors after which none of the ops was applied: ErrInvalid for an op that would write the
+// lock's own entry or the record of its session; ErrLost as *LostError; ErrReleased;
+// ErrClosed if the Client or the Session was closed before the call; and etcd's refusal.
+//
+// Errors after which they may have been applied, now or later: ErrInDoubt together with the
+// cause of ctx, with ErrClosed if the Client was closed meanwhile, or with whatever else
+// kept etcd's answer away. This includes rpctypes.ErrNoSpace, because etcd applies what
+// fills its space, and answers with that error.
+//
+// ErrInDoubt alone means that they may have been applied twice: etcd's client has repeated
+// the transaction by itself. It does so if the answer was that the transaction was
+// canceled, which proxies between it and etcd may send.
 func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	const op = "commit under"
 	if err := l.allows(ops); err != nil {
@@ -170,7 +174,7 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	repeats := &txn.Repeats{Context: ctx}
 	kv := clientv3.NewKVFromKVClient(repeats.KV(l.client.store.KV), l.client.etcd)
 	// The read keeps etcd from deciding a transaction without writes by what the member
-	// asked happens to know.
+	// that was asked happens to know.
 	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
 	resp, err := kv.Txn(repeats).If(l.Guard()...).Then(ops...).Else(check).Commit()
 	doubtful := writesAnything(ops) && (repeats.Any() || err != nil && txn.Unsure(err))
@@ -192,9 +196,10 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	return nil, wrap(op, l.name, err)
 }
 
-// allows refuses what Commit cannot do: an operation that is none, and one that writes
-// what the hold itself consists of. A put would detach the entry, or the record of its
-// session, from the lease, so that it outlives both; a delete is for Unlock.
+// allows returns an error for what Commit must not do: an operation that is none, and one
+// that writes what the hold itself consists of. A put would detach the entry, or the record
+// of its session, from the lease, so that it outlived both; to delete the entry there is
+// Unlock.
 func (l *Lock) allows(ops []clientv3.Op) error {
 	if err := l.usable(); err != nil {
 		return err
@@ -220,7 +225,7 @@ func (l *Lock) allows(ops []clientv3.Op) error {
 	return nil
 }
 
-// writesAnything reports whether an operation is not a mere read.
+// writesAnything reports whether any of the operations is not just a read.
 func writesAnything(ops []clientv3.Op) bool {
 	return slices.ContainsFunc(ops, func(op clientv3.Op) bool {
 		if op.IsTxn() {
@@ -231,8 +236,8 @@ func writesAnything(ops []clientv3.Op) bool {
 	})
 }
 
-// writes reports whether a put or a delete is of key. A range without an end is one key,
-// and one with the end "\x00" has all keys from its beginning.
+// writes reports whether a put or a delete covers key. A range without an end is a single
+// key; one with the end "\x00" has all keys from its beginning on.
 func writes(op clientv3.Op, key string) bool {
 	from, end, k := op.KeyBytes(), op.RangeBytes(), []byte(key)
 	switch {
@@ -244,11 +249,11 @@ func writes(op clientv3.Op, key string) bool {
 	return bytes.Compare(from, k) <= 0 && bytes.Compare(k, end) < 0
 }
 
-// SetValue changes the value of the lock if it is still held. It blocks until etcd
-// has confirmed that; ctx bounds it, and the life of the lease. Of concurrent
-// calls, the one that etcd commits last prevails.
+// SetValue changes the value of the lock, if it is still held. It blocks until etcd has
+// confirmed that; it is bounded by ctx and by the life of the lease. Of concurrent calls,
+// the one that etcd commits last prevails.
 //
-// Errors: as Commit. With ErrInDoubt the value may have been set, or be set later,
+// Errors: as for Commit. After ErrInDoubt the value may have been set, or may be set later,
 // unless another is set before.
 func (l *Lock) SetValue(ctx context.Context, value string) error {
 	const op = "set value of"
@@ -262,7 +267,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		revision := l.modified
 		l.revalued = true
 		l.mu.Unlock()
-		// The mod revision orders the writes: one that comes late is refused.
+		// The mod revision orders the writes: one that arrives late is refused.
 		resp, only, err := l.client.store.Commit(ctx, txn.Txn{
 			Name:      l.name,
 			When:      []*pb.Compare{l.standing(), txn.CmpMod(l.key, revision)},
@@ -270,7 +275,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			Otherwise: []*pb.RequestOp{txn.OpRange(txn.Get(l.key))},
 		})
 		if errors.Is(err, errDrained) {
-			return wrap(op, l.name, context.Cause(l.ctx)) // the value went with the lease
+			return wrap(op, l.name, context.Cause(l.ctx)) // the value has gone with the lease
 		}
 		if err != nil {
 			if err = l.session.diagnose(err); txn.Unsure(err) || ctx.Err() != nil {
@@ -293,7 +298,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 	}
 }
 
-// learn keeps the newest value seen of the entry.
+// learn keeps the newest value of the entry that was seen.
 func (l *Lock) learn(value string, modified int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -302,22 +307,22 @@ func (l *Lock) learn(value string, modified int64) {
 	}
 }
 
-// Unlock gives the lock up. The hold ends at once, whatever follows: its context
-// ends with ErrReleased, and the entry is removed from the queue even if it takes
-// a while or ctx has already ended. ctx bounds only the wait for etcd to confirm
-// that; if it ends first, the error has its cause, and the removal goes on in the
-// background. It is bounded by the TTL: what cannot be confirmed by then costs the
-// session its lease, and an Unlock that still waits returns why.
+// Unlock gives the lock up. The hold ends at once, whatever follows: its context ends with
+// ErrReleased, and the entry is removed from the queue even if that takes a while or ctx
+// has already ended. Unlock blocks until etcd has confirmed the removal. ctx bounds that
+// wait only: if it ends first, Unlock returns its cause, and the removal goes on in the
+// background. The removal is bounded by the TTL: what cannot be confirmed by then costs the
+// session its lease, and an Unlock that still waits returns the reason.
 //
-// If ctx has ended before Unlock is called, Unlock does not wait. If ctx ends with the
-// hold (it is its Context, or that of a function of Do, or derived from one), that is by
-// Unlock itself and does not count, but the deadline of ctx does, and so does the end of
-// the context that Do was called with.
+// If ctx has ended before the call, Unlock does not wait. If ctx ends with the hold (it is
+// the hold's Context, or the context of a function of Do, or derived from one of these),
+// that end is caused by Unlock itself and does not count; but its deadline does, and so
+// does the end of the context that Do was called with.
 //
-// Errors: ErrInvalid for a nil context, which leaves the hold as it is; ErrLost as
-// *LostError if the lock was lost before, also if only etcd knew that its entry had been
+// Errors: ErrInvalid for a nil context, after which the hold is as before; ErrLost as
+// *LostError if the lock was lost before, even if only etcd knew that its entry had been
 // deleted; ErrReleased if it was unlocked before; ErrClosed if its Client or Session was
-// closed.
+// closed; the cause of ctx; and what kept the removal from being confirmed.
 func (l *Lock) Unlock(ctx context.Context) error {
 	const op = "unlock"
 	if err := l.usable(); err != nil {
@@ -331,7 +336,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	defer stop()
 	l.session.check()
 	if l.end(ErrReleased) != held {
-		<-l.ctx.Done() // whoever ended it is about to say why
+		<-l.ctx.Done() // the goroutine that ended it is about to set the cause
 		return wrap(op, l.name, context.Cause(l.ctx))
 	}
 	if !c.tasks.Begin() {
@@ -354,7 +359,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	}
 }
 
-// usable returns an error for what no Client has made.
+// usable returns an error for a Lock that no Client has made.
 func (l *Lock) usable() error {
 	if l == nil || l.client == nil {
 		return errZeroLock
@@ -362,9 +367,9 @@ func (l *Lock) usable() error {
 	return nil
 }
 
-// begin starts a call that needs the hold. If the hold ends during the call, etcd
-// decides what becomes of it: the context of the call ends with ctx, with the
-// client, or when nothing is left of the session, not with the hold.
+// begin begins a call that needs the hold. If the hold ends during the call, etcd decides
+// what becomes of the call: its context ends with ctx, with the client, or when nothing is
+// left of the session, but not with the hold.
 func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	if err := l.usable(); err != nil {
 		return nil, nil, err
@@ -386,7 +391,7 @@ func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	return ctx, func() { stop(); end() }, nil
 }
 
-// end ends the lock, unless it has ended before, and returns what it was until now.
+// end ends the lock, unless it has ended before, and returns its phase until now.
 func (l *Lock) end(cause error) phase {
 	l.mu.Lock()
 	was := l.phase
@@ -399,8 +404,8 @@ func (l *Lock) end(cause error) phase {
 }
 
 // entryDeleted ends the lock because its entry is not in the queue any more, and returns
-// why the lock ended. It asks whether the lease is gone as well: then so are all
-// other locks of the session.
+// why the lock ended. It asks etcd whether the lease is gone as well: then all other locks
+// of the session are lost too.
 func (l *Lock) entryDeleted(ctx context.Context) error {
 	s := l.session
 	ctx, cancel := context.WithTimeout(ctx, l.client.store.LateAnswerWait())
@@ -418,17 +423,17 @@ func (l *Lock) entryDeleted(ctx context.Context) error {
 	return context.Cause(l.ctx)
 }
 
-// holdKey is the key of the *Lock with whose hold a context ends: that of the hold
-// itself, or that of a function that Do or Campaign calls under it.
+// holdKey is the context key of the *Lock with whose hold a context ends: the context of
+// the hold itself, or that of a function that Do or Campaign calls under it.
 type holdKey struct{}
 
-// holdOf returns the innermost such lock, nil if there is none.
+// holdOf returns the innermost lock with whose hold ctx ends, nil if there is none.
 func holdOf(ctx context.Context) *Lock {
 	l, _ := ctx.Value(holdKey{}).(*Lock)
 	return l
 }
 
-// do calls fn under the lock and releases it; it returns the errors of both.
+// do calls fn under the lock and then releases it; it returns the errors of both.
 func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (result, released error) {
 	fctx, stop := tasks.Either(ctx, l.ctx)
 	defer stop()
@@ -448,8 +453,8 @@ func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (r
 	return fn(context.WithValue(fctx, holdKey{}, l), l), nil
 }
 
-// run notes that a callback begins, which will close returned, if the lock is held; ctx
-// is that of Do.
+// run notes that a function of Do begins, if the lock is held. The function will close
+// returned; ctx is the context that Do was called with.
 func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -459,23 +464,24 @@ func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 	return l.phase == held
 }
 
-// running returns what the callback will close, nil if there is none.
+// running returns the channel that is closed when the function of Do has returned, nil if
+// there is no function.
 func (l *Lock) running() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.returned
 }
 
-// isHeld reports whether the lock has not ended. Unlike Err, it does not ask the clock.
+// isHeld reports whether the lock is held. Unlike Err, it does not look at the clock.
 func (l *Lock) isHeld() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.phase == held
 }
 
-// outlasting returns the context that bounds Unlock: if ctx ends with the hold, and so by
-// Unlock itself, its deadline counts, and the context that Do was called with, unless it
-// has ended before.
+// outlasting returns the context that bounds Unlock. If ctx ends with the hold, and so by
+// Unlock itself, what counts is its deadline and the context that Do was called with;
+// unless ctx has ended before.
 func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelFunc) {
 	if ctx.Err() != nil || !l.endsWith(ctx) {
 		return ctx, func() {}
@@ -489,7 +495,7 @@ func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelF
 	return ctx, func() { cancel(); stop() }
 }
 
-// callerOfDo returns the context that Do was called with, or one without an end.
+// callerOfDo returns the context that Do was called with, or one that never ends.
 func (l *Lock) callerOfDo() context.Context {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -499,10 +505,10 @@ func (l *Lock) callerOfDo() context.Context {
 	return l.caller
 }
 
-// endsWith reports whether ctx ends with the hold of l, as far as its values tell.
+// endsWith reports whether ctx ends with the hold of l, as far as its values show.
 func (l *Lock) endsWith(ctx context.Context) bool {
 	outer := holdOf(ctx)
-	for outer != nil && outer != l && outer.running() != nil { // the context of a callback within
+	for outer != nil && outer != l && outer.running() != nil { // the context of a function within
 		outer = outer.outer
 	}
 	return outer == l
