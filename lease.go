@@ -39,7 +39,7 @@ type Lock struct {
 	phase    phase
 	value    string
 	modified int64 // mod revision at which the entry had value
-	revalued bool  // SetValue was called
+	revalued bool  // SetValue was called, so the entry may have another value
 }
 
 // waiter is what a Lock needs until it is held.

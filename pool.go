@@ -10,17 +10,17 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// pool has the sessions of a client.
+// pool is the sessions of a Client.
 type pool struct {
-	opening  chan struct{} // has an item while a shared session is being opened
+	opening  chan struct{} // holds an item while a shared session is being opened
 	mu       sync.Mutex    // guards what follows
 	closed   bool
-	sessions map[*Session]bool // all of which something may be left
+	sessions map[*Session]bool // those of which something may be left in etcd
 	shared   []*Session        // those for locks without WithSession, the newest last
 }
 
-// attach attaches l to the session that it wants, or to a shared one that has room,
-// if need be a new one.
+// attach attaches l to the session that it wants, or to a shared one that has room. If none
+// has, it opens another.
 func (c *Client) attach(ctx context.Context, l *Lock) error {
 	err := c.attachNow(l)
 	if err == nil || l.wants != nil {
@@ -40,7 +40,7 @@ func (c *Client) attach(ctx context.Context, l *Lock) error {
 	return nil
 }
 
-// attachNow is attach without a request.
+// attachNow is attach without opening a session. It makes no request.
 func (c *Client) attachNow(l *Lock) error {
 	if l.wants != nil {
 		return l.wants.admit(l)
@@ -57,8 +57,8 @@ func (c *Client) attachNow(l *Lock) error {
 	return err
 }
 
-// openShared opens another shared session, unless one has room. One goroutine at a time
-// does that, the others wait for it.
+// openShared opens another shared session, unless one has room by now. One goroutine does
+// that at a time, and the others wait for it.
 func (c *Client) openShared(ctx context.Context) error {
 	select {
 	case c.opening <- struct{}{}:
@@ -80,7 +80,7 @@ func (c *Client) openShared(ctx context.Context) error {
 	return nil
 }
 
-// addShared gives out a session, unless it is over.
+// addShared makes a session a shared one, unless it is over.
 func (c *Client) addShared(s *Session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,31 +89,31 @@ func (c *Client) addShared(s *Session) {
 	}
 }
 
-// retire closes a shared session that has become empty if the others have plenty
-// of room, so that the leases of a rush do not stay forever.
+// retire closes a shared session that has become empty if the others have plenty of room,
+// so that the leases of a burst do not stay forever.
 func (c *Client) retire(s *Session) {
 	c.mu.Lock()
 	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.room() >= entriesPerLease/2 })
 	i := slices.Index(c.shared, s)
 	surplus := others && i >= 0
-	if surplus { // at once, so that two do not retire in favour of each other
+	if surplus { // at once, so that two sessions do not retire in favour of each other
 		c.shared = slices.Delete(c.shared, i, i+1)
 	}
 	c.mu.Unlock()
 	if surplus && !s.endIf(ErrClosed, func() bool { return len(s.locks) == 0 }) {
-		c.addShared(s) // it has come to use meanwhile
+		c.addShared(s) // it was used again meanwhile
 	}
 }
 
-// unshare gives out a session no more.
+// unshare ends the use of a session as a shared one.
 func (c *Client) unshare(s *Session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.shared = slices.DeleteFunc(c.shared, func(other *Session) bool { return other == s })
 }
 
-// enlist counts a session among those that Close has to end, and reports false if
-// Close was there first.
+// enlist adds a session to those that Close has to end. It reports false if the Client is
+// closed.
 func (c *Client) enlist(s *Session) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,8 +123,8 @@ func (c *Client) enlist(s *Session) bool {
 	return !c.closed
 }
 
-// delist is the end of what enlist began: nothing is left of the session, or Close
-// cannot change that and has to say so.
+// delist undoes enlist when nothing is left of the session. If the etcd client was closed,
+// something may be left, and Close has to report that.
 func (c *Client) delist(s *Session) {
 	if errors.Is(s.closeErr, ErrEtcdClosed) {
 		return
@@ -134,7 +134,7 @@ func (c *Client) delist(s *Session) {
 	delete(c.sessions, s)
 }
 
-// room returns how many more locks could be attached to the session.
+// room returns how many more locks may be attached to the session.
 func (s *Session) room() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +146,7 @@ func (s *Session) room() int {
 
 // admit attaches l to the session.
 func (s *Session) admit(l *Lock) error {
-	if err := s.check(); err != nil { // perhaps nobody has looked at the clock since it jumped
+	if err := s.check(); err != nil { // perhaps nobody has looked at the clock since the machine slept
 		return err
 	}
 	s.mu.Lock()
@@ -166,7 +166,7 @@ func (s *Session) admit(l *Lock) error {
 	return nil
 }
 
-// drop is the end of what admit began, and tells how many locks are left.
+// drop undoes admit, and returns how many locks are left.
 func (s *Session) drop(l *Lock) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

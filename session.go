@@ -16,59 +16,60 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// Session is a lease of etcd and its renewal. All locks attached to it share its
-// fate: when it can no longer be sure of its lease, all of them are lost at once.
-// A Client opens sessions by itself; an own one separates the fate of some locks
-// from that of the others. All methods are safe for concurrent use.
+// A Session is a lease of etcd and its renewal. All locks attached to it share its fate:
+// when it can no longer be sure of its lease, all of them are lost at once. A Client opens
+// sessions by itself; one of the caller's own separates the fate of some locks from that of
+// the others. All methods are safe for concurrent use.
 type Session struct {
 	client  *Client
 	lease   clientv3.LeaseID
-	member  string          // what its entries are called in every queue
-	adopted <-chan struct{} // closed at the end of an adopted session; nil for an own lease
+	member  string          // the last part of the keys of its entries, in every queue
+	adopted <-chan struct{} // closed when the adopted session ends; nil if the lease is its own
 
-	ctx    context.Context // ends when the session is over, with the reason
+	ctx    context.Context // ends when the session is over, with the reason as its cause
 	cancel context.CancelCauseFunc
 	ending
 
 	grants   sync.WaitGroup // requests for the lease under way
-	renewed  renewal        // the last that was answered; of its goroutine
-	timeline timeline       // of etcd, as far as its answers have told
+	renewed  renewal        // the last that was answered; belongs to the session's goroutine
+	timeline timeline       // what etcd's answers have shown of the cluster
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	over     bool
-	ttl      time.Duration // as granted first; bounds what the session does besides renewing
-	deadline time.Time     // until then the lease is certain
+	ttl      time.Duration // as first granted; bounds everything that the session does besides renewing
+	deadline time.Time     // the lease is certain until then
 	alarm    *tasks.Alarm  // at the deadline
-	trouble  error         // of the last renewal
+	trouble  error         // why the last renewal failed; nil if it did not
 	epoch    int64         // mod revision of the session's record, see invalidatePuts
 	attached
 }
 
-// ending is how a session that is over leaves nothing in etcd.
+// ending is what a session needs to leave nothing in etcd when it is over.
 type ending struct {
-	cleanUpCtx context.Context // ends when nothing is left of it in etcd, or nothing more can be done
+	cleanUpCtx context.Context // ends when nothing is left in etcd, or nothing more can be done
 	endCleanUp context.CancelCauseFunc
 	done       chan struct{}     // closed when its goroutine has ended
-	closeErr   error             // what kept it from leaving nothing; set before done is closed
-	callbacks  []<-chan struct{} // closed when functions of Do have returned; set before ctx ends
+	closeErr   error             // why something may be left in etcd; set before done is closed
+	callbacks  []<-chan struct{} // each is closed when a function of Do has returned; set before ctx ends
 }
 
-// attached are the locks of a session, guarded by its mutex.
+// attached is the locks of a session. The session's mutex guards it.
 type attached struct {
 	locks          map[*Lock]struct{}
-	pendingDeletes []*Lock       // whose entries an adopted session has yet to delete; none comes after empty is closed
-	empty          chan struct{} // closed when it is over and locks is empty
+	pendingDeletes []*Lock       // locks whose entries an adopted session has yet to delete; complete when empty is closed
+	empty          chan struct{} // closed when the session is over and has no locks
 }
 
 // entriesPerLease bounds the entries of one session: to revoke a lease, and with
 // authentication to renew it, etcd walks all of its keys while others wait.
 const entriesPerLease = 1000
 
-// NewSession opens a session with a lease of its own. It blocks until etcd has
-// granted the lease; ctx bounds that and nothing else. On error nothing is left
-// behind, or it is removed in the background.
+// NewSession opens a session with a lease of its own. It blocks until etcd has granted the
+// lease and the session's record is written; ctx bounds that and nothing else. After an
+// error nothing is left in etcd, or it is removed in the background.
 //
-// Errors: ErrInvalid, ErrClosed, the cause of ctx, and etcd's own.
+// Errors: ErrInvalid for a nil context or a bad option; ErrClosed; ErrEtcdClosed; ErrLost
+// if the lease was lost meanwhile; the cause of ctx; and etcd's own.
 func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Session, error) {
 	const op = "new session"
 	ctx, end, err := c.begin(ctx)
@@ -89,15 +90,17 @@ func (c *Client) NewSession(ctx context.Context, opts ...SessionOption) (*Sessio
 	return s, nil
 }
 
-// AdoptSession attaches locks to the lease of a session that the program already
-// has. It blocks for a renewal of the lease, which tells how long it lives, at
-// most for 10 s, or the Client's TTL if that is shorter. The adopted session is
-// renewed by both; when it ends (its Done is closed) the locks attached to it are
-// lost. Entries attached to it have keys of their own, so that a concurrency.Mutex
-// of the same session and name is excluded like any other.
+// AdoptSession returns a Session on the lease of a session that the program already has. It
+// blocks until the lease has been renewed once, which shows how long it lives, and the
+// session's record is written; at most for 10 s, or the Client's TTL if that is shorter.
+// The lease is then renewed by both sessions. When the adopted one ends (its Done is
+// closed), the locks attached to the Session are lost. Their entries have keys of their
+// own, so that a concurrency.Mutex of the same session and name is excluded like any other.
+// After an error nothing of Locker's is left on the lease, or it is removed in the
+// background.
 //
-// Errors: ErrInvalid for nil, ErrClosed, ErrEtcdClosed, ErrLost if the lease is gone,
-// etcd's own.
+// Errors: ErrInvalid for nil; ErrClosed; ErrEtcdClosed; ErrLost if the lease is gone;
+// context.DeadlineExceeded if etcd did not answer in time; and etcd's own.
 func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	const op = "adopt session"
 	if err := c.usable(); err != nil {
@@ -115,8 +118,8 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	defer end()
 	s := c.newSession(session.Lease())
 	s.adopted = session.Done()
-	// Not the plain lease ID: a Mutex over the same session uses that as its key,
-	// and takes a key that exists for its own.
+	// Not just the lease ID: a Mutex of the same session uses that as its key, and takes a
+	// key that exists for its own.
 	s.member = fmt.Sprintf("%x-%08x", s.lease, rand.Uint32())
 	if err := s.open(ctx); err != nil {
 		return nil, wrap(op, "", err)
@@ -124,8 +127,8 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	return s, nil
 }
 
-// Context ends when the session is over: context.Cause is a *LostError without a
-// Name if it was lost, or ErrClosed.
+// Context returns a context that ends when the session is over. Its cause, see
+// context.Cause, is then a *LostError without a Name if the session was lost, or ErrClosed.
 func (s *Session) Context() context.Context {
 	if err := s.usable(); err != nil {
 		return endedContext(err)
@@ -133,19 +136,21 @@ func (s *Session) Context() context.Context {
 	return s.ctx
 }
 
-// Lease returns the ID of the lease. Leave it to the Client: a concurrency.Session over it
-// (concurrency.WithLease) has the same keys as locks of this Session, which removes what
-// does not belong to them. To share a lease, adopt the session of the other instead.
+// Lease returns the ID of the lease. Leave the lease to the Client: a concurrency.Session
+// on it (concurrency.WithLease) has the same keys as the locks of this Session, which
+// removes entries that do not belong to them. To share a lease, adopt the other session
+// instead.
 func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 
-// Close ends all holds of the session, whose contexts end with ErrClosed, lets
-// calls waiting on it return, and revokes the lease; an adopted session is only
-// let go, with its lease untouched and nothing of Locker's left on it. It blocks
-// until etcd has confirmed that, at most for 10 s, or the TTL if that is shorter:
-// after that the error says that it was not confirmed. The Client goes on with it,
-// and at the latest when the TTL has passed the lease runs out by itself (if it was
-// not adopted). A session that was lost, or closed before, may be closed as well.
-// It waits for functions of Do and Campaign as Client.Close does.
+// Close ends all holds of the session, whose contexts end with ErrClosed, makes calls that
+// wait on it return, and revokes the lease. Of an adopted session the lease is left alone,
+// and only what Locker has on it is deleted. Close blocks until etcd has confirmed that, at
+// most for 10 s, or the TTL if that is shorter; after that the error reports that it was
+// not confirmed. The Client carries on with it, and once the TTL has passed the lease
+// expires by itself, unless it was adopted. Close is idempotent, and may be called on a
+// session that was lost. It waits for functions of Do and Campaign as Client.Close does.
+//
+// Errors: what etcd did not confirm; ErrEtcdClosed.
 func (s *Session) Close() error {
 	if err := s.usable(); err != nil {
 		return wrap("close session", "", err)
@@ -156,7 +161,7 @@ func (s *Session) Close() error {
 	return wrap("close session", "", s.client.await(ctx, s))
 }
 
-// usable returns an error for what no Client has made.
+// usable returns an error for a Session that no Client has made.
 func (s *Session) usable() error {
 	if s == nil || s.client == nil {
 		return errZeroSession
@@ -164,9 +169,11 @@ func (s *Session) usable() error {
 	return nil
 }
 
+// newSession returns a session that has yet to be opened, on the lease to be adopted, if
+// there is one.
 func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 	if lease == clientv3.NoLease {
-		// Chosen here, so that a grant that is repeated because its answer was
+		// The ID is chosen here, so that a grant that is repeated because its answer was
 		// lost cannot leave a second lease behind.
 		lease = clientv3.LeaseID(rand.Int64N(1<<63-1) + 1)
 	}
@@ -183,8 +190,8 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 	return s
 }
 
-// open takes or checks the lease, writes the record and starts the renewal. On
-// error the session is over.
+// open is granted the lease, or checks that it exists, writes the record and starts the
+// renewal. After an error the session is over.
 func (s *Session) open(ctx context.Context) (err error) {
 	if !s.client.enlist(s) {
 		s.end(ErrClosed)
@@ -194,14 +201,14 @@ func (s *Session) open(ctx context.Context) (err error) {
 	if s.adopted == nil {
 		err = s.grant(ctx)
 	}
-	if err == nil && s.alarm == nil { // it was there already
+	if err == nil && s.alarm == nil { // the lease was there already
 		err = s.renewOnce(ctx)
 	}
 	if err != nil {
 		s.end(err)
 	}
-	// From here the session's goroutine owns the lease, be it only to revoke what
-	// a grant without an answer may have left.
+	// From here on the session's goroutine owns the lease, even if only to revoke what a
+	// grant without an answer may have left.
 	s.client.tasks.Run(s.run)
 	if err != nil {
 		return err
@@ -216,8 +223,8 @@ func (s *Session) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// run is the session's goroutine: it renews the lease and audits the entries until
-// the session is over, and then leaves nothing behind.
+// run is the session's goroutine. It renews the lease and audits the entries until the
+// session is over, and then removes everything from etcd.
 func (s *Session) run() {
 	defer close(s.done)
 	defer s.client.delist(s)
@@ -242,9 +249,9 @@ func (s *Session) run() {
 	s.closeErr = s.cleanUp()
 }
 
-// check ends the session if its deadline has passed or its connection to etcd was
-// closed, and returns why it is over, or nil. It is called at every use, because a
-// timer is of no use to a process that was stopped, or whose machine slept.
+// check ends the session if its deadline has passed or the etcd client was closed. It
+// returns why the session is over, nil if it is not. It is called at every use, because a
+// timer does not help a process that was stopped, or whose machine slept.
 func (s *Session) check() error {
 	s.mu.Lock()
 	deadline, trouble, isOver := s.deadline, s.trouble, s.over
@@ -263,23 +270,23 @@ func (s *Session) check() error {
 	return nil
 }
 
-// passed reports whether a deadline has passed on either clock: the monotonic one,
-// which may stand still while the machine sleeps, or the wall clock, which does
-// not but may be set back.
+// passed reports whether a deadline has passed on either clock: the monotonic one, which
+// may stand still while the machine sleeps, or the wall clock, which does not, but may be
+// set back.
 func passed(deadline time.Time) bool {
 	now := time.Now()
 	return !now.Before(deadline) || !now.Round(0).Before(deadline.Round(0))
 }
 
-// fail ends a session whose lease is gone, or has to be given up, and returns why it
-// is over.
+// fail ends a session whose lease is gone, or has to be given up, and returns why the
+// session is over.
 func (s *Session) fail(cause error) error {
 	s.end(&LostError{Reason: Revoked, Cause: cause})
 	<-s.ctx.Done()
 	return context.Cause(s.ctx)
 }
 
-// diagnose looks at the error of a write: if the lease is gone, the session is lost.
+// diagnose examines the error of a write: if the lease is gone, the session is lost.
 func (s *Session) diagnose(err error) error {
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return s.fail(err)
@@ -287,11 +294,11 @@ func (s *Session) diagnose(err error) error {
 	return err
 }
 
-// end ends the session and all holds on it. Only the first call counts.
+// end ends the session and all its holds. Only the first call has an effect.
 func (s *Session) end(cause error) { s.endIf(cause, func() bool { return true }) }
 
-// endIf is end under a condition on what the mutex guards, and reports whether
-// it was this call that did it.
+// endIf is end under a condition on what the mutex guards. It reports whether this call has
+// ended the session.
 func (s *Session) endIf(cause error, condition func() bool) bool {
 	s.mu.Lock()
 	if s.over || !condition() {
@@ -311,8 +318,8 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 	}
 	s.mu.Unlock()
 
-	// First the contexts of the holds, which is what their holders go by; only when
-	// they have ended may the lease be revoked.
+	// First the contexts of the holds end, which is what their holders go by. Only then may
+	// the lease be revoked.
 	var lost *LostError
 	isLost := errors.As(cause, &lost)
 	var holds []*Lock
@@ -340,7 +347,7 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 	return true
 }
 
-// deleteLater remembers a lock whose entry does not go with the lease.
+// deleteLater notes a lock whose entry does not go with the lease.
 func (s *Session) deleteLater(l *Lock) {
 	if s.adopted != nil {
 		s.mu.Lock()
