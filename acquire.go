@@ -17,7 +17,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
-// acquire is Lock and, to try, TryLock.
+// acquire is Lock and, with try, TryLock.
 func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
 	session, err := c.checkLock(ctx, name, opts)
 	if err != nil {
@@ -40,7 +40,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		return nil, err
 	}
 	for pause := (backoff.Pause{}); ; {
-		if l.session == nil { // else by whoever handed the name over
+		if l.session == nil { // otherwise it was attached when the name was handed over
 			if err := c.attach(ctx, l); err != nil {
 				c.lines.Leave(name, nil)
 				return nil, err
@@ -52,11 +52,11 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		}
 		unqueued := l.token.Load() == 0 || errors.Is(err, errBackInTime)
 		if session == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
-			// The shared session was lost before it was of any use here; whatever may
-			// be queued goes with its lease.
+			// The shared session was lost before it was of any use here. Whatever may be in
+			// the queue goes with its lease.
 			l.end(err)
 			l.session.drop(l)
-			_ = pause.Wait(ctx) // if it ends, the next attempt says so
+			_ = pause.Wait(ctx) // if ctx ends, the next attempt reports that
 			l = c.newLock(ctx, name, value, session)
 			c.lines.Replace(name, l)
 			continue
@@ -66,7 +66,8 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	}
 }
 
-// checkLock checks the arguments of Lock, and returns the session it is to use.
+// checkLock checks the arguments of Lock, and returns the session to use, nil for a shared
+// one.
 func (c *Client) checkLock(ctx context.Context, name string, opts []LockOption) (*Session, error) {
 	if err := c.usable(); err != nil {
 		return nil, err
@@ -84,8 +85,8 @@ func (c *Client) checkLock(ctx context.Context, name string, opts []LockOption) 
 	return session, err
 }
 
-// checkNesting refuses to lock a name with a context that ends with a hold of the same
-// name and client, or was given to a callback under one: it would wait for itself.
+// checkNesting returns an error if ctx comes from a hold of the same name and client, or
+// was given to a function called under one: Lock would wait for itself.
 func (c *Client) checkNesting(ctx context.Context, name string) error {
 	innermost := holdOf(ctx)
 	for l := innermost; l != nil; l = l.outer {
@@ -96,8 +97,8 @@ func (c *Client) checkNesting(ctx context.Context, name string) error {
 	return nil
 }
 
-// newLock returns a lock that is yet to be attached to a session. Its context keeps
-// the values of ctx, but nothing of its end.
+// newLock returns a lock that is yet to be attached to a session. Its context has the
+// values of ctx but does not end with it.
 func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
 	l := &Lock{client: c, name: name, value: value, turns: 1, waiter: waiter{wants: wants}, callback: callback{outer: holdOf(ctx)}}
 	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -105,16 +106,16 @@ func (c *Client) newLock(ctx context.Context, name, value string, wants *Session
 	return l
 }
 
-// newLines returns the queues inside a client: of the goroutines that want a name, only
-// the one in front deals with etcd. So they exclude each other, whatever sessions they use,
-// and a client has at most one entry in the queue of a name.
+// newLines returns the lines inside a client: of the goroutines that want a name, only the
+// one in front deals with etcd. So they exclude each other, whatever sessions they use, and
+// a client has at most one entry in the queue of a name.
 func newLines() *line.Lines[*Lock] {
 	place := func(l *Lock) *line.Place { return &l.place }
 	over := func(l *Lock) bool { return l.ctx.Err() != nil }
 	return line.New(place, over)
 }
 
-// waitInLine waits until l is the one in front of the client's line.
+// waitInLine waits until l is in front of the client's line.
 func (l *Lock) waitInLine(ctx context.Context) error {
 	c := l.client
 	mine, ended := c.lines.Join(l.name, l, ctx, c.ctx, l.ofSession())
@@ -127,8 +128,9 @@ func (l *Lock) waitInLine(ctx context.Context) error {
 	return c.interrupted(ended)
 }
 
-// tryInLine is waitInLine for TryLock. It does not wait for a holder, nor with others
-// who wait, but for the removal of what is over: of a call that failed, or a release.
+// tryInLine is waitInLine for TryLock. It waits neither for a holder nor behind other
+// waiters, but only for the removal of an entry that is over: of a call that failed, or of
+// a hold that was released.
 func (l *Lock) tryInLine(ctx context.Context) error {
 	c := l.client
 	for {
@@ -152,7 +154,7 @@ func (l *Lock) tryInLine(ctx context.Context) error {
 	}
 }
 
-// ofSession is the context of the session of WithSession, or one without an end.
+// ofSession returns the context of the session of WithSession, or one that never ends.
 func (l *Lock) ofSession() context.Context {
 	if l.wants == nil {
 		return context.Background()
@@ -160,7 +162,7 @@ func (l *Lock) ofSession() context.Context {
 	return l.wants.ctx
 }
 
-// lockedHere is TryLock's error when a goroutine of this client has the name.
+// lockedHere returns the error of TryLock if a goroutine of this client has the name.
 func (c *Client) lockedHere(ctx context.Context, name string) error {
 	ctx, stop := tasks.Either(ctx, c.ctx)
 	defer stop()
@@ -174,8 +176,9 @@ func (c *Client) lockedHere(ctx context.Context, name string) error {
 	return &LockedError{Holder: holder}
 }
 
-// passOn is what becomes of a lock that was given the turn when it did not want it
-// any more, or is about to be.
+// passOn ends a lock that gave up waiting although its place in the line was granted, or is
+// about to be. Once it is, the lock makes way for the next in the background, and is
+// cleaned up if it has a session by then.
 func (l *Lock) passOn(cause error) {
 	l.end(cause)
 	c := l.client
@@ -189,10 +192,10 @@ func (l *Lock) passOn(cause error) {
 	})
 }
 
-// take acquires the lock: it joins the queue, unless it was put there by its
-// predecessor, and waits for its turn. On error fail must follow.
+// take acquires the lock: it joins the queue, unless its predecessor has put it there, and
+// waits for the head of the queue. After an error, fail must follow.
 func (l *Lock) take(caller context.Context, try bool) error {
-	// While it is queued, the lock's own context ends with that of the caller.
+	// While it is queued, the lock's own context ends with that of its caller.
 	defer context.AfterFunc(caller, func() { l.endWait(context.Cause(caller)) })()
 	ctx := l.ctx
 	if l.token.Load() == 0 {
@@ -200,9 +203,9 @@ func (l *Lock) take(caller context.Context, try bool) error {
 			return err
 		}
 	}
-	// Were another attempt still under way, and somebody deleted the entry, it could
-	// put it once more, behind others, and nobody would notice. Once none is, the
-	// token is final, and so is what is ahead of it.
+	// If another attempt at the put were still under way, and somebody deleted the entry,
+	// that attempt could put it once more, behind others, and nobody would notice. Once
+	// none is, the token is final, and so is what is ahead of the entry.
 	if err := l.resolveInDoubt(ctx); err != nil {
 		return err
 	}
@@ -225,14 +228,14 @@ func (l *Lock) endWait(cause error) {
 	}
 }
 
-// enqueue puts the entry at the end of the queue, or, to try, only into an empty
-// queue. It repeats itself until etcd has answered for certain or ctx has ended. On
-// error, an entry may have been left: cleanUp removes it.
+// enqueue puts the entry at the end of the queue or, with try, only into an empty queue. It
+// tries again until etcd has answered for certain or ctx has ended. After an error an entry
+// may be left, which cleanUp removes.
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
 	var t txn.Txn
 	if try || !c.watches.Keeps(l.queue()) {
-		t = l.taking(try) // it has not been waited for lately, so it is probably free
+		t = l.taking(try) // nobody has waited for the name lately, so it is probably free
 	} else {
 		t = l.joining()
 	}
@@ -258,7 +261,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 			if _, _, err := c.store.Commit(ctx, stray.removal()); err != nil {
 				return err
 			}
-		case len(own) > 0: // by an attempt whose answer has not come
+		case len(own) > 0: // put by an attempt whose answer has not come
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, nil, false)
 			return nil
 		case try && len(head) > 0:
@@ -275,8 +278,8 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	}
 }
 
-// taking is the transaction that puts the entry if the queue is empty, and to try, else
-// reads why not.
+// taking returns the transaction that puts the entry if the queue is empty, and, with try,
+// otherwise reads why it is not.
 func (l *Lock) taking(try bool) txn.Txn {
 	t := txn.Txn{Name: l.name, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
 	if try {
@@ -285,7 +288,7 @@ func (l *Lock) taking(try bool) txn.Txn {
 	return l.session.inEpoch(t)
 }
 
-// joining is the transaction that puts the entry at the end of the queue and reads
+// joining returns the transaction that puts the entry at the end of the queue, and reads
 // what is ahead of it.
 func (l *Lock) joining() txn.Txn {
 	return l.session.inEpoch(txn.Txn{
@@ -296,9 +299,10 @@ func (l *Lock) joining() txn.Txn {
 	})
 }
 
+// entry returns the put of the entry.
 func (l *Lock) entry() *pb.RequestOp { return txn.OpPut(l.key, l.value, l.session.lease) }
 
-// reasons reads why the entry was not put.
+// reasons returns reads that show why the entry was not put.
 func (l *Lock) reasons() []*pb.RequestOp {
 	return []*pb.RequestOp{
 		txn.OpRange(txn.RevisionsOf(l.key)),
@@ -307,8 +311,8 @@ func (l *Lock) reasons() []*pb.RequestOp {
 	}
 }
 
-// landed takes in the outcome of an attempt to put the entry. If what is ahead was not
-// read, the queue was empty.
+// landed takes in the outcome of an attempt to put the entry. If the attempt has not read
+// what is ahead, the queue was empty.
 func (l *Lock) landed(o txn.Outcome) {
 	if o.Err == nil {
 		l.session.timeline.saw(o.Resp.Header)
@@ -321,13 +325,13 @@ func (l *Lock) landed(o txn.Outcome) {
 		}
 		l.queuedAt(token, token, ahead, known)
 	}
-	// Not before the token is set: whoever cleans up looks at both.
+	// Only now that the token is set: a clean-up looks at both.
 	l.puts.end(o.State() != txn.InDoubt)
 }
 
-// queuedAt notes that the entry is in the queue, and what was ahead of it when it was
-// put, if that is known. Of several entries, put one after the other had been deleted,
-// the newest is the one that may be there.
+// queuedAt notes that the entry is in the queue, and what was ahead of it when it was put,
+// if that is known. If the entry was put several times, each after the one before had been
+// deleted, the newest is the one that may be there.
 func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -340,7 +344,8 @@ func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool
 	}
 }
 
-// positions returns what was ahead of the entry at a revision, 0 if that is not known.
+// positions returns what was ahead of the entry at a revision; the revision is 0 if that is
+// not known.
 func (l *Lock) positions() (ahead []predecessor, revision int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -350,17 +355,17 @@ func (l *Lock) positions() (ahead []predecessor, revision int64) {
 	return slices.Clone(l.ahead), l.token.Load()
 }
 
-// waitForHead returns nil once no entry is ahead of l's own any more. It does not
-// poll: it follows the deletions in the short range just ahead of its own entry,
-// which it watches too. The list says which incarnations of the keys are meant,
-// so that a key that has been used again is not taken for the entry ahead.
+// waitForHead returns nil once no entry is ahead of l's own, which is then the head of the
+// queue. It does not poll: it watches the deletions in the short range just ahead of its
+// own entry, and of that entry. It remembers which incarnations of the keys are ahead, so
+// that a key that was used again is not mistaken for a predecessor.
 func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	c := l.client
 	ahead, revision := l.positions()
 	if revision != 0 && len(ahead) == 0 {
 		return nil
 	}
-	// A watch that was there before the entry misses nothing: no need to look.
+	// A watch from before the entry was put misses nothing: there is no need to look.
 	w := c.watches.Again(l.queue())
 	defer func() {
 		if err == nil && w != nil && w.Key == l.queue() {
@@ -392,8 +397,8 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 			return err
 		}
 		if unwatched == nil && w.Opened > revision {
-			// etcd has come back empty or from a backup in between, and what the watch tells
-			// would be of what was before.
+			// etcd has come back empty or from a backup in between, and the watch would
+			// report what was before that.
 			w.Close()
 			w, unwatched = nil, watchmux.ErrEnded
 		}
@@ -404,12 +409,12 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	return nil
 }
 
-// lookahead is how many entries ahead of its own a waiter follows one by one. A waiter
-// with more ahead of it watches only the farthest of the nearest, so that the
-// work of a hand-over does not grow with the number of waiters.
+// lookahead is how many predecessors a waiter follows one by one. A waiter with more of
+// them watches only the farthest of the nearest, so that the work of a hand-over does not
+// grow with the number of waiters.
 const lookahead = 8
 
-// horizon returns what to watch.
+// horizon returns what to watch, given the predecessors.
 func (l *Lock) horizon(ahead []predecessor) watchmux.Target {
 	if len(ahead) > lookahead {
 		return watchmux.Target{Key: ahead[lookahead].key, Deletions: true}
@@ -417,8 +422,8 @@ func (l *Lock) horizon(ahead []predecessor) watchmux.Target {
 	return watchmux.Target{Key: l.queue(), Below: true, Deletions: true}
 }
 
-// passBy removes from ahead what is deleted after revision, until nothing is left
-// of it or something else has to be watched; alive is false if the watch has ended.
+// passBy removes from ahead the entries that are deleted after revision, until none is left
+// or something else has to be watched. alive is false if the watch has ended.
 func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []predecessor, revision int64) (_ []predecessor, alive bool, err error) {
 	many := len(ahead) > lookahead
 	for len(ahead) > 0 && many == (len(ahead) > lookahead) {
@@ -442,7 +447,7 @@ func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []predecesso
 	return ahead, true, nil
 }
 
-// look reads which entries are ahead now, and at which revision that is so.
+// look reads which entries are ahead now, and the revision of that.
 func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, err error) {
 	c := l.client
 	token := l.token.Load()
@@ -457,13 +462,14 @@ func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, e
 	return ahead, resp.Header.Revision, nil
 }
 
-// predecessor is another entry in the queue.
+// predecessor is an entry ahead of the lock's own.
 type predecessor struct {
 	key   string
 	token int64
 }
 
-// predecessors reads a list of entries, the newest first, that begins with l's own.
+// predecessors returns what is ahead, given a list of entries, the newest first. ok is
+// false if the list does not begin with l's own entry.
 func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predecessor, ok bool) {
 	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
 		return nil, false
@@ -474,8 +480,8 @@ func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predec
 	return ahead, true
 }
 
-// newest reads the newest entries of the queue: the own one and up to one more ahead
-// of it than are lookahead; none is newer than revision, if that is not 0.
+// newest returns a read of the newest entries of the queue: l's own, and one more than
+// lookahead ahead of it. If revision is not 0, none is newer than that.
 func (l *Lock) newest(revision int64) *pb.RangeRequest {
 	read := txn.AllBelow(l.queue())
 	read.KeysOnly, read.MaxCreateRevision = true, revision
@@ -483,10 +489,11 @@ func (l *Lock) newest(revision int64) *pb.RangeRequest {
 	return read
 }
 
+// queue returns the prefix of the keys of the name's queue.
 func (l *Lock) queue() string { return l.client.keys.Queue(l.name) }
 
-// hold turns a queued lock that has come to the front into a held one, if nothing
-// has happened to it.
+// hold makes a queued lock whose entry is the head of the queue a held one, unless it has
+// ended meanwhile.
 func (l *Lock) hold() error {
 	alive := l.session.check() == nil
 	l.mu.Lock()
@@ -502,9 +509,8 @@ func (l *Lock) hold() error {
 	return context.Cause(l.ctx)
 }
 
-// fail ends a lock that could not be acquired. Usually it is gone from the
-// queue when fail returns; if etcd does not answer at once, that goes on in the
-// background.
+// fail ends a lock that could not be acquired. Usually its entry is gone when fail returns;
+// if etcd does not answer at once, that goes on in the background.
 func (l *Lock) fail(cause error) {
 	l.end(cause)
 	c := l.client
@@ -518,5 +524,5 @@ func (l *Lock) fail(cause error) {
 	}
 }
 
-// dequeueWait is how long a call that failed waits for its place in the queue to be gone.
+// dequeueWait is how long a call that failed waits for the removal of its entry.
 const dequeueWait = 50 * time.Millisecond

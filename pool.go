@@ -123,8 +123,8 @@ func (c *Client) enlist(s *Session) bool {
 	return !c.closed
 }
 
-// delist undoes enlist when nothing is left of the session. If the etcd client was closed,
-// something may be left, and Close has to report that.
+// delist undoes enlist at the end of the session. If the etcd client was closed first, the
+// session stays enlisted, so that Close reports what may be left of it.
 func (c *Client) delist(s *Session) {
 	if errors.Is(s.closeErr, ErrEtcdClosed) {
 		return

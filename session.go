@@ -137,9 +137,9 @@ func (s *Session) Context() context.Context {
 }
 
 // Lease returns the ID of the lease. Leave the lease to the Client: a concurrency.Session
-// on it (concurrency.WithLease) has the same keys as the locks of this Session, which
-// removes entries that do not belong to them. To share a lease, adopt the other session
-// instead.
+// on it (concurrency.WithLease) uses the same keys as the locks of this Session, and this
+// Session removes such keys if they do not belong to its locks. To share a lease, adopt the
+// other session instead.
 func (s *Session) Lease() clientv3.LeaseID { return s.lease }
 
 // Close ends all holds of the session, whose contexts end with ErrClosed, makes calls that
