@@ -361,7 +361,7 @@ func TestTryLock_DoesNotWaitForThoseWhoAreNext(t *testing.T) {
 	want(t, l.Unlock(ended), context.Canceled)
 	before := tryAsync(within(t), c) // waits for the removal
 	next := lockAsync(within(t), c, "a", "next")
-	eventually(t, "the next is in line", func() bool { return c.Waiting("a") == 1 })
+	eventually(t, "the next is in line", func() bool { return locker.Waiting(c, "a") == 1 })
 	want(t, receive(t, tryAsync(within(t), c)).Err, locker.ErrLocked)
 	close(h.proceed)
 	if got := receive(t, next); got.Err != nil {
@@ -396,12 +396,12 @@ func (d dam) burst(t testing.TB) {
 // gathered locks n names, and returns when their writes wait.
 func gathered(ctx context.Context, t testing.TB, c *locker.Client, n int) map[string]<-chan outcome {
 	t.Helper()
-	before, results := c.Gathering(), make(map[string]<-chan outcome)
+	before, results := locker.Gathering(c), make(map[string]<-chan outcome)
 	for i := range n {
 		name := fmt.Sprint("name", i)
 		results[name] = lockAsync(ctx, c, name, "of "+name)
 	}
-	eventually(t, "they wait", func() bool { return c.Gathering() == before+n })
+	eventually(t, "they wait", func() bool { return locker.Gathering(c) == before+n })
 	return results
 }
 
@@ -515,7 +515,7 @@ func TestATransactionHasOneWriteOfEachNameAtMost(t *testing.T) {
 			})
 		}
 	}
-	eventually(t, "they wait", func() bool { return c.Gathering() == 2*n })
+	eventually(t, "they wait", func() bool { return locker.Gathering(c) == 2*n })
 	d.burst(t)
 	writers.Wait()
 	together := false

@@ -583,7 +583,7 @@ func TestLock_OfANameThatOnlyAnOuterContextHasIsNotRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	third := lockAsync(second.Context(), c, "a", "w")
-	eventually(t, "it is in line", func() bool { return c.Waiting("a") == 1 })
+	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "a") == 1 })
 	unlock(t, first)
 	if got := receive(t, third); got.Err != nil {
 		t.Error(got.Err)

@@ -12,7 +12,7 @@ func HedgeAfter(c *Client, d time.Duration) { c.store.HedgeDelay, c.watches.Hedg
 func KeepWatchesFor(c *Client, d time.Duration) { c.watches.Idle = d }
 
 // Gathering returns how many writes of the client wait for the one in flight.
-func (c *Client) Gathering() (n int) { return c.store.Waiting() }
+func Gathering(c *Client) int { return c.store.Waiting() }
 
 // Waiting returns how many goroutines of the client stand in line behind the one that deals with etcd.
-func (c *Client) Waiting(name string) int { return c.lines.Waiting(name) }
+func Waiting(c *Client, name string) int { return c.lines.Waiting(name) }

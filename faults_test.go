@@ -29,7 +29,7 @@ func wantOneRefused(t *testing.T, b bundle, c *locker.Client, w *wire, refuse fu
 	before := len(w.transactions(0))
 	results := gathered(within(t), t, c, 10)
 	refused := refuse()
-	eventually(t, "it waits as well", func() bool { return c.Gathering() == 11 })
+	eventually(t, "it waits as well", func() bool { return locker.Gathering(c) == 11 })
 	d.burst(t)
 	locks := b.wantEach(t, results)
 	got := receive(t, refused)
@@ -63,7 +63,7 @@ func TestValuesThatAreTooLargeTogetherAreNot(t *testing.T) {
 	for i := range results {
 		results[i] = lockAsync(within(t), c, fmt.Sprint("name", i), strings.Repeat("x", 20<<10))
 	}
-	eventually(t, "they wait", func() bool { return c.Gathering() == len(results) })
+	eventually(t, "they wait", func() bool { return locker.Gathering(c) == len(results) })
 	d.burst(t)
 	for _, result := range results {
 		b.holds(t, lockOf(t, result))
@@ -129,7 +129,7 @@ func TestReleasesGoThroughTogetherWithLocksThatAreRefusedForSpace(t *testing.T) 
 			}
 		})
 	}
-	eventually(t, "the releases wait", func() bool { return c.Gathering() == len(locks) })
+	eventually(t, "the releases wait", func() bool { return locker.Gathering(c) == len(locks) })
 	results := gathered(ctx, t, c, 5)
 	before := len(w.transactions(0))
 	g.open()
@@ -220,7 +220,7 @@ func TestALossOfWhatLeftTogetherLosesNoLock(t *testing.T) {
 			d = newDam(t, c, w)
 			done := make(chan struct{})
 			go func() { unlockAll(t, locks); close(done) }()
-			eventually(t, "they wait", func() bool { return c.Gathering() == len(locks) })
+			eventually(t, "they wait", func() bool { return locker.Gathering(c) == len(locks) })
 			w.fail(1, batched, fault)
 			d.burst(t)
 			receive(t, done)
@@ -314,7 +314,7 @@ func TestCloseWhileManyAreUnderWayTogetherLeavesNothing(t *testing.T) {
 			d.open()
 			receive(t, g.arrived)
 			behind := lockAsync(within(t), c, "behind", "")
-			eventually(t, "one waits behind them", func() bool { return c.Gathering() > 0 })
+			eventually(t, "one waits behind them", func() bool { return locker.Gathering(c) > 0 })
 			closed := make(chan error, 1)
 			go func() { closed <- c.Close() }()
 			want(t, receive(t, behind).Err, locker.ErrClosed)
@@ -674,7 +674,7 @@ func TestAReleaseTogetherWithWhatFilledTheSpaceIsOne(t *testing.T) {
 	released := make(chan error, 1)
 	go func() { released <- a.Unlock(within(t)) }()
 	second := lockAsync(within(t), c, "second", "")
-	eventually(t, "they wait", func() bool { return c.Gathering() == 2 })
+	eventually(t, "they wait", func() bool { return locker.Gathering(c) == 2 })
 	close(held)
 	if err := receive(t, released); err != nil {
 		t.Error(err)

@@ -69,7 +69,7 @@ func TestTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	}
 	first := lock(t, c, "a", "first")
 	second := lockAsync(ctx, c, "a", "second", locker.WithSession(own))
-	eventually(t, "the second is in line", func() bool { return c.Waiting("a") == 1 })
+	eventually(t, "the second is in line", func() bool { return locker.Waiting(c, "a") == 1 })
 	if holder := get(t, c, "a"); holder != holderOf(t, b, first) {
 		t.Errorf("holder %+v", holder)
 	}
@@ -88,7 +88,7 @@ func TestGoroutinesOfOneClientAreServedInOrder(t *testing.T) {
 	var waiters []<-chan outcome
 	for i := range 6 {
 		waiters = append(waiters, lockAsync(ctx, c, "a", fmt.Sprint(i)))
-		eventually(t, "one more is in line", func() bool { return c.Waiting("a") == i+1 })
+		eventually(t, "one more is in line", func() bool { return locker.Waiting(c, "a") == i+1 })
 	}
 	serveInOrder(t, present, waiters)
 }
@@ -597,7 +597,7 @@ func TestEtcdClosed_EndsAllThatIsUnderWay(t *testing.T) {
 	}
 	lock(t, c, "held", "v")
 	run("a waiter in the client's line", func() error { _, err := c.Lock(ctx, "held", "w"); return err })
-	eventually(t, "it is in line", func() bool { return c.Waiting("held") == 1 })
+	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "held") == 1 })
 	run("a waiter in etcd's queue", func() error { _, err := c.Lock(ctx, "foreign", "w", locker.WithSession(s)); return err })
 	b.Queued(t, "foreign", 2)
 	started := make(chan struct{}, 4)

@@ -291,7 +291,7 @@ func TestAnHeirWhoseSessionIsOfNoUseLetsTheNextHaveItsTurn(t *testing.T) {
 		holder := lock(t, c, "a", "")
 		heir := inLine(ctx, t, c, 0, "a", "", locker.WithSession(test.session))
 		behind := lockAsync(ctx, c, "a", "behind")
-		eventually(t, what+": it stands in line", func() bool { return c.Waiting("a") == 2 })
+		eventually(t, what+": it stands in line", func() bool { return locker.Waiting(c, "a") == 2 })
 		test.spoil()
 		unlock(t, holder)
 		want(t, receive(t, heir).Err, test.want)
@@ -757,9 +757,9 @@ func TestLock_ManyThatWaitMayBeGivenUpAtOnce(t *testing.T) {
 		_, err := c.Lock(ctx, "a", "v")
 		return err
 	}, func() {
-		eventually(t, "all are in line", func() bool { return c.Waiting("a") == n })
+		eventually(t, "all are in line", func() bool { return locker.Waiting(c, "a") == n })
 	}))
-	if got := c.Waiting("a"); got != 0 || l.Err() != nil {
+	if got := locker.Waiting(c, "a"); got != 0 || l.Err() != nil {
 		t.Errorf("%d are in line, %v", got, l.Err())
 	}
 	unlock(t, l)

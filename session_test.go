@@ -492,7 +492,7 @@ func TestClosingASessionEndsItsHoldsAndNoOthers(t *testing.T) {
 	l, kept := lock(t, c, "a", "v", locker.WithSession(s)), lock(t, c, "kept", "v")
 	foreign := lock(t, b.Client(t), "foreign", "v")
 	local := lockAsync(ctx, c, "kept", "v", locker.WithSession(s))
-	eventually(t, "it is in line", func() bool { return c.Waiting("kept") == 1 })
+	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "kept") == 1 })
 	remote := lockAsync(ctx, c, "foreign", "v", locker.WithSession(s))
 	b.Queued(t, "foreign", 2)
 	for range 2 {

@@ -2,10 +2,6 @@ package locker_test
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -14,7 +10,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
@@ -85,28 +80,7 @@ func receive[T any](t testing.TB, ch <-chan T) T {
 	return locktest.Receive(t, ch)
 }
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	// More tests at once than there are processors: they wait far more than they compute. Those
-	// that compute are not parallel. They run before the others, one after the other, so that
-	// nobody's lease runs out for them.
-	preset("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0)))
-	preset("rapid.checks", "15") // make hammer has more
-	goleak.VerifyTestMain(m)
-}
-
-// preset sets a flag that was not given on the command line.
-func preset(name, value string) {
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
-	if given {
-		return
-	}
-	if err := flag.Set(name, value); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func TestMain(m *testing.M) { locktest.Main(m) }
 
 // write is what a transaction does to the queue of one name.
 type write struct{ name, put, deleted string } // the name as escaped, and keys
@@ -288,7 +262,7 @@ func (b bundle) wired(t testing.TB, opts ...locker.Option) (*locker.Client, *wir
 func inLine(ctx context.Context, t testing.TB, c *locker.Client, n int, name, value string, opts ...locker.LockOption) <-chan outcome {
 	t.Helper()
 	result := lockAsync(ctx, c, name, value, opts...)
-	eventually(t, "it stands in line", func() bool { return c.Waiting(name) == n+1 })
+	eventually(t, "it stands in line", func() bool { return locker.Waiting(c, name) == n+1 })
 	return result
 }
 

@@ -3,16 +3,45 @@ package locktest
 
 import (
 	"context"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/goleak"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
 )
+
+// Main runs the tests of a package, and fails if they leave goroutines behind.
+func Main(m *testing.M) {
+	flag.Parse()
+	// More tests at once than there are processors: they wait far more than they compute. Those
+	// that compute are not parallel. They run before the others, one after the other, so that
+	// nobody's lease runs out for them.
+	preset("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0)))
+	preset("rapid.checks", "15") // make hammer has more
+	goleak.VerifyTestMain(m)
+}
+
+// preset sets a flag that exists and was not given on the command line.
+func preset(name, value string) {
+	given := flag.Lookup(name) == nil
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	if given {
+		return
+	}
+	if err := flag.Set(name, value); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
 
 // Patience is how long a test waits for anything before it fails: long, because the machine may be busy
 // with other things. Only a test that fails waits that long.

@@ -1,14 +1,9 @@
 package systest
 
 import (
-	"flag"
-	"fmt"
-	"os"
-	"runtime"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/goleak"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -78,25 +73,4 @@ func receive[T any](t testing.TB, ch <-chan T) T {
 	return locktest.Receive(t, ch)
 }
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	// More tests at once than there are processors: they wait far more than they compute. Those
-	// that compute are not parallel. They run before the others, one after the other, so that
-	// nobody's lease runs out for them.
-	preset("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0)))
-	preset("rapid.checks", "15") // make hammer has more
-	goleak.VerifyTestMain(m)
-}
-
-// preset sets a flag that was not given on the command line.
-func preset(name, value string) {
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
-	if given {
-		return
-	}
-	if err := flag.Set(name, value); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func TestMain(m *testing.M) { locktest.Main(m) }
