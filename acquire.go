@@ -192,8 +192,8 @@ func (l *Lock) passOn(cause error) {
 	})
 }
 
-// take acquires the lock: it joins the queue, unless its predecessor has put it there, and
-// waits for the head of the queue. After an error, fail must follow.
+// take acquires the lock: it joins the queue, unless a hand-over has put its entry there,
+// and waits for the head of the queue. After an error, fail must follow.
 func (l *Lock) take(caller context.Context, try bool) error {
 	// While it is queued, the lock's own context ends with that of its caller.
 	defer context.AfterFunc(caller, func() { l.endWait(context.Cause(caller)) })()
@@ -480,8 +480,8 @@ func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predec
 	return ahead, true
 }
 
-// newest returns a read of the newest entries of the queue: l's own, and one more than
-// lookahead ahead of it. If revision is not 0, none is newer than that.
+// newest returns a read of the newest entries of the queue: l's own, and up to one more
+// than lookahead ahead of it. If revision is not 0, none is newer than that.
 func (l *Lock) newest(revision int64) *pb.RangeRequest {
 	read := txn.AllBelow(l.queue())
 	read.KeysOnly, read.MaxCreateRevision = true, revision

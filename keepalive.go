@@ -17,16 +17,16 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// grant takes the lease. If an attempt without an answer has done so already, it is
-// for renewOnce to find out how long the lease lives.
+// grant has etcd grant the lease. If an attempt without an answer has achieved that
+// already, it leaves it to renewOnce to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
 	seconds := int64((s.ttl + time.Second - 1) / time.Second)
 	c := s.client
 	var granted renewal
 	var once sync.Once
 	done := make(chan error, 1)
-	// What is granted after the lease was revoked would stay: so an attempt is not cut off
-	// by the end of the call.
+	// What is granted after the lease was revoked would stay. Therefore the end of the call
+	// does not cut off an attempt.
 	attempts, cancel := context.WithCancel(s.cleanUpCtx)
 	attempt := func(ctx context.Context) (renewal, error) {
 		r := renewal{sent: time.Now()}
@@ -41,7 +41,7 @@ func (s *Session) grant(ctx context.Context) error {
 		}
 		return r, err
 	}
-	c.tasks.Run(func() { // nobody waits any more: it has that much longer
+	c.tasks.Run(func() { // when nobody waits any more, it has that much longer
 		defer cancel()
 		select {
 		case <-ctx.Done():
@@ -71,7 +71,7 @@ func (s *Session) grant(ctx context.Context) error {
 	return err
 }
 
-// renewOnce renews a lease that is there already for the first time.
+// renewOnce renews a lease that exists already for the first time.
 func (s *Session) renewOnce(ctx context.Context) error {
 	renewed, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (renewal, error) {
 		k := s.newKeepAlive()
@@ -101,52 +101,53 @@ func (s *Session) start(r renewal) {
 	}
 }
 
-// setAlarm has the deadline checked when it passes. The caller has the mutex.
+// setAlarm sets the alarm to the deadline. The caller holds the mutex.
 func (s *Session) setAlarm() {
 	if s.alarm != nil {
 		s.alarm.Stop()
 	}
-	s.alarm = s.client.tasks.After(time.Until(s.deadline), func() { _ = s.check() }) // it ends what is over
+	s.alarm = s.client.tasks.After(time.Until(s.deadline), func() { _ = s.check() }) // which ends the session
 }
 
-// until returns the deadline that a renewal leads to. etcd counts the TTL from a
-// later moment than that of sending, so it cannot delete before.
+// until returns the deadline after a renewal. etcd counts the TTL from a moment after the
+// request was sent, so it cannot delete before the deadline.
 func (s *Session) until(r renewal) time.Time {
 	return r.sent.Add(r.life() - s.client.marginOf(r.life()))
 }
 
-// renewal is the answer to one request.
+// renewal is the outcome of one request to renew the lease.
 type renewal struct {
 	by   *keepAlive
 	sent time.Time
 	ttl  int64 // seconds; 0 if there is no such lease
-	odd  bool  // it seems to come from an earlier time
+	odd  bool  // the answer seems to come from an earlier time of the cluster
 	err  error
 }
 
-// life is how long the lease lives from then on.
+// life returns how long the lease lives from the renewal on.
 func (r renewal) life() time.Duration { return time.Duration(r.ttl) * time.Second }
 
-// longestRenewalWait bounds the interval at which a renewal that is not answered is asked
-// for again: a lease of a year has time, but should be renewed soon after an outage.
+// longestRenewalWait bounds the interval at which a renewal without an answer is asked for
+// again: a lease of a year has time, but should be renewed soon after an outage.
 const longestRenewalWait = 30 * time.Second
 
-// renew renews the lease once, on the stream kept from the last time, and returns
-// the stream to keep. While there is no answer it asks again at growing intervals,
-// each time on a new stream, which the balancer opens to another member, and takes
-// the answer that comes first: so it survives a frozen member as well as a slow
-// network. No more than two are on the way: the first, which a slow network answers
-// in the end, and the newest. It returns when the lease is renewed or the session is
-// over, with no goroutine left.
+// renew renews the lease once, on the stream kept from the last time, and returns the
+// stream to keep. While there is no answer it asks again at growing intervals, each time on
+// a new stream, which the balancer opens to another member, and takes the first answer. So
+// neither a frozen member nor a slow network loses the lease.
+//
+// No more than two requests are on their way: the first, which a slow network answers in
+// the end, and the newest. renew returns when the lease is renewed or the session is over,
+// with no goroutine left.
 func (s *Session) renew(kept *keepAlive) *keepAlive {
 	var (
 		wait    = s.client.store.HedgeDelay
-		longest = max(wait, min(s.renewed.life()/6, longestRenewalWait)) // several fit before the deadline
+		longest = max(wait, min(s.renewed.life()/6, longestRenewalWait)) // several of these fit before the deadline
 		again   = time.NewTimer(0)
 		answers = make(chan renewal)
-		asked   []*keepAlive // those on the way
-		earlier []*keepAlive // the last few, whatever has become of them
-		running int          // these, and those given up that have yet to end
+		asked   []*keepAlive // on their way
+		earlier []*keepAlive // the last few that were asked, whatever has become of them
+		running int          // those on their way, and those given up that have yet to end
 		next    = kept
 	)
 	defer again.Stop()
@@ -187,27 +188,27 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 				continue
 			case a.err == nil && a.ttl <= 0:
 				a.by.cancel()
-				_ = s.fail(rpctypes.ErrLeaseNotFound) // the session has it
+				_ = s.fail(rpctypes.ErrLeaseNotFound) // the session keeps the error
 				return nil
 			case a.err == nil:
 				s.renewed = a
 				s.extend(a)
 				if givenUp {
-					return nil // just before the answer came
+					return nil // it was given up just before the answer came
 				}
 				return a.by
 			}
 			a.by.cancel()
 			s.noteFailure(a.err)
 			if a.by == kept {
-				again.Reset(backoff.Shortest) // it broke some time ago, that is no reason to wait
+				again.Reset(backoff.Shortest) // the kept stream broke some time ago: that is no reason to wait
 			}
 		}
 	}
 }
 
-// extend moves the deadline after a renewal: back, if etcd has lowered the TTL.
-// Renewals are answered in the order of their sending, as far as they count.
+// extend moves the deadline after a renewal; backwards, if etcd has lowered the TTL.
+// Renewals that count are answered in the order in which they were sent.
 func (s *Session) extend(r renewal) {
 	if s.check() != nil {
 		return // too late: what is lost stays lost
@@ -221,7 +222,7 @@ func (s *Session) extend(r renewal) {
 	}
 }
 
-// noteFailure remembers why a renewal failed, for the day the deadline passes.
+// noteFailure keeps why a renewal failed, in case the deadline passes.
 func (s *Session) noteFailure(err error) {
 	s.mu.Lock()
 	s.trouble = err
@@ -234,20 +235,20 @@ type keepAlive struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	stream pb.Lease_LeaseKeepAliveClient // nil until the first renewal has opened it
-	refuse context.CancelFunc            // of the stream alone
-	member atomic.Pointer[string]        // at the other end; nil until it is known
+	refuse context.CancelFunc            // ends the stream alone
+	member atomic.Pointer[string]        // address of the member at the other end; nil until it is known
 }
 
 // newKeepAlive prepares a stream. It belongs to the session, not to a call.
 func (s *Session) newKeepAlive() *keepAlive {
-	// Ask for a leader: a member that was cut off from it refuses, and the next
-	// attempt goes to another.
+	// It requires a leader: a member that was cut off from the leader refuses then, and the
+	// next attempt goes to another member.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(s.ctx))
 	return &keepAlive{ctx: ctx, cancel: cancel}
 }
 
-// open opens the stream. The balancer chooses the member; one that has not answered any of
-// the others is refused, twice, after which there may be no better.
+// open opens the stream. The balancer chooses the member. A member that has not answered
+// one of the others is refused, up to twice; after that there may be no better one.
 func (k *keepAlive) open(s *Session, others []*keepAlive) error {
 	for refusals := 0; ; refusals++ {
 		ctx, refuse := context.WithCancel(k.ctx)
@@ -264,8 +265,8 @@ func (k *keepAlive) open(s *Session, others []*keepAlive) error {
 	}
 }
 
-// meets notes which member is at the other end, and reports whether that has one of the
-// others as well.
+// meets notes which member is at the other end, and reports whether one of the others has
+// the same.
 func (k *keepAlive) meets(others []*keepAlive) bool {
 	at, ok := peer.FromContext(k.stream.Context())
 	if !ok || at.Addr == nil {
@@ -287,10 +288,10 @@ func (k *keepAlive) renew(s *Session, others []*keepAlive) (r renewal) {
 			return r
 		}
 	}
-	// What counts is when it was sent: etcd renews some time after that.
+	// The time of sending counts: etcd renews the lease some time after it.
 	r.sent = time.Now()
 	before := s.timeline.now()
-	// An error of Send only says that the stream has ended; Recv says why.
+	// An error of Send only shows that the stream has ended; Recv reports why.
 	_ = k.stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(s.lease)})
 	resp, err := k.stream.Recv()
 	if err != nil {

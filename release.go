@@ -16,9 +16,9 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// cleanUp removes whatever the lock may have in the queue, and detaches it; next, if
-// there is one, gets its turn. It is bounded by the TTL: what could not be confirmed gone by then costs the
-// session its lease, and goes with it.
+// cleanUp removes whatever the lock may have in the queue, and detaches it; next, if there
+// is one, takes its place. It is bounded by the TTL: what cannot be confirmed gone by then
+// costs the session its lease, and goes with it.
 func (l *Lock) cleanUp(next *Lock) error {
 	s := l.session
 	defer l.detach(next)
@@ -40,9 +40,9 @@ func (l *Lock) cleanUp(next *Lock) error {
 	return err
 }
 
-// startCleanUp makes sure that nothing of the lock is left in the queue, and detaches it. If
-// that takes requests, it goes on in the background until done is closed, which may
-// have to wait for others.
+// startCleanUp makes sure that nothing of the lock is left in the queue, and detaches it.
+// If that takes requests, it goes on in the background until done is closed; started is
+// false if it has to wait for other clean-ups first.
 func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 	left := make(chan struct{})
 	if l.nothingLeft() {
@@ -57,14 +57,14 @@ func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 	return left, started
 }
 
-// removalsAtOnce is what two transactions take.
+// removalsAtOnce is how many clean-ups run at a time: as many as fit into two transactions.
 const removalsAtOnce = 2 * txn.MaxTogether
 
-// nothingLeft reports whether the lock has certainly nothing in the queue.
+// nothingLeft reports whether the lock certainly has nothing in the queue.
 func (l *Lock) nothingLeft() bool { return !l.puts.unresolved() && l.token.Load() == 0 }
 
-// detach is the last step in the life of a lock: the next goroutine of the client
-// that wants the name has its turn; next if that has been called already.
+// detach is the last step in the life of a lock. It detaches the lock from its session and
+// makes the next in the client's line ready; that is next, if it was called already.
 func (l *Lock) detach(next *Lock) {
 	left := l.session.drop(l)
 	l.client.lines.Leave(l.name, next)
@@ -73,8 +73,9 @@ func (l *Lock) detach(next *Lock) {
 	}
 }
 
-// dequeue releases what is in the queue, after making sure that nothing can come
-// after it, and reports whether it was there until then.
+// dequeue removes the entry from the queue, after making sure that none can be put after
+// that. found reports whether the entry was there until then. If there is a next, the entry
+// is handed over to it.
 func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) {
 	if err := l.resolveInDoubt(ctx); err != nil {
 		return false, err
@@ -93,8 +94,8 @@ func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) 
 }
 
 // resolveInDoubt makes sure that no put of the entry can take effect any more. It first
-// gives those under way the time to be answered: to invalidate them costs the other puts of the
-// session another attempt.
+// gives the puts in flight the time to be answered: invalidating them costs the other puts
+// of the session another attempt.
 func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	if !l.puts.unresolved() {
 		return nil
@@ -112,9 +113,9 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	return err
 }
 
-// deleteEntry deletes the entry, this incarnation of it and no other, and reports
-// whether it was there until then. It is a transaction without a put, which etcd
-// accepts even when it has run out of space.
+// deleteEntry deletes the entry, this incarnation of it and no other, and reports whether
+// it was there until then. The transaction has no put, so etcd accepts it even when it has
+// run out of space.
 func (l *Lock) deleteEntry(ctx context.Context) (found bool, err error) {
 	resp, only, err := l.client.store.Commit(ctx, txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}})
 	if err != nil {
@@ -124,22 +125,23 @@ func (l *Lock) deleteEntry(ctx context.Context) (found bool, err error) {
 	return resp.Succeeded || !only, nil
 }
 
-// alternate ends every second key of a name and session: etcd refuses to delete and
-// put one key in one transaction, so in a hand-over two take turns.
+// alternate is the end of every second key of a name and session: etcd refuses to delete
+// and put the same key in one transaction, so hand-overs alternate between two.
 const alternate = ".2"
 
-// handOver releases the entry of l and puts that of next, the next in the client's
-// line, at the end of the queue in one transaction: if nobody else is waiting, next
-// holds after one commit. It waits for the hedge delay. If there is no answer by then, the
-// two go separate ways, and next finds out by itself whether its entry is in the queue
-// nevertheless. unknown tells that the entry of l may have been released as well.
+// handOver deletes the entry of l, and puts that of next, the next in the client's line, at
+// the end of the queue, in one transaction: if nobody else is waiting, next holds after one
+// commit. It waits for the hedge delay. If there is no answer by then, the two go separate
+// ways, and next finds out by itself whether its entry is in the queue nevertheless.
+//
+// released reports whether the entry of l was deleted; unknown, that it may have been.
 func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool) {
 	c := l.client
 	if next.session == nil && c.attachNow(next) != nil {
-		return false, false // it takes a request, which is for next to make
+		return false, false // to attach it takes a request, which next has to make itself
 	}
 	if txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay {
-		return false, false // it would take too long to wait for
+		return false, false // the value takes too long to send
 	}
 	if next.key == l.key {
 		next.key += alternate
@@ -152,7 +154,7 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 	w.Landed = func(o txn.Outcome) {
 		next.landed(o)
 		if o.Err == nil && o.Resp.Succeeded {
-			c.lines.Leave(l.name, next) // at once: what is left for l to do it need not wait for
+			c.lines.Leave(l.name, next) // at once: it need not wait for what is left for l to do
 		}
 	}
 	next.puts.begin(w.Epoch)
@@ -170,9 +172,9 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 	return false, c.store.Forget(w) != txn.ErrUnsent
 }
 
-// shareHold passes the hold of l, which has ended, on to next as it is: without a
-// request, with the same entry and token. It reports false if that must not be:
-// often enough in a row, or next would not have the session or the value it wants.
+// shareHold passes the hold of l, which has ended, on to next as it is: with the same entry
+// and token, and without a request. It reports false if that is not allowed: the hold was
+// shared often enough in a row, or next wants another session or value.
 func (l *Lock) shareHold(next *Lock) bool {
 	l.mu.Lock()
 	same := l.turns < l.client.turns && !l.revalued && next.value == l.value && next.wants == l.wants
@@ -184,7 +186,7 @@ func (l *Lock) shareHold(next *Lock) bool {
 	return true
 }
 
-// replace attaches next to the session in the place of l, with its entry.
+// replace attaches next to the session in place of l, with the entry of l.
 func (s *Session) replace(l, next *Lock) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,7 +200,7 @@ func (s *Session) replace(l, next *Lock) bool {
 	return true
 }
 
-// cleanupWait is how long a call that cannot be given up waits for etcd to confirm that
+// cleanupWait bounds how long a call without a context waits until etcd has confirmed that
 // nothing is left. A TTL may be a year; what takes longer goes on in the background.
 const cleanupWait = 10 * time.Second
 
@@ -207,11 +209,11 @@ var (
 	errDrained      = errors.New("the session is over, and etcd has not answered")
 )
 
-// await waits until nothing is left of the sessions, or ctx has ended, and returns what
-// was not confirmed.
+// await waits until nothing is left of the sessions or ctx has ended, and returns what was
+// not confirmed.
 func (c *Client) await(ctx context.Context, sessions ...*Session) error {
 	var errs []error
-	var late error // why the others are not confirmed
+	var late error // why the rest is not confirmed
 	for _, s := range sessions {
 		if late == nil {
 			select {
@@ -230,7 +232,7 @@ func (c *Client) await(ctx context.Context, sessions ...*Session) error {
 	return errors.Join(errs...)
 }
 
-// unconfirmed says what may be left of the session.
+// unconfirmed adds to an error what may be left of the session.
 func (s *Session) unconfirmed(err error) error {
 	if s.adopted != nil {
 		return fmt.Errorf("entries on the adopted lease %x not confirmed gone: %w", s.lease, err)
@@ -238,8 +240,8 @@ func (s *Session) unconfirmed(err error) error {
 	return fmt.Errorf("lease %x not confirmed gone, it runs out by itself: %w", s.lease, err)
 }
 
-// cleanUp leaves nothing of a session that is over in etcd. By its end, at the latest,
-// the lease has run out by itself, if it was not adopted.
+// cleanUp removes everything of a session that is over from etcd. When it gives up, the
+// lease has expired by itself, unless it was adopted.
 func (s *Session) cleanUp() error {
 	ctx, cancel := context.WithTimeout(s.cleanUpCtx, max(s.ttl, s.renewed.life()))
 	defer cancel()
@@ -258,9 +260,9 @@ func (s *Session) cleanUp() error {
 	return err
 }
 
-// awaitCallbacks waits, after a Close, for the callbacks under the holds that it has
-// ended: until they return, nobody else should have their names. It renews the lease
-// meanwhile. It leaves a quarter of its bound to what follows.
+// awaitCallbacks waits, after a Close, for the functions that run under the holds it has
+// ended: until they return, nobody else should have their names. Meanwhile it renews the
+// lease. It leaves a quarter of the time to what follows.
 func (s *Session) awaitCallbacks(ctx context.Context) {
 	if len(s.callbacks) == 0 {
 		return
@@ -293,10 +295,10 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 	}
 }
 
-// revoke revokes the lease, and everything on it goes with it.
+// revoke revokes the lease, and with it everything that is attached to it.
 func (s *Session) revoke(ctx context.Context) error {
-	// What is granted after it was revoked would stay. A grant that is not answered
-	// ends with ctx.
+	// What is granted after the revocation would stay. A grant that is not answered ends
+	// with ctx.
 	stop := context.AfterFunc(ctx, func() { s.endCleanUp(errDrained) })
 	s.grants.Wait()
 	stop()
@@ -309,15 +311,15 @@ func (s *Session) revoke(ctx context.Context) error {
 	return err
 }
 
-// deleteEntries deletes the entries and the record of an adopted session, all at once: they
-// leave together.
+// deleteEntries deletes the record and the entries of an adopted session. The entries go
+// together.
 func (s *Session) deleteEntries(ctx context.Context) error {
 	select {
 	case <-s.empty: // all holds have ended, and callers that waited have left the queue
 	case <-ctx.Done():
 		return txn.Ended(ctx, ctx.Err())
 	}
-	// First the record: without it, no put that is still under way can take effect.
+	// First the record: without it, no put that is still in flight can take effect.
 	if _, _, err := s.client.store.Commit(ctx, txn.Txn{Then: []*pb.RequestOp{txn.OpDelete(s.record())}}); err != nil {
 		return err
 	}
@@ -331,7 +333,7 @@ func (s *Session) deleteEntries(ctx context.Context) error {
 	return errors.Join(err, s.deleteLeftovers(ctx))
 }
 
-// deleteLeftovers deletes what is on an adopted lease under the session's own name. No
+// deleteLeftovers deletes what is left on an adopted lease under the session's own name. No
 // put can follow: the record is gone.
 func (s *Session) deleteLeftovers(ctx context.Context) error {
 	lease, err := s.leaseWithKeys(ctx)
@@ -351,8 +353,8 @@ func (s *Session) deleteLeftovers(ctx context.Context) error {
 	})
 }
 
-// concurrently calls f for all items at once, so that what they write leaves together,
-// and returns one of the errors. There are as many as a lease has entries.
+// concurrently calls f for all items at once, so that their writes share transactions, and
+// returns one of the errors. There are at most as many items as a lease has entries.
 func concurrently[T any](c *Client, items []T, f func(T) error) error {
 	var (
 		wg     sync.WaitGroup
@@ -379,7 +381,7 @@ func concurrently[T any](c *Client, items []T, f func(T) error) error {
 	return last
 }
 
-// inBatches calls f for the items, as many at once as etcd accepts in one transaction.
+// inBatches calls f for the items, with as many at once as etcd accepts in one transaction.
 func inBatches[T any](items []T, f func([]T) error) error {
 	for limit := txn.MaxTogether; len(items) > 0; {
 		batch := items[:min(limit, len(items))]
