@@ -11,26 +11,26 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// Compat has the calls of the original Locker, with their channels, over a Client.
-// It is safe for concurrent use.
+// Compat has the calls of the original Locker, with their channels, on top of a Client. It
+// is safe for concurrent use.
 //
-// Deprecated: use [Client], whose calls take contexts and return handles. Compat is
-// supported for good: programs that use it need not change.
+// Deprecated: use [Client], whose calls take contexts and return handles. Compat remains
+// supported: programs that use it need not change.
 type Compat struct {
-	client *Client // nil if there is none, because of broken
-	broken error
-	owner  bool // of the client: Close closes it
+	client *Client // nil if broken is set
+	broken error   // why there is no client
+	owner  bool    // Close closes the client
 	tasks  tasks.Group
 	ctx    context.Context // ends with Close
 	end    context.CancelCauseFunc
 }
 
-// The TTL of the original. Its directory, "locker", is the default prefix.
+// compatTTL is the TTL of the original. Its directory, "locker", is the default prefix.
 const compatTTL = 5 * time.Second
 
-// NewCompat returns the original's calls over etcd, with the original's defaults:
-// the directory "locker" and a TTL of 5 s. It makes no request. If etcd is nil,
-// every call returns ErrInvalid.
+// NewCompat returns the original's calls on etcd, with the original's defaults: the
+// directory "locker" and a TTL of 5 s. It makes no request. If etcd is nil, or cannot be
+// used for another reason, every call returns ErrInvalid.
 //
 // Deprecated: use [New].
 func NewCompat(etcd *clientv3.Client) *Compat {
@@ -40,8 +40,8 @@ func NewCompat(etcd *clientv3.Client) *Compat {
 	return c
 }
 
-// Compat returns the original's calls over c, with its prefix and TTL. To close it
-// leaves c open.
+// Compat returns the original's calls on c, with its prefix and TTL. Closing it leaves c
+// open.
 //
 // Deprecated: use the methods of [Client].
 func (c *Client) Compat() *Compat {
@@ -50,15 +50,16 @@ func (c *Client) Compat() *Compat {
 	return compat
 }
 
+// newCompat returns the original's calls on client.
 func newCompat(client *Client) *Compat {
 	c := &Compat{client: client}
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	return c
 }
 
-// Close ends all calls, which return ErrClosed, gives up their locks, and closes the
-// Client if it came with NewCompat. It blocks as Client.Close does. To close again
-// is no error.
+// Close ends all calls, which return ErrClosed, gives up their locks, and closes the Client
+// if it was made by NewCompat. It blocks as Client.Close does, and returns its error. Close
+// is idempotent.
 func (c *Compat) Close() error {
 	if c == nil || c.end == nil {
 		return wrap("close", "", errZeroCompat)
@@ -72,18 +73,18 @@ func (c *Compat) Close() error {
 	return nil
 }
 
-// Lock locks name with value and keeps it locked. It blocks until something is sent
-// to quit or quit is closed; then it gives the lock up, at once, and returns nil.
+// Lock locks name with value and keeps it locked. It blocks until something is sent to quit
+// or quit is closed; then it gives the lock up, at once, and returns nil.
 //
-// owned tells whether name is owned: first the outcome of the first attempt, then
-// each change, so that true and false take turns. Nothing waits for its reader: the
-// lock is kept, and who reads late gets the newest. It is never closed. Both
-// channels may be nil.
+// owned reports whether name is owned: first the outcome of the first attempt, then each
+// change, so that true and false alternate. Nothing waits for its reader: the lock is kept,
+// and a reader that comes late gets the newest value. owned is never closed. Both channels
+// may be nil.
 //
-// When the lock is lost, Lock contends for it again. It returns an error if etcd has
-// not answered for the TTL, after it has told false if the lock was owned (for the
-// reader of that it waits, at most for another TTL); and for what etcd refuses, a
-// bad name, and Close.
+// When the lock is lost, Lock contends for it again. It returns an error if etcd has not
+// answered for the TTL; if the lock was owned, it first sends false to owned, and waits for
+// its reader for at most another TTL. It also returns an error if etcd refuses, for a bad
+// name, and after Close.
 //
 // Deprecated: use [Client.Campaign], or [Client.Lock] for a single hold.
 func (c *Compat) Lock(name, value string, owned chan<- bool, quit <-chan bool) error {
@@ -102,7 +103,8 @@ func (c *Compat) Lock(name, value string, owned chan<- bool, quit <-chan bool) e
 	})
 }
 
-// reachable tells whether etcd answers: then it was this process that had stopped.
+// reachable reports whether etcd answers. If it does, the lock was lost because this
+// process had stopped.
 func (c *Compat) reachable(ctx context.Context, name string) bool {
 	ctx, cancel := context.WithTimeout(ctx, c.client.ttl/3)
 	defer cancel()
@@ -110,7 +112,7 @@ func (c *Compat) reachable(ctx context.Context, name string) bool {
 	return err == nil || errors.Is(err, ErrNotFound)
 }
 
-// own locks name, tells so, and returns when the lock has ended, or cannot be had.
+// own locks name, reports that, and returns when the lock has ended or cannot be acquired.
 func (c *Compat) own(ctx context.Context, name, value string, tell func(bool)) error {
 	l, err := c.try(ctx, name, value)
 	if errors.Is(err, ErrLocked) {
@@ -128,7 +130,7 @@ func (c *Compat) own(ctx context.Context, name, value string, tell func(bool)) e
 		tell(false)
 		return l.Err()
 	case <-ctx.Done():
-		// What is not confirmed soon is finished by the Client.
+		// What is not confirmed soon is completed by the Client.
 		soon, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_ = l.Unlock(soon)
@@ -136,15 +138,15 @@ func (c *Compat) own(ctx context.Context, name, value string, tell func(bool)) e
 	}
 }
 
-// try is an attempt that finds out, within the TTL, whether etcd answers.
+// try tries once to lock name, and finds out within the TTL whether etcd answers.
 func (c *Compat) try(ctx context.Context, name, value string) (*Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.client.ttl)
 	defer cancel()
 	return c.client.TryLock(ctx, name, value)
 }
 
-// answered returns a copy of ctx that also ends when etcd has not answered for the
-// TTL, with that error. A Client waits then, where the original returned.
+// answered returns a copy of ctx that also ends when etcd has not answered for the TTL,
+// with that error: in that case a Client waits, where the original returned.
 func (c *Compat) answered(ctx context.Context, name string) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	asked := make(chan struct{})
@@ -162,13 +164,13 @@ func (c *Compat) answered(ctx context.Context, name string) (_ context.Context, 
 	}
 }
 
-// Watch tells the value of name: at once, then each change; "" if nobody holds it.
-// It blocks until something is sent to quit or quit is closed, and then returns
-// nil. Nothing waits for the reader of valueChanges: who reads late gets the newest.
-// It is never closed. Both channels may be nil.
+// Watch sends the value of name to valueChanges: at once, and then after each change; "" if
+// nobody holds it. It blocks until something is sent to quit or quit is closed, and then
+// returns nil. Nothing waits for the reader of valueChanges: a reader that comes late gets
+// the newest value. valueChanges is never closed. Both channels may be nil.
 //
-// It returns an error if etcd has not answered for the TTL, and for what etcd
-// refuses, a bad name, and Close.
+// It returns an error if etcd has not answered for the TTL, if etcd refuses, for a bad
+// name, and after Close.
 //
 // Deprecated: use [Client.Watch].
 func (c *Compat) Watch(name string, valueChanges chan<- string, quit <-chan bool) error {
@@ -185,8 +187,8 @@ func (c *Compat) Watch(name string, valueChanges chan<- string, quit <-chan bool
 	})
 }
 
-// Get returns the value of name, or LockNotFound as it is, not wrapped. It blocks
-// until etcd has answered, at most for the TTL.
+// Get returns the value of name. If nobody holds it, the error is a LockNotFound, not
+// wrapped. Get blocks until etcd has answered, at most for the TTL.
 //
 // Deprecated: use [Client.Get].
 func (c *Compat) Get(name string) (string, error) {
@@ -207,7 +209,7 @@ func (c *Compat) get(ctx context.Context, name string) (Holder, error) {
 	return c.client.Get(ctx, name)
 }
 
-// usable returns why there is no Client, if there is none.
+// usable returns why there is no Client, nil if there is one.
 func (c *Compat) usable() error {
 	if c == nil || c.end == nil {
 		return wrap("call", "", errZeroCompat)
@@ -215,9 +217,9 @@ func (c *Compat) usable() error {
 	return c.broken
 }
 
-// relay runs work in a goroutine and passes on to out what it tells: the newest, and
-// only if it differs from the one before. It returns with what work returns, or with
-// nil once told to quit, and the goroutine has ended then.
+// relay runs work in a goroutine and sends on out what work tells: the newest value, and
+// only if it differs from the one before. It returns what work returns, or nil after a
+// quit; the goroutine has ended then.
 func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ctx context.Context, tell func(T)) error) error {
 	if err := c.usable(); err != nil {
 		return err
@@ -243,11 +245,11 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 	})
 	var (
 		newest, told T
-		begun        bool             // something was told
-		to           chan<- T         // out while newest is yet to be told
-		failure      error            // of work
-		enough       <-chan time.Time // after a failure
-		closed       <-chan struct{}  // likewise
+		begun        bool             // a value was sent
+		to           chan<- T         // out, while newest has yet to be sent
+		failure      error            // what work has returned
+		enough       <-chan time.Time // when to stop waiting for the reader after that
+		closed       <-chan struct{}  // closed when c is, after that
 	)
 	quitting := func() error {
 		cancel()
@@ -258,7 +260,7 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 	}
 	defer cancel()
 	for {
-		select { // first of all: nothing is told after that
+		select { // first of all: nothing is sent after a quit
 		case <-quit:
 			return quitting()
 		default:
@@ -294,23 +296,23 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 	}
 }
 
-// LockNotFound says that nobody holds the lock. It Is ErrNotFound.
+// LockNotFound reports that nobody holds the lock. It matches ErrNotFound.
 //
 // Deprecated: use ErrNotFound, or *NotFoundError.
 type LockNotFound struct{ name string }
 
 func (e LockNotFound) Error() string { return "Lock not found: " + e.name }
 
-// Is matches ErrNotFound.
+// Is reports whether target is ErrNotFound.
 func (e LockNotFound) Is(target error) bool { return target == ErrNotFound }
 
-// LockDenied says that somebody else holds the lock. No call returns it: Lock tells
-// its owned channel. It Is ErrLocked.
+// LockDenied reports that somebody else holds the lock. No call returns it: Lock reports
+// that on its owned channel. It matches ErrLocked.
 //
 // Deprecated: use ErrLocked, or *LockedError.
 type LockDenied struct{ name string }
 
 func (e LockDenied) Error() string { return "Lock attempt was denied: " + e.name }
 
-// Is matches ErrLocked.
+// Is reports whether target is ErrLocked.
 func (e LockDenied) Is(target error) bool { return target == ErrLocked }

@@ -41,7 +41,7 @@ func (s *Session) grant(ctx context.Context) error {
 		}
 		return r, err
 	}
-	c.tasks.Run(func() { // when nobody waits any more, it has that much longer
+	c.tasks.Run(func() { // once nobody waits any more, the attempts have that much longer
 		defer cancel()
 		select {
 		case <-ctx.Done():

@@ -17,20 +17,22 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// Owner says which process a session belongs to.
+// An Owner is the process that a session belongs to.
 type Owner struct {
-	Host    string    `json:"host"`
+	Host    string    `json:"host"` // as os.Hostname reports it; empty if it does not
 	PID     int       `json:"pid"`
-	Program string    `json:"program"`
-	Start   time.Time `json:"start"`
+	Program string    `json:"program"` // last element of os.Args[0]
+	Start   time.Time `json:"start"`   // of the process, roughly
 	Version string    `json:"version"` // of this library
 }
 
-// Version is the version of this library, as it stands in the records of its sessions.
+// Version is the version of this library. Sessions write it into their records.
 const Version = "2.0.0"
 
+// processStart is roughly when the process has started.
 var processStart = time.Now()
 
+// thisProcess returns the Owner of this process's sessions, encoded for their records.
 func thisProcess() []byte {
 	host, _ := os.Hostname() // better a record without it than no lock
 	program := ""
@@ -44,23 +46,25 @@ func thisProcess() []byte {
 	return record
 }
 
+// record returns the key of the session's record. Its value is an Owner, and its mod
+// revision the epoch that guards the puts of the session, see invalidatePuts.
 func (s *Session) record() string { return s.client.keys.Record(s.member) }
 
-// currentEpoch returns the mod revision that the record has as far as is known.
+// currentEpoch returns the mod revision of the record, as far as it is known.
 func (s *Session) currentEpoch() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.epoch
 }
 
-// learnEpoch keeps the newest mod revision seen of the record.
+// learnEpoch keeps the newest mod revision of the record that was seen.
 func (s *Session) learnEpoch(epoch int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.epoch = max(s.epoch, epoch)
 }
 
-// writeRecord puts the record if it is missing.
+// writeRecord puts the record if it does not exist.
 func (s *Session) writeRecord(ctx context.Context) error {
 	key, before := s.record(), s.timeline.now()
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
@@ -82,21 +86,22 @@ func (s *Session) writeRecord(ctx context.Context) error {
 	return nil
 }
 
-// inEpoch guards a put of an entry by the record: it takes effect only if that has not been
-// written since it is in its present epoch.
+// inEpoch guards a put of an entry by the record: the put takes effect only if the record
+// has not been written since its present epoch.
 func (s *Session) inEpoch(t txn.Txn) txn.Txn {
 	t.Record, t.Learn, t.Epoch = s.record(), s.learnEpoch, s.currentEpoch()
 	return t
 }
 
 // invalidatePuts resolves the outcome of puts that were never answered. A transaction whose
-// request timed out may still be committed later, so that the entry is not there
-// proves nothing. But every put is guarded by the mod revision of the session's
-// record: once the record has been deleted, or written again, those puts are
-// refused, and what is there then is all there will be. invalidatePuts deletes the record,
-// unless it has changed since anyway, puts a new one for the puts that follow, and
-// returns the create revision of the entry, 0 if there is none. To delete is
-// allowed also when etcd has run out of space.
+// request timed out may be committed later: that the entry is not there proves nothing. But
+// every put is guarded by the mod revision of the session's record. Once the record has
+// been deleted, or written again, those puts are refused, and what is in the queue then is
+// final.
+//
+// So invalidatePuts deletes the record, unless it has changed since anyway, and writes a
+// new one for the puts that follow. It returns the create revision of the entry, 0 if there
+// is none. A delete is possible even when etcd has run out of space.
 func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	s := l.session
 	before := s.timeline.now()
@@ -104,7 +109,7 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
 		Record:    s.record(),
 		Learn:     s.learnEpoch,
-		Epoch:     l.puts.newest(), // if another lock has invalidated them since, the puts are refused already
+		Epoch:     l.puts.newest(), // if another lock has invalidated the puts since, they are refused already
 		Then:      []*pb.RequestOp{entry, txn.OpDelete(s.record())},
 		Otherwise: []*pb.RequestOp{entry},
 	})
@@ -124,17 +129,18 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	return 0, nil
 }
 
-// inFlight counts the attempts to put an entry that may yet take effect: those under
-// way, and those that ended without an answer.
+// inFlight counts the attempts to put an entry that may yet take effect: those that are in
+// flight, and those that ended without an answer.
 type inFlight struct {
 	mu       sync.Mutex // guards what follows
 	underWay int
-	epoch    int64         // the largest that one carries
-	lost     bool          // at least one was never answered
+	epoch    int64         // the largest of all attempts
+	lost     bool          // at least one ended without an answer
 	invalid  bool          // none can take effect any more
-	landed   chan struct{} // closed when none is under way; nil if nobody waits
+	landed   chan struct{} // closed when no attempt is under way; nil if nobody waits for that
 }
 
+// begin counts in an attempt.
 func (p *inFlight) begin(epoch int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,13 +148,14 @@ func (p *inFlight) begin(epoch int64) {
 	p.epoch = max(p.epoch, epoch)
 }
 
-// newest returns the largest epoch that one carries.
+// newest returns the largest epoch of all attempts.
 func (p *inFlight) newest() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.epoch
 }
 
+// end counts out an attempt.
 func (p *inFlight) end(answered bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -159,21 +166,22 @@ func (p *inFlight) end(answered bool) {
 	}
 }
 
-// invalidate notes that those begun so far cannot take effect any more; none may follow.
+// invalidate notes that the attempts begun so far cannot take effect any more. None may
+// follow.
 func (p *inFlight) invalidate() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.invalid = true
 }
 
-// unresolved reports whether one may yet take effect.
+// unresolved reports whether an attempt may yet take effect.
 func (p *inFlight) unresolved() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return !p.invalid && (p.underWay > 0 || p.lost)
 }
 
-// wait returns when none is under way, or ctx has ended.
+// wait blocks until no attempt is under way, or ctx ends.
 func (p *inFlight) wait(ctx context.Context) {
 	p.mu.Lock()
 	if p.invalid || p.underWay == 0 {
@@ -191,14 +199,16 @@ func (p *inFlight) wait(ctx context.Context) {
 	}
 }
 
-// timeline is what etcd's answers to a session have told of the cluster. From it a session
-// notices that a backup was restored: what it knows of its entries is no longer so.
+// timeline is what etcd's answers to a session have shown of the cluster. From it the
+// session notices that a backup was restored: what it knows of its entries is not true any
+// more.
 type timeline struct {
 	cluster  atomic.Uint64 // its ID; 0 until it is known
-	revision atomic.Int64  // the largest so far
+	revision atomic.Int64  // the largest that was seen
 }
 
-// now returns what an answer to a request that is sent now must not fall behind.
+// now returns the revision that the answer to a request sent from now on must not fall
+// behind.
 func (t *timeline) now() (revision int64) { return t.revision.Load() }
 
 // saw takes in the header of an answer.
@@ -212,10 +222,10 @@ func (t *timeline) saw(header *pb.ResponseHeader) {
 	}
 }
 
-// follows reports whether an answer is of the same cluster, and not behind what was seen
-// before its request was sent. A member that lags fills the headers of its answers about
-// leases with a revision that is; of a linearizable read, and of a write, that is proof.
-// Proxies may leave headers empty.
+// follows reports whether an answer is from the same cluster, and not behind the revision
+// that was known before its request was sent. For a linearizable read and for a write,
+// false is proof that etcd has gone back. For an answer about leases it is not: a member
+// that lags behind fills in its own revision. Proxies may leave headers empty.
 func (t *timeline) follows(header *pb.ResponseHeader, before int64) bool {
 	if header == nil || header.Revision == 0 {
 		return true
@@ -223,21 +233,21 @@ func (t *timeline) follows(header *pb.ResponseHeader, before int64) bool {
 	return header.Revision >= before && t.same(header)
 }
 
-// same reports whether an answer is of the same cluster.
+// same reports whether an answer is from the same cluster.
 func (t *timeline) same(header *pb.ResponseHeader) bool {
 	cluster := t.cluster.Load()
 	return cluster == 0 || header.ClusterId == 0 || header.ClusterId == cluster
 }
 
 // audit compares what the session believes with what etcd has. It ends the holds whose
-// entries somebody else has deleted, removes entries that belong to no lock, and ends
-// the session if etcd has gone back to an earlier time.
+// entries somebody else has deleted, removes entries that belong to no lock, and ends the
+// session if etcd has gone back to an earlier time.
 func (s *Session) audit() {
-	// What takes longer is left to the next audit; the next renewal must not wait.
+	// What takes longer is left to the next audit: the next renewal must not wait.
 	until := s.renewed.sent.Add(s.renewed.life() / 3)
 	ctx, cancel := context.WithTimeout(s.ctx, min(time.Until(until), cleanupWait))
 	defer cancel()
-	if s.renewed.odd { // perhaps the member that has answered is only behind the others
+	if s.renewed.odd { // perhaps only because the member that has answered is behind the others
 		if _, err := s.look(ctx, txn.Txn{Then: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}}); err != nil {
 			return
 		}
@@ -246,8 +256,8 @@ func (s *Session) audit() {
 	s.auditEntries(ctx)
 }
 
-// look makes a transaction that reads, linearizably. If the answer is of an earlier time
-// than those before, the session is lost.
+// look makes a transaction that reads, linearizably. If the answer is from an earlier time
+// than those before it, the session is lost.
 func (s *Session) look(ctx context.Context, t txn.Txn) (*pb.TxnResponse, error) {
 	before := s.timeline.now()
 	resp, err := txn.Ask(ctx, s.client.store, func(ctx context.Context) (*pb.TxnResponse, error) {
@@ -260,9 +270,9 @@ func (s *Session) look(ctx context.Context, t txn.Txn) (*pb.TxnResponse, error) 
 	return resp, s.follow(resp.Header, before)
 }
 
-// follow takes in the header of a linearizable answer to what was sent when before was the
-// revision. The session is lost if it is of an earlier time: in between a backup was
-// restored, and holds that were granted since are void.
+// follow takes in the header of a linearizable answer; before is the revision that was
+// known when the request was sent. If the answer is from an earlier time, the session is
+// lost: a backup was restored in between, and holds granted since then are void.
 func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
 	if !s.timeline.follows(header, before) {
 		return s.fail(errBackInTime)
@@ -271,8 +281,8 @@ func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
 	return nil
 }
 
-// auditHolds ends the holds, and the places in queues, whose entries are gone: one
-// request for many, and one more for each entry that is not as it was.
+// auditHolds ends the holds, and the waits in queues, whose entries are gone. It makes one
+// request for a batch of entries, and another if one of them is not as it was.
 func (s *Session) auditHolds(ctx context.Context) {
 	s.mu.Lock()
 	queued := make([]*Lock, 0, len(s.locks))
@@ -283,7 +293,7 @@ func (s *Session) auditHolds(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	_ = inBatches(queued, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
-		all := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // a read, so that etcd does not answer with what one member knows
+		all := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // with a read, so that etcd does not answer with what one member knows
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, l := range batch {
 			all.When = append(all.When, l.standing())
@@ -299,7 +309,7 @@ func (s *Session) auditHolds(ctx context.Context) {
 		for i, l := range batch {
 			kvs := txn.Found(resp, i)
 			if ctx.Err() == nil && l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
-				_ = l.entryDeleted(ctx) // the lock has it
+				_ = l.entryDeleted(ctx) // the lock keeps the error
 			}
 		}
 		return ctx.Err()
@@ -315,7 +325,7 @@ func (s *Session) auditEntries(ctx context.Context) {
 		return
 	}
 	if !s.timeline.same(lease.Header) {
-		_ = s.fail(errBackInTime) // the session has it
+		_ = s.fail(errBackInTime) // the session keeps the error
 		return
 	}
 	s.timeline.saw(lease.Header)
@@ -340,7 +350,8 @@ func (s *Session) auditEntries(ctx context.Context) {
 		return
 	}
 	// Once more: what was read may have been put by a lock that has come since. A lock that
-	// comes from now on does not take for its own what was there before it (see enqueue).
+	// comes from now on does not mistake for its own what was there before it (see
+	// enqueue).
 	strays = slices.DeleteFunc(s.unclaimed(strays), func(e entry) bool { return e.created == 0 })
 	if len(strays) == 0 {
 		return
@@ -355,16 +366,16 @@ func (s *Session) auditEntries(ctx context.Context) {
 // entry is a key in the queue of a name.
 type entry struct {
 	name, key string
-	created   int64 // 0 until it is known
+	created   int64 // create revision; 0 until it is known
 }
 
-// removal deletes this incarnation of the entry and no other.
+// removal returns the transaction that deletes this incarnation of the entry and no other.
 func (e entry) removal() txn.Txn {
 	return txn.Txn{Name: e.name, When: []*pb.Compare{txn.CmpCreate(e.key, e.created)}, Then: []*pb.RequestOp{txn.OpDelete(e.key)}}
 }
 
-// leaseWithKeys returns the lease with its keys. That answer may be large, so it is given its
-// time before it is asked for once more.
+// leaseWithKeys returns the lease with its keys. That answer may be large, so it is given
+// time before the request is hedged.
 func (s *Session) leaseWithKeys(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 	request := &pb.LeaseTimeToLiveRequest{ID: int64(s.lease), Keys: true}
 	return txn.AskFor(ctx, ctx, s.client.store, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
@@ -377,7 +388,7 @@ func (s *Session) leaseWithKeys(ctx context.Context) (*pb.LeaseTimeToLiveRespons
 }
 
 // entries returns those of the keys that are the session's own entries. Others may have
-// put theirs on the same lease, such as a concurrency.Mutex over an adopted session.
+// keys on the same lease, such as a concurrency.Mutex of an adopted session.
 func (s *Session) entries(keys [][]byte) (own []entry) {
 	for _, key := range keys {
 		e := entry{key: string(key)}
@@ -392,8 +403,8 @@ func (s *Session) entries(keys [][]byte) (own []entry) {
 	return own
 }
 
-// unclaimed returns the entries that belong to no lock of the session for certain: while
-// it is not known where in the queue a lock is, every entry of its name may be its own.
+// unclaimed returns the entries that certainly belong to no lock of the session. While it
+// is not known where in the queue a lock is, every entry of its name may be its own.
 func (s *Session) unclaimed(entries []entry) (strays []entry) {
 	if len(entries) == 0 {
 		return nil
