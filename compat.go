@@ -14,8 +14,8 @@ import (
 // Compat has the calls of the original Locker, with their channels, on top of a Client. It
 // is safe for concurrent use.
 //
-// Deprecated: use [Client], whose calls take contexts and return handles. Compat remains
-// supported: programs that use it need not change.
+// Deprecated: use [Client], whose calls take contexts and return handles. Compat will
+// remain supported: programs that use it need not change.
 type Compat struct {
 	client *Client // nil if broken is set
 	broken error   // why there is no client

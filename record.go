@@ -282,7 +282,8 @@ func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
 }
 
 // auditHolds ends the holds, and the waits in queues, whose entries are gone. It makes one
-// request for a batch of entries, and another if one of them is not as it was.
+// request for a batch of entries; if one of them is not as it was, another for the batch,
+// and one for each entry that is gone.
 func (s *Session) auditHolds(ctx context.Context) {
 	s.mu.Lock()
 	queued := make([]*Lock, 0, len(s.locks))
