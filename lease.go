@@ -127,7 +127,7 @@ func (l *Lock) Err() error {
 		return wrap("hold", "", err)
 	}
 	if l.session.check() != nil {
-		<-l.ctx.Done() // the session ends its locks
+		<-l.ctx.Done() // the session is about to end its locks
 	}
 	if l.ctx.Err() == nil {
 		return nil
@@ -354,7 +354,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	select {
 	case err := <-done:
 		return wrap(op, l.name, err)
-	case <-ctx.Done(): // it goes on
+	case <-ctx.Done(): // the removal goes on
 		return wrap(op, l.name, txn.Ended(ctx, c.explain(ctx.Err())))
 	}
 }
@@ -442,7 +442,7 @@ func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (r
 		defer cancel()
 		released = l.Unlock(ctx)
 		if errors.Is(released, ErrReleased) {
-			released = nil // by fn
+			released = nil // fn has unlocked it
 		}
 	}()
 	returned := make(chan struct{})

@@ -112,7 +112,7 @@ type untold struct {
 
 	mu      sync.Mutex               // guards what follows
 	order   list.List                // of State, the oldest first
-	pending map[string]*list.Element // in order
+	pending map[string]*list.Element // by name, the elements of order
 	told    map[string]Holder        // the last holder that was yielded of each name that is held
 	fresh   bool                     // yield the first state even if nobody holds the name
 }

@@ -44,5 +44,5 @@ func (o Outcome) State() State {
 // ErrUnsent is the outcome of a write that was never sent.
 var ErrUnsent = errors.New("not sent")
 
-// certain reports whether etcd has answered, be it with a refusal.
+// certain reports whether etcd has answered, even if with a refusal.
 func (o Outcome) certain() bool { return o.Err == nil || !Transient(o.Err) }
