@@ -20,9 +20,10 @@
 //	  Refused    nothing was written, nor will be
 //	  InDoubt    it may have been written, or may yet be
 //
-// The first attempt that is answered for certain decides the result of a write. A write
-// in doubt is sent again as long as somebody waits for it. Its Landed function is given the
-// outcome of every attempt, so that a caller can count those that may yet take effect.
+// The first attempt that etcd has answered, even if with a refusal, decides the result of
+// a write. Until then the write is sent again as long as somebody waits for it. Its Landed
+// function is given the outcome of every attempt, so that a caller can count those that may
+// yet take effect.
 //
 // Doubt has three sources: an answer that never came; etcd's answer that its space is used
 // up, which it also gives to what it has applied; and etcd's own client, which may send a
