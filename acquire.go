@@ -319,7 +319,7 @@ func (l *Lock) landed(o txn.Outcome) {
 	}
 	if o.Err == nil && o.Resp.Succeeded {
 		token := o.Resp.Header.Revision
-		ahead, known := []predecessor(nil), true
+		ahead, known := []string(nil), true
 		if list := o.Resp.Responses[len(o.Resp.Responses)-1].GetResponseRange(); list != nil {
 			ahead, known = l.predecessors(list.Kvs, token)
 		}
@@ -332,7 +332,7 @@ func (l *Lock) landed(o txn.Outcome) {
 // queuedAt notes that the entry is in the queue, and what was ahead of it when it was put,
 // if that is known. If the entry was put several times, each after the one before had been
 // deleted, the newest is the one that may be there.
-func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool) {
+func (l *Lock) queuedAt(created, modified int64, ahead []string, known bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if created > l.token.Load() {
@@ -346,7 +346,7 @@ func (l *Lock) queuedAt(created, modified int64, ahead []predecessor, known bool
 
 // positions returns what was ahead of the entry at a revision; the revision is 0 if that is
 // not known.
-func (l *Lock) positions() (ahead []predecessor, revision int64) {
+func (l *Lock) positions() (ahead []string, revision int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.placed {
@@ -415,16 +415,16 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 const lookahead = 8
 
 // horizon returns what to watch, given the predecessors.
-func (l *Lock) horizon(ahead []predecessor) watchmux.Target {
+func (l *Lock) horizon(ahead []string) watchmux.Target {
 	if len(ahead) > lookahead {
-		return watchmux.Target{Key: ahead[lookahead].key, Deletions: true}
+		return watchmux.Target{Key: ahead[lookahead], Deletions: true}
 	}
 	return watchmux.Target{Key: l.queue(), Below: true, Deletions: true}
 }
 
 // passBy removes from ahead the entries that are deleted after revision, until none is left
 // or something else has to be watched. alive is false if the watch has ended.
-func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []predecessor, revision int64) (_ []predecessor, alive bool, err error) {
+func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, revision int64) (_ []string, alive bool, err error) {
 	many := len(ahead) > lookahead
 	for len(ahead) > 0 && many == (len(ahead) > lookahead) {
 		answer, ended := w.Next(ctx)
@@ -441,14 +441,14 @@ func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []predecesso
 			if string(ev.Kv.Key) == l.key {
 				return nil, false, l.entryDeleted(ctx)
 			}
-			ahead = slices.DeleteFunc(ahead, func(p predecessor) bool { return p.key == string(ev.Kv.Key) })
+			ahead = slices.DeleteFunc(ahead, func(key string) bool { return key == string(ev.Kv.Key) })
 		}
 	}
 	return ahead, true, nil
 }
 
 // look reads which entries are ahead now, and the revision of that.
-func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, err error) {
+func (l *Lock) look(ctx context.Context) (ahead []string, revision int64, err error) {
 	c := l.client
 	token := l.token.Load()
 	resp, err := c.store.Read(ctx, l.newest(token))
@@ -462,20 +462,14 @@ func (l *Lock) look(ctx context.Context) (ahead []predecessor, revision int64, e
 	return ahead, resp.Header.Revision, nil
 }
 
-// predecessor is an entry ahead of the lock's own.
-type predecessor struct {
-	key   string
-	token int64
-}
-
 // predecessors returns what is ahead, given a list of entries, the newest first. ok is
 // false if the list does not begin with l's own entry.
-func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []predecessor, ok bool) {
+func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []string, ok bool) {
 	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
 		return nil, false
 	}
 	for _, kv := range kvs[1:] {
-		ahead = append(ahead, predecessor{string(kv.Key), kv.CreateRevision})
+		ahead = append(ahead, string(kv.Key))
 	}
 	return ahead, true
 }

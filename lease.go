@@ -44,12 +44,12 @@ type Lock struct {
 
 // waiter is what a Lock needs until it is held.
 type waiter struct {
-	wants  *Session      // of WithSession; nil for a shared one
-	place  line.Place    // in the client's line
-	puts   inFlight      // of the entry, that may yet take effect
-	since  int64         // a revision of etcd from before any put of the entry; 0 if none is known
-	placed bool          // it is known what was ahead of the entry when it was put; guarded by mu
-	ahead  []predecessor // what was ahead then, the nearest first; if more than lookahead, there may be others; guarded by mu
+	wants  *Session   // of WithSession; nil for a shared one
+	place  line.Place // in the client's line
+	puts   inFlight   // of the entry, that may yet take effect
+	since  int64      // a revision of etcd from before any put of the entry; 0 if none is known
+	placed bool       // it is known what was ahead of the entry when it was put; guarded by mu
+	ahead  []string   // what was ahead then, the nearest first; if more than lookahead, there may be others; guarded by mu
 }
 
 // callback is the function that Do calls under the hold, and the hold around it.

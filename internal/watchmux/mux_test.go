@@ -245,7 +245,9 @@ func TestMux_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
 }
 
 func TestMux_KeepsAWatchForAWhile(t *testing.T) {
-	c := &cluster{script: func(_ int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error { return confirm(stream, request, 0) }}
+	c := &cluster{script: func(_ int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		return confirm(stream, request, 0)
+	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
 		m.Keep(w)
