@@ -20,7 +20,7 @@ test: ## all tests of all modules, with the race detector if there is a C compil
 	set -x; go test $$race -timeout 15m -p 3 $(WAITING) && go test $$race -timeout 15m $(COMPUTING)
 
 hammer: ## the tests that draw what they do at random, for ten minutes
-	go test -race -timeout 1h -run 'TestManyGoroutinesNeverHoldANameAtOnce|TestSequencesOfCallsAgree' ./internal/systest -hammer 5m -rapid.checks 500
+	go test -race -timeout 1h -run 'TestLock_ManyGoroutinesNeverHoldANameAtOnce|TestModel_SequencesOfCallsAgree' ./internal/systest -hammer 5m -rapid.checks 500
 
 lint: ## gofmt, go.mod and its like complete, go vet, staticcheck, govulncheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }

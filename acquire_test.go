@@ -109,7 +109,7 @@ func (r *relay) pass(t testing.TB, b bundle, between func()) {
 	r.present = next
 }
 
-func TestANamePassedToAndFroCostsFewReadsAndWatches(t *testing.T) {
+func TestQueue_PassingANameToAndFroCostsFewReadsAndWatches(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	first, w1, ws1 := watched(t, b.Server.ClientConfig(), locker.WithTTL(unhurried))
@@ -146,7 +146,7 @@ func TestANamePassedToAndFroCostsFewReadsAndWatches(t *testing.T) {
 	}
 }
 
-func TestAWatchThatWasKeptIsNotForgottenWhenAnotherIs(t *testing.T) {
+func TestQueue_AKeptWatchIsNotLeakedWhenAnotherIsKept(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w, ws := watched(t, b.Server.ClientConfig(), locker.WithTTL(unhurried))
@@ -170,7 +170,7 @@ func TestAWatchThatWasKeptIsNotForgottenWhenAnotherIs(t *testing.T) {
 	}
 }
 
-func TestAKeptWatchLosesNoHandOver(t *testing.T) {
+func TestQueue_AKeptWatchMissesNoHandOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.Server.Proxy(t)
@@ -201,7 +201,7 @@ func TestAKeptWatchLosesNoHandOver(t *testing.T) {
 	}
 }
 
-func TestAWaiterWhoseWatchEndsLooksAgain(t *testing.T) {
+func TestQueue_AWaiterReadsAgainWhenItsWatchEnds(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -236,7 +236,7 @@ func TestAWaiterWhoseWatchEndsLooksAgain(t *testing.T) {
 	}
 }
 
-func TestMoreThanAreNearAreServedInOrder(t *testing.T) {
+func TestQueue_MoreWaitersThanTheLookaheadAreServedInOrder(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	clients := make([]*locker.Client, 12)
@@ -445,7 +445,7 @@ func (b bundle) nothingQueued(t testing.TB) {
 	}
 }
 
-func TestALoneWriteLeavesAtOnceAndByItself(t *testing.T) {
+func TestGroupCommit_ALoneWriteIsSentAtOnceAndAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t)
@@ -472,7 +472,7 @@ func TestALoneWriteLeavesAtOnceAndByItself(t *testing.T) {
 	}
 }
 
-func TestWritesGatherWhileOneIsInFlightAndLeaveTogether(t *testing.T) {
+func TestGroupCommit_WritesGatherWhileOneIsInFlightAndAreSentTogether(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -497,7 +497,7 @@ func TestWritesGatherWhileOneIsInFlightAndLeaveTogether(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestATransactionHasOneWriteOfEachNameAtMost(t *testing.T) {
+func TestGroupCommit_ATransactionHasAtMostOneWriteOfEachName(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -542,7 +542,7 @@ func TestATransactionHasOneWriteOfEachNameAtMost(t *testing.T) {
 	}
 }
 
-func TestAServerThatTakesFewOperationsServesManyAtOnce(t *testing.T) {
+func TestGroupCommit_ServesManyThoughTheServerTakesFewOperations(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []uint{4, 8, 16} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
@@ -564,7 +564,7 @@ func TestAServerThatTakesFewOperationsServesManyAtOnce(t *testing.T) {
 	}
 }
 
-func TestManyWritersWithRandomCancellationsLeaveNothing(t *testing.T) {
+func TestGroupCommit_ManyWritersCanceledAtRandomLeaveNothing(t *testing.T) {
 	b := setup(t)
 	ctx, cancel := context.WithTimeout(within(t), 2*time.Second)
 	defer cancel()

@@ -13,7 +13,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-func TestACacheIsFilledFromTheBeginning(t *testing.T) {
+func TestCache_IsFilledWhenNewCacheReturns(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -38,7 +38,7 @@ func TestACacheIsFilledFromTheBeginning(t *testing.T) {
 	}
 }
 
-func TestACacheFollowsEachChange(t *testing.T) {
+func TestCache_FollowsEachChange(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -72,7 +72,7 @@ func TestACacheFollowsEachChange(t *testing.T) {
 }
 
 // etcd sends a watch that has fallen behind no more than 1,000 revisions at once.
-func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
+func TestCache_ClaimsNoRevisionBeforeItHasReachedIt(t *testing.T) {
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
 	l := lock(t, b.Client(t), "a", "start")
@@ -109,7 +109,7 @@ func TestACacheThatCatchesUpClaimsNoRevisionBeforeItIsThere(t *testing.T) {
 	eventually(t, "it has caught up", func() bool { holder, _ := k.Get("a"); return holder == want })
 }
 
-func TestTheAgeOfACacheTellsWhetherItIsCurrent(t *testing.T) {
+func TestCacheAge_ShowsWhetherTheCacheIsCurrent(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -136,7 +136,7 @@ func TestTheAgeOfACacheTellsWhetherItIsCurrent(t *testing.T) {
 	}
 }
 
-func TestAClosedCacheCanStillBeRead(t *testing.T) {
+func TestCache_CanStillBeReadAfterClose(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	other := b.Client(t)
@@ -163,7 +163,7 @@ func TestAClosedCacheCanStillBeRead(t *testing.T) {
 	}
 }
 
-func TestNewCacheReturnsWhenItCannotBeFilled(t *testing.T) {
+func TestNewCache_ReturnsWhenItCannotBeFilled(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -218,7 +218,7 @@ func TestCacheChanged_IsSilentWhenNothingChangesThatGetOrListReturn(t *testing.T
 }
 
 // Not parallel: what other tests allocate would be counted as well.
-func TestGetOfACacheAllocatesNothing(t *testing.T) {
+func TestCacheGet_AllocatesNothing(t *testing.T) {
 	b := setup(t)
 	c := b.Client(t)
 	lock(t, c, "a", "1")
@@ -235,7 +235,7 @@ func TestGetOfACacheAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestChangedTellsOfEachChangeBelowThePrefixAndOfNothingElse(t *testing.T) {
+func TestCacheChanged_ReportsEachChangeBelowThePrefixAndNothingElse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)

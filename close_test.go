@@ -52,7 +52,7 @@ func wantWrappedOnce(t testing.TB, err error) {
 	}
 }
 
-func TestAContextThatHasEndedLeadsToItsCauseAndNoRequest(t *testing.T) {
+func TestEndedContext_LeadsToItsCauseAndNoRequest(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	etcd, requests := countedEtcd(t, b.Server)
@@ -131,7 +131,7 @@ func sweep(t *testing.T, b bundle, present int, try bool, fault func(end func())
 	return ended
 }
 
-func TestAContextMayEndAtAnyRequestOfLock(t *testing.T) {
+func TestLock_MayBeCanceledAtAnyOfItsRequests(t *testing.T) {
 	t.Parallel()
 	for _, present := range []int{0, 1} {
 		for _, try := range []bool{false, true} {
@@ -176,7 +176,7 @@ func TestAContextMayEndAtAnyRequestOfLock(t *testing.T) {
 	}
 }
 
-func TestAContextMayEndAtAnyTimeOfLock(t *testing.T) {
+func TestLock_MayBeCanceledAtAnyTime(t *testing.T) {
 	t.Parallel()
 	for _, present := range []int{0, 1} {
 		t.Run(fmt.Sprintf("held=%d", present), func(t *testing.T) {
@@ -202,7 +202,7 @@ func TestAContextMayEndAtAnyTimeOfLock(t *testing.T) {
 	}
 }
 
-func TestWhoIsCancelledWhileWaitingInTheClientsLineIsSkipped(t *testing.T) {
+func TestLine_ACanceledWaiterIsSkipped(t *testing.T) {
 	t.Parallel()
 	b, tired := setup(t), errors.New("tired")
 	c := b.Client(t)
@@ -226,7 +226,7 @@ func TestWhoIsCancelledWhileWaitingInTheClientsLineIsSkipped(t *testing.T) {
 	}
 }
 
-func TestWhoIsCancelledWhileWaitingInEtcdsQueueIsSkipped(t *testing.T) {
+func TestQueue_ACanceledWaiterIsSkipped(t *testing.T) {
 	t.Parallel()
 	b, tired := setup(t), errors.New("tired")
 	l := lock(t, b.Client(t), "a", "v")
@@ -249,7 +249,7 @@ func TestWhoIsCancelledWhileWaitingInEtcdsQueueIsSkipped(t *testing.T) {
 	}
 }
 
-func TestCloseEndsEverythingAndLeavesNothing(t *testing.T) {
+func TestClose_EndsEverythingAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, other := b.Client(t), b.Client(t)
@@ -331,7 +331,7 @@ func TestCloseEndsEverythingAndLeavesNothing(t *testing.T) {
 	lock(t, other, "a", "next")
 }
 
-func TestAfterCloseEveryCallSaysClosed(t *testing.T) {
+func TestClose_EveryCallAfterItReturnsErrClosed(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	etcd, requests := countedEtcd(t, b.Server)
@@ -366,7 +366,7 @@ func TestAfterCloseEveryCallSaysClosed(t *testing.T) {
 	}
 }
 
-func TestEveryCloseReturnsWhenNothingIsLeft(t *testing.T) {
+func TestClose_ConcurrentCallsReturnWhenNothingIsLeft(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	revoking, proceed := make(chan struct{}), make(chan struct{})

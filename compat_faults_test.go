@@ -28,7 +28,7 @@ func (b bundle) cut(t testing.TB, ttl time.Duration) (*locker.Compat, *embedtest
 	return newCompat(t, newClient(t, proxy.Client(t), locker.WithTTL(ttl))), proxy
 }
 
-func TestCompatLockTellsFalseAndReturnsAnErrorWhenEtcdIsGoneForTheTTL(t *testing.T) {
+func TestCompatLock_SendsFalseAndReturnsAnErrorWhenEtcdIsUnreachableForTheTTL(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(*embedtest.Proxy){
 		"cut":     func(p *embedtest.Proxy) { p.Cut() },
@@ -57,7 +57,7 @@ func TestCompatLockTellsFalseAndReturnsAnErrorWhenEtcdIsGoneForTheTTL(t *testing
 	}
 }
 
-func TestCompatLockReturnsAnErrorWhenEtcdIsGoneWhileItWaits(t *testing.T) {
+func TestCompatLock_ReturnsAnErrorWhenEtcdIsUnreachableWhileItWaits(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	present := lock(t, b.Client(t), "a", "present")
@@ -81,7 +81,7 @@ func TestCompatLockReturnsAnErrorWhenEtcdIsGoneWhileItWaits(t *testing.T) {
 	unlock(t, present)
 }
 
-func TestCompatLockReturnsAnErrorWhenEtcdIsGoneWhileItWaitsBehindACallerOfItsClient(t *testing.T) {
+func TestCompatLock_ReturnsAnErrorWhenEtcdIsUnreachableWhileItIsInLine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, brief)
@@ -99,7 +99,7 @@ func TestCompatLockReturnsAnErrorWhenEtcdIsGoneWhileItWaitsBehindACallerOfItsCli
 	behind.silent(t)
 }
 
-func TestCompatLockReturnsAnErrorWhenEtcdWasNeverThere(t *testing.T) {
+func TestCompatLock_ReturnsAnErrorWhenEtcdWasNeverReachable(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
 	server.Stop(t, 0)
@@ -113,7 +113,7 @@ func TestCompatLockReturnsAnErrorWhenEtcdWasNeverThere(t *testing.T) {
 	k.silent(t)
 }
 
-func TestCompatLockReturnsItsErrorThoughNobodyReadsOwned(t *testing.T) {
+func TestCompatLock_ReturnsItsErrorThoughNobodyReadsOwned(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, brief)
@@ -129,7 +129,7 @@ func TestCompatLockReturnsItsErrorThoughNobodyReadsOwned(t *testing.T) {
 	unread.silent(t)
 }
 
-func TestCompatLockContendsAgainAfterAnExpiryIfEtcdAnswers(t *testing.T) {
+func TestCompatLock_ContendsAgainAfterAnExpiryIfEtcdAnswers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var stopped atomic.Bool
@@ -148,7 +148,7 @@ func TestCompatLockContendsAgainAfterAnExpiryIfEtcdAnswers(t *testing.T) {
 	k.ends(t)
 }
 
-func TestCompatLockWaitsForTheReaderOfFalseBeforeItReturnsItsError(t *testing.T) {
+func TestCompatLock_WaitsForTheReaderOfFalseBeforeItReturnsItsError(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, brief)
@@ -166,7 +166,7 @@ func TestCompatLockWaitsForTheReaderOfFalseBeforeItReturnsItsError(t *testing.T)
 	want(t, receive(t, k.result), locker.ErrLost)
 }
 
-func TestCompatLockSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
+func TestCompatLock_SurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, unhurried)
@@ -180,7 +180,7 @@ func TestCompatLockSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	k.ends(t)
 }
 
-func TestCompatLockQuitsWhileEtcdIsGone(t *testing.T) {
+func TestCompatLock_QuitsWhileEtcdIsUnreachable(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, brief)
@@ -216,7 +216,7 @@ func every(t testing.TB, b bundle, c *locker.Compat) map[string]<-chan error {
 	}
 }
 
-func TestCompatCloseEndsEveryCall(t *testing.T) {
+func TestCompatClose_EndsEveryCall(t *testing.T) {
 	t.Parallel()
 	for _, owner := range []bool{true, false} {
 		b := setup(t)
@@ -253,7 +253,7 @@ func TestCompatCloseEndsEveryCall(t *testing.T) {
 	}
 }
 
-func TestCompatCloseEndsACallThatIsAboutToContendAgain(t *testing.T) {
+func TestCompatClose_EndsACallThatIsAboutToContendAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for i := range 10 { // to meet it in its pause
@@ -273,7 +273,7 @@ func TestCompatCloseEndsACallThatIsAboutToContendAgain(t *testing.T) {
 	}
 }
 
-func TestCompatCallsEndWithTheirClient(t *testing.T) {
+func TestCompat_CallsEndWithTheirClient(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	lock(t, b.Client(t), "b", "present")
@@ -289,7 +289,7 @@ func TestCompatCallsEndWithTheirClient(t *testing.T) {
 	}
 }
 
-func TestNewCompatWithoutAnEtcdClientReturnsErrInvalidFromEveryCall(t *testing.T) {
+func TestNewCompat_WithoutAnEtcdClientReturnsErrInvalidFromEveryCall(t *testing.T) {
 	t.Parallel()
 	c := locker.NewCompat(nil)
 	for name, call := range map[string]func() error{
@@ -333,7 +333,7 @@ func gate(wait func(method string)) embedtest.Intercept {
 	}
 }
 
-func TestCompatActsAtOnceWhereTheOriginalWaitedForItsTick(t *testing.T) {
+func TestCompat_ActsAtOnceWhereTheOriginalWaitedForItsTick(t *testing.T) {
 	t.Parallel()
 	const tick, tries = 3 * time.Second, 5 // a busy machine is slow now and then, the original was always
 	b := setup(t)
@@ -363,7 +363,7 @@ func TestCompatActsAtOnceWhereTheOriginalWaitedForItsTick(t *testing.T) {
 	t.Errorf("in each of %d tries something took %v or longer", tries, slowest)
 }
 
-func TestCompatLockKeepsTheLockThoughNobodyReadsOwned(t *testing.T) {
+func TestCompatLock_KeepsTheLockThoughNobodyReadsOwned(t *testing.T) {
 	t.Parallel()
 	for _, events := range []int{0, 1} {
 		t.Run(fmt.Sprint("room for ", events), func(t *testing.T) {
@@ -383,7 +383,7 @@ func TestCompatLockKeepsTheLockThoughNobodyReadsOwned(t *testing.T) {
 	}
 }
 
-func TestCompatLockTellsALateReaderTheNewest(t *testing.T) {
+func TestCompatLock_SendsALateReaderTheNewest(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	observer := b.Client(t)
@@ -401,7 +401,7 @@ func TestCompatLockTellsALateReaderTheNewest(t *testing.T) {
 	unbuffered.ends(t)
 }
 
-func TestCompatLockFillsABufferThatNobodyReadsInTurn(t *testing.T) {
+func TestCompatLock_FillsAnUnreadBufferInOrder(t *testing.T) {
 	t.Parallel()
 	for _, events := range []int{1, 2, 9} {
 		t.Run(fmt.Sprint("room for ", events), func(t *testing.T) {
@@ -427,7 +427,7 @@ func TestCompatLockFillsABufferThatNobodyReadsInTurn(t *testing.T) {
 	}
 }
 
-func TestCompatLockIsReleasedAtOnceOnQuit(t *testing.T) {
+func TestCompatLock_IsReleasedAtOnceOnQuit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t, locker.WithTTL(5*time.Minute))
@@ -442,7 +442,7 @@ func TestCompatLockIsReleasedAtOnceOnQuit(t *testing.T) {
 	}
 }
 
-func TestCompatLockExcludesCallersWithTheSameValue(t *testing.T) {
+func TestCompatLock_ExcludesCallersWithTheSameValue(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	first, second := contend(b.compat(t), "a", "v", 9), contend(b.compat(t), "a", "v", 9)
@@ -459,7 +459,7 @@ func TestCompatLockExcludesCallersWithTheSameValue(t *testing.T) {
 	second.ends(t)
 }
 
-func TestCompatLockHasOneOwnerAtATime(t *testing.T) {
+func TestCompatLock_HasOneOwnerAtATime(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var owners atomic.Int64
@@ -485,7 +485,7 @@ func TestCompatLockHasOneOwnerAtATime(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestCompatLockSeesAnExpiryHoweverShort(t *testing.T) {
+func TestCompatLock_SeesAnExpiryHoweverShort(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	k := contend(b.compat(t, locker.WithTTL(brief)), "a", "v", 0)
@@ -501,7 +501,7 @@ func TestCompatLockSeesAnExpiryHoweverShort(t *testing.T) {
 	k.ends(t)
 }
 
-func TestCompatLockDoesNotFlapWithAShortTTL(t *testing.T) {
+func TestCompatLock_DoesNotFlapWithAShortTTL(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
 		k := contend(newCompat(sim, sim.Client(locker.WithTTL(time.Second))), "a", "v", 9)
@@ -511,7 +511,7 @@ func TestCompatLockDoesNotFlapWithAShortTTL(t *testing.T) {
 	})
 }
 
-func TestCompatTakesEmptyValues(t *testing.T) {
+func TestCompat_AcceptsEmptyValues(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -525,7 +525,7 @@ func TestCompatTakesEmptyValues(t *testing.T) {
 	k.ends(t)
 }
 
-func TestCompatTakesNamesWithSlashesBesideTheirParents(t *testing.T) {
+func TestCompat_AcceptsNamesWithSlashesBesideTheirParents(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -546,7 +546,7 @@ func TestCompatTakesNamesWithSlashesBesideTheirParents(t *testing.T) {
 	}
 }
 
-func TestCompatAndClientCallersExcludeEachOther(t *testing.T) {
+func TestCompat_AndClientCallersExcludeEachOther(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	client := b.Client(t)
@@ -570,7 +570,7 @@ func TestCompatAndClientCallersExcludeEachOther(t *testing.T) {
 	}
 }
 
-func TestCompatLocksOfAClientShareALease(t *testing.T) {
+func TestCompat_LocksOfAClientShareALease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	client := b.Client(t)
@@ -607,7 +607,7 @@ func alternating(t testing.TB, k call[bool], steps <-chan struct{}) error {
 	}
 }
 
-func TestCompatLockAlternatesUnderRandomChurn(t *testing.T) {
+func TestCompatLock_AlternatesUnderRandomChurn(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -675,7 +675,7 @@ func goroutinesOf(t testing.TB) (n int) {
 	return n
 }
 
-func TestCompatLeavesNoGoroutineOfACallThatHasReturned(t *testing.T) {
+func TestCompat_LeavesNoGoroutineOfACallThatHasReturned(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	pprof.Do(t.Context(), pprof.Labels("test", t.Name()), func(context.Context) {

@@ -106,7 +106,7 @@ func bySend(t testing.TB, quit chan bool) {
 
 func byClose(_ testing.TB, quit chan bool) { close(quit) }
 
-func TestCompatLockBlocksUntilItIsToldToQuit(t *testing.T) {
+func TestCompatLock_BlocksUntilQuit(t *testing.T) {
 	t.Parallel()
 	k := contend(setup(t).compat(t), "a", "v", 0)
 	k.tells(t, true)
@@ -118,7 +118,7 @@ func TestCompatLockBlocksUntilItIsToldToQuit(t *testing.T) {
 	k.ends(t)
 }
 
-func TestCompatLockTellsTheOutcomeOfTheFirstAttempt(t *testing.T) {
+func TestCompatLock_SendsTheOutcomeOfTheFirstAttempt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -127,7 +127,7 @@ func TestCompatLockTellsTheOutcomeOfTheFirstAttempt(t *testing.T) {
 	contend(b.compat(t), "a", "v", 0).tells(t, false)
 }
 
-func TestCompatLockTellsTwoCompetingCallersWhatTheOriginalDid(t *testing.T) {
+func TestCompatLock_SendsTwoCompetingCallersWhatTheOriginalDid(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	first := contend(b.compat(t, locker.WithTTL(brief)), "a", "1", 9)
@@ -153,7 +153,7 @@ func remove(t testing.TB, b bundle, h locker.Holder) {
 	}
 }
 
-func TestCompatLockTellsLossAndReacquisition(t *testing.T) {
+func TestCompatLock_SendsLossAndReacquisition(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(testing.TB, bundle, locker.Holder){"lease expired": expire, "entry deleted": remove} {
 		t.Run(name, func(t *testing.T) {
@@ -173,7 +173,7 @@ func TestCompatLockTellsLossAndReacquisition(t *testing.T) {
 	}
 }
 
-func TestCompatLockGoesOnContendingAfterFalse(t *testing.T) {
+func TestCompatLock_GoesOnContendingAfterFalse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	present := lock(t, b.Client(t), "a", "present")
@@ -198,7 +198,7 @@ func TestCompatLockGoesOnContendingAfterFalse(t *testing.T) {
 	k.ends(t)
 }
 
-func TestCompatTakesNilForEveryChannel(t *testing.T) {
+func TestCompat_AcceptsNilForEveryChannel(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t, locker.WithTTL(brief)).Compat()
@@ -216,7 +216,7 @@ func TestCompatTakesNilForEveryChannel(t *testing.T) {
 	}
 }
 
-func TestCompatNeverClosesAChannel(t *testing.T) {
+func TestCompat_NeverClosesAChannel(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -235,7 +235,7 @@ func TestCompatNeverClosesAChannel(t *testing.T) {
 	}
 }
 
-func TestCompatLockQuitsByASendAndByAClose(t *testing.T) {
+func TestCompatLock_QuitsByASendAndByAClose(t *testing.T) {
 	t.Parallel()
 	for way, quit := range map[string]func(testing.TB, chan bool){"send": bySend, "close": byClose} {
 		t.Run("while holding, by "+way, func(t *testing.T) {
@@ -295,7 +295,7 @@ func TestCompatLockQuitsByASendAndByAClose(t *testing.T) {
 	}
 }
 
-func TestCompatLockThatWasToldToQuitBeforeItBeganDoesNothing(t *testing.T) {
+func TestCompat_ACallThatIsToQuitBeforeItBeginsMakesNoRequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
 	c := newCompat(t, newClient(t, etcd))
@@ -316,7 +316,7 @@ func TestCompatLockThatWasToldToQuitBeforeItBeganDoesNothing(t *testing.T) {
 	}
 }
 
-func TestCompatUsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
+func TestCompat_UsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := locker.NewCompat(b.Server.Client(t))
@@ -332,7 +332,7 @@ func TestCompatUsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
 	}
 }
 
-func TestCompatReturnsOtherErrors(t *testing.T) {
+func TestCompat_ReturnsOtherErrors(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
 	config := b.Server.ClientConfig()
@@ -359,7 +359,7 @@ func TestCompatReturnsOtherErrors(t *testing.T) {
 	}
 }
 
-func TestCompatLockReturnsAnErrorOfEtcdAlsoWhileItWaits(t *testing.T) {
+func TestCompatLock_ReturnsAnErrorOfEtcdAlsoWhileItWaits(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
 	config := b.Server.ClientConfig()
@@ -431,7 +431,7 @@ func legacyProgram(client legacy, name, dependency string, report func(...any)) 
 	}
 }
 
-func TestCompatRunsAProgramWrittenForTheOriginal(t *testing.T) {
+func TestCompat_RunsAProgramWrittenForTheOriginal(t *testing.T) {
 	t.Parallel()
 	client := locker.NewCompat(embedtest.Start(t).Client(t)) // the line that has changed
 	t.Cleanup(func() { _ = client.Close() })
@@ -458,7 +458,7 @@ func TestCompatRunsAProgramWrittenForTheOriginal(t *testing.T) {
 
 // What Compat.Watch and Compat.Get have kept of the original.
 
-func TestCompatWatchTellsTheFirstValueAtOnce(t *testing.T) {
+func TestCompatWatch_SendsTheFirstValueAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -467,7 +467,7 @@ func TestCompatWatchTellsTheFirstValueAtOnce(t *testing.T) {
 	follow(c, "nobody", 0).tells(t, "")
 }
 
-func TestCompatWatchTellsChangesOnly(t *testing.T) {
+func TestCompatWatch_SendsChangesOnly(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	holder := b.Client(t)
@@ -486,7 +486,7 @@ func TestCompatWatchTellsChangesOnly(t *testing.T) {
 	w.ends(t)
 }
 
-func TestCompatWatchQuitsByASendAndByAClose(t *testing.T) {
+func TestCompatWatch_QuitsByASendAndByAClose(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -501,7 +501,7 @@ func TestCompatWatchQuitsByASendAndByAClose(t *testing.T) {
 	}
 }
 
-func TestCompatWatchQuitsWhileEtcdIsGone(t *testing.T) {
+func TestCompatWatch_QuitsWhileEtcdIsUnreachable(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	w := follow(b.compat(t), "a", 1)
@@ -514,7 +514,7 @@ func TestCompatWatchQuitsWhileEtcdIsGone(t *testing.T) {
 	unread.ends(t)
 }
 
-func TestCompatWatchTellsALateReaderTheNewest(t *testing.T) {
+func TestCompatWatch_SendsALateReaderTheNewest(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, holder := b.compat(t), b.Client(t)
@@ -534,7 +534,7 @@ func TestCompatWatchTellsALateReaderTheNewest(t *testing.T) {
 	w.ends(t)
 }
 
-func TestCompatWatchReturnsAnErrorWhenEtcdIsGoneForTheTTL(t *testing.T) {
+func TestCompatWatch_ReturnsAnErrorWhenEtcdIsUnreachableForTheTTL(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, brief)
@@ -547,7 +547,7 @@ func TestCompatWatchReturnsAnErrorWhenEtcdIsGoneForTheTTL(t *testing.T) {
 	w.silent(t)
 }
 
-func TestCompatWatchSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
+func TestCompatWatch_SurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, proxy := b.cut(t, unhurried)
@@ -562,7 +562,7 @@ func TestCompatWatchSurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	w.ends(t)
 }
 
-func TestCompatGetReturnsTheValueOrLockNotFound(t *testing.T) {
+func TestCompatGet_ReturnsTheValueOrLockNotFound(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.compat(t)
@@ -583,7 +583,7 @@ func TestCompatGetReturnsTheValueOrLockNotFound(t *testing.T) {
 	}
 }
 
-func TestCompatGetDoesNotTakeEtcdsAbsenceForThatOfALock(t *testing.T) {
+func TestCompatGet_DoesNotReportAnUnreachableEtcdAsLockNotFound(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
 	c := newCompat(t, newClient(t, server.Client(t), locker.WithTTL(brief)))
@@ -595,7 +595,7 @@ func TestCompatGetDoesNotTakeEtcdsAbsenceForThatOfALock(t *testing.T) {
 	wantWrappedOnce(t, err)
 }
 
-func TestCompatLockDeniedHasItsOldText(t *testing.T) {
+func TestCompat_LockDeniedHasItsOldText(t *testing.T) {
 	t.Parallel()
 	var err error = locker.LockDenied{}
 	if err.Error() != "Lock attempt was denied: " {

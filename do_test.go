@@ -16,7 +16,7 @@ import (
 
 var errOwn = errors.New("of fn")
 
-func TestDoHoldsWhileItsFunctionRuns(t *testing.T) {
+func TestDo_HoldsWhileItsFunctionRuns(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), context.WithValue(within(t), contextKey{}, "kept")
 	c, other := b.Client(t), b.Client(t)
@@ -40,7 +40,7 @@ func TestDoHoldsWhileItsFunctionRuns(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestDoUnlocksHoweverItsFunctionEnds(t *testing.T) {
+func TestDo_UnlocksHoweverItsFunctionEnds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, other := b.Client(t), b.Client(t)
@@ -75,7 +75,7 @@ func TestDoUnlocksHoweverItsFunctionEnds(t *testing.T) {
 	}
 }
 
-func TestFnMayUnlockWithItsOwnContext(t *testing.T) {
+func TestDo_ItsFunctionMayUnlockWithItsOwnContext(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, other := b.Client(t), b.Client(t)
@@ -100,7 +100,7 @@ func TestFnMayUnlockWithItsOwnContext(t *testing.T) {
 	}
 }
 
-func TestTheContextOfFnEndsWithThatOfDo(t *testing.T) {
+func TestDo_TheContextOfItsFunctionEndsWithThatOfDo(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	c := b.Client(t)
@@ -121,7 +121,7 @@ func TestTheContextOfFnEndsWithThatOfDo(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
+func TestDo_TheContextOfItsFunctionEndsWithTheHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	losses := map[locker.Reason]func(*testing.T, *locker.Client, *locker.Lock){
@@ -158,7 +158,7 @@ func TestTheContextOfFnEndsWithTheHold(t *testing.T) {
 	}
 }
 
-func TestDoDoesNotCallFnWithoutTheLock(t *testing.T) {
+func TestDo_DoesNotCallItsFunctionWithoutTheLock(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	lock(t, b.Client(t), "a", "v")
@@ -176,7 +176,7 @@ func TestDoDoesNotCallFnWithoutTheLock(t *testing.T) {
 	}
 }
 
-func TestCloseWithinDoEndsIt(t *testing.T) {
+func TestClose_WithinDoEndsIt(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
 		c := sim.Client()
@@ -191,7 +191,7 @@ func TestCloseWithinDoEndsIt(t *testing.T) {
 	})
 }
 
-func TestCampaignHoldsAgainAfterALoss(t *testing.T) {
+func TestCampaign_HoldsAgainAfterALoss(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t, locker.WithTTL(brief))
@@ -225,7 +225,7 @@ func TestCampaignHoldsAgainAfterALoss(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestCampaignEndsWithWhatFnReturnsWhileHolding(t *testing.T) {
+func TestCampaign_EndsWithWhatItsFunctionReturnsWhileHolding(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -238,7 +238,7 @@ func TestCampaignEndsWithWhatFnReturnsWhileHolding(t *testing.T) {
 	}
 }
 
-func TestCampaignEndsWithItsContext(t *testing.T) {
+func TestCampaign_EndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	c := b.Client(t, locker.WithTTL(brief))
@@ -262,7 +262,7 @@ func TestCampaignEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestCampaignEndsWithAnOwnSession(t *testing.T) {
+func TestCampaign_EndsWithItsOwnSession(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t, locker.WithTTL(brief))
@@ -287,7 +287,7 @@ func TestCampaignEndsWithAnOwnSession(t *testing.T) {
 	want(t, c.Campaign(ctx, "a", "v", never, locker.WithSession(s)), locker.ErrLost)
 }
 
-func TestCampaignEndsWithARefusal(t *testing.T) {
+func TestCampaign_EndsWithARefusal(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -296,7 +296,7 @@ func TestCampaignEndsWithARefusal(t *testing.T) {
 	want(t, err, rpctypes.ErrRequestTooLarge)
 }
 
-func TestCampaignsTakeTurns(t *testing.T) {
+func TestCampaign_CandidatesHoldInOrderOfArrival(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	order, results := make(chan int, 3), make(chan error, 3)
@@ -346,7 +346,7 @@ func (f *callback) run(ctx context.Context, _ *locker.Lock) error {
 	return context.Cause(ctx)
 }
 
-func TestClose_WaitsForTheFunctionsOfDoBeforeItGivesTheirLocksAway(t *testing.T) {
+func TestClose_WaitsForTheFunctionsOfDoBeforeItReleasesTheirLocks(t *testing.T) {
 	t.Parallel()
 	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
 	closings := map[string]func(t *testing.T, b bundle, c *locker.Client) (run verb, closing func() error, opts []locker.LockOption){

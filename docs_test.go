@@ -14,7 +14,7 @@ import (
 
 // The documents name the test of each promise: a test that was renamed or removed
 // must not leave its promise behind.
-func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
+func TestDocs_EveryTestTheyNameExists(t *testing.T) {
 	t.Parallel()
 	const least = 80 // of those named in docs/guarantees.md and docs/faults.md
 	tests, documents := sources(t)
@@ -83,7 +83,7 @@ func deps(t *testing.T, format, pkg string) map[string]bool {
 	return set
 }
 
-func TestAnImporterLinksNoModuleBeyondThoseOfEtcdsClient(t *testing.T) {
+func TestDeps_AnImporterLinksNoModuleBeyondThoseOfEtcdsClient(t *testing.T) {
 	t.Parallel()
 	const modules = "{{with .Module}}{{.Path}}{{end}}"
 	clients := deps(t, modules, "go.etcd.io/etcd/client/v3/concurrency")
@@ -97,7 +97,7 @@ func TestAnImporterLinksNoModuleBeyondThoseOfEtcdsClient(t *testing.T) {
 	}
 }
 
-func TestAnImporterLinksNoServer(t *testing.T) {
+func TestDeps_AnImporterLinksNoServer(t *testing.T) {
 	t.Parallel()
 	linked := deps(t, "{{.ImportPath}}", "github.com/jagregory/locker/v2")
 	if !linked["go.etcd.io/etcd/client/v3"] {

@@ -44,7 +44,7 @@ func wantOneRefused(t *testing.T, b bundle, c *locker.Client, w *wire, refuse fu
 	return got.Err
 }
 
-func TestAValueThatIsTooLargeFailsAloneOfAllThatLeftTogether(t *testing.T) {
+func TestGroupCommit_AValueThatIsTooLargeFailsAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxRequestBytes = 64 << 10 }))
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -54,7 +54,7 @@ func TestAValueThatIsTooLargeFailsAloneOfAllThatLeftTogether(t *testing.T) {
 	want(t, err, rpctypes.ErrRequestTooLarge)
 }
 
-func TestValuesThatAreTooLargeTogetherAreNot(t *testing.T) {
+func TestGroupCommit_ValuesThatAreTooLargeTogetherAllSucceed(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxRequestBytes = 64 << 10 }))
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -70,7 +70,7 @@ func TestValuesThatAreTooLargeTogetherAreNot(t *testing.T) {
 	}
 }
 
-func TestALeaseThatIsGoneFailsAloneOfAllThatLeftTogether(t *testing.T) {
+func TestGroupCommit_ALeaseThatIsGoneFailsAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -86,7 +86,7 @@ func TestALeaseThatIsGoneFailsAloneOfAllThatLeftTogether(t *testing.T) {
 	}
 }
 
-func TestANameWithoutPermissionFailsAloneOfAllThatLeftTogether(t *testing.T) {
+func TestGroupCommit_ANameWithoutPermissionFailsAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
 	user, ctx := addUser(t, b, "guest", locker.DefaultPrefix+"name"), within(t)
@@ -106,7 +106,7 @@ func TestANameWithoutPermissionFailsAloneOfAllThatLeftTogether(t *testing.T) {
 	want(t, err, rpctypes.ErrPermissionDenied)
 }
 
-func TestReleasesGoThroughTogetherWithLocksThatAreRefusedForSpace(t *testing.T) {
+func TestGroupCommit_ReleasesSucceedBesideLocksThatAreRefusedForSpace(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 }))
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -153,7 +153,7 @@ func (b bundle) fillUp(t testing.TB) {
 	})
 }
 
-func TestWhoGivesUpBehindAStuckTransactionReturnsAndLeavesNothing(t *testing.T) {
+func TestGroupCommit_ALockCanceledBehindAStuckTransactionLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -177,7 +177,7 @@ func TestWhoGivesUpBehindAStuckTransactionReturnsAndLeavesNothing(t *testing.T) 
 	b.nothingQueued(t)
 }
 
-func TestAStuckTransactionHoldsUpOthersForAMomentOnly(t *testing.T) {
+func TestGroupCommit_AStuckTransactionHoldsUpOthersForAMomentOnly(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -200,7 +200,7 @@ func TestAStuckTransactionHoldsUpOthersForAMomentOnly(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestALossOfWhatLeftTogetherLosesNoLock(t *testing.T) {
+func TestGroupCommit_ALostTransactionLosesNoLock(t *testing.T) {
 	t.Parallel()
 	for what, fault := range faultsOfARequest {
 		t.Run(what, func(t *testing.T) {
@@ -232,7 +232,7 @@ func TestALossOfWhatLeftTogetherLosesNoLock(t *testing.T) {
 	}
 }
 
-func TestThoseWhoGiveUpOnWhatLeftTogetherLeaveNothing(t *testing.T) {
+func TestGroupCommit_LocksCanceledInFlightLeaveNothing(t *testing.T) {
 	t.Parallel()
 	for _, committed := range []bool{false, true} {
 		t.Run(fmt.Sprint("committed=", committed), func(t *testing.T) {
@@ -265,7 +265,7 @@ func TestThoseWhoGiveUpOnWhatLeftTogetherLeaveNothing(t *testing.T) {
 	}
 }
 
-func TestWhatLeftTogetherAndComesAfterItWasGivenUpHasNoEffect(t *testing.T) {
+func TestGroupCommit_ATransactionThatComesAfterItWasCanceledHasNoEffect(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var late lateRequests
@@ -301,7 +301,7 @@ func TestWhatLeftTogetherAndComesAfterItWasGivenUpHasNoEffect(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestCloseWhileManyAreUnderWayTogetherLeavesNothing(t *testing.T) {
+func TestClose_WhileManyWritesAreInFlightTogetherLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for _, committed := range []bool{false, true} {
 		t.Run(fmt.Sprint("committed=", committed), func(t *testing.T) {
@@ -332,7 +332,7 @@ func TestCloseWhileManyAreUnderWayTogetherLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestManyLocksAtOnceSurviveResetsAndAChangeOfLeader(t *testing.T) {
+func TestGroupCommit_ManyLocksSurviveResetsAndAChangeOfLeader(t *testing.T) {
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.Server.Proxy(t)
 	c := newClient(t, proxy.Client(t))
@@ -378,7 +378,7 @@ func unlockAsync(ctx context.Context, l *locker.Lock) <-chan error {
 	return result
 }
 
-func TestAHandOverThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
+func TestHandOver_ThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 	t.Parallel()
 	faults := map[string]func(context.Context, func() error) error{
 		"it is never answered": neverAnswered,
@@ -427,7 +427,7 @@ func TestAHandOverThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 	}
 }
 
-func TestAnUnlockMayBeGivenUpAtAnyMomentOfTheHandOver(t *testing.T) {
+func TestUnlock_MayBeCanceledAtAnyMomentOfTheHandOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -462,7 +462,7 @@ func TestAnUnlockMayBeGivenUpAtAnyMomentOfTheHandOver(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestAnHeirStaysOnTheSessionThatItWasFirstPutOn(t *testing.T) {
+func TestHandOver_TheNextStaysOnTheSessionThatItWasFirstPutOn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -484,7 +484,7 @@ func TestAnHeirStaysOnTheSessionThatItWasFirstPutOn(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestAnEntryThatWasDeletedIsALossForItsHolderAndNoneForItsHeir(t *testing.T) {
+func TestHandOver_ADeletedEntryIsALossForItsHolderAndNoneForTheNext(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _ := b.wired(t, locker.WithTTL(unhurried))
@@ -503,7 +503,7 @@ func TestAnEntryThatWasDeletedIsALossForItsHolderAndNoneForItsHeir(t *testing.T)
 	b.nothingQueued(t)
 }
 
-func TestAnEntryThatIsDeletedDuringTheHandOverIsALossForItsHolderAndNoneForItsHeir(t *testing.T) {
+func TestHandOver_AnEntryDeletedDuringItIsALossForItsHolderAndNoneForTheNext(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -521,7 +521,7 @@ func TestAnEntryThatIsDeletedDuringTheHandOverIsALossForItsHolderAndNoneForItsHe
 	b.holds(t, lockOf(t, heir))
 }
 
-func TestAnHeirsEntryThatIsDeletedIsLostAndTheNextHasItsTurn(t *testing.T) {
+func TestHandOver_TheNextWhoseEntryIsDeletedIsLostAndTheOneBehindItHolds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _ := b.wired(t, locker.WithTTL(unhurried))
@@ -548,7 +548,7 @@ func TestAnHeirsEntryThatIsDeletedIsLostAndTheNextHasItsTurn(t *testing.T) {
 	b.holds(t, lockOf(t, behind))
 }
 
-func TestALeaseThatIsRevokedDuringTheHandOverLeavesTheHeirItsTurn(t *testing.T) {
+func TestHandOver_ALeaseRevokedDuringItStillLetsTheNextHold(t *testing.T) {
 	t.Parallel()
 	for _, committed := range []bool{false, true} {
 		t.Run(fmt.Sprint("committed=", committed), func(t *testing.T) {
@@ -584,7 +584,7 @@ func TestALeaseThatIsRevokedDuringTheHandOverLeavesTheHeirItsTurn(t *testing.T) 
 	}
 }
 
-func TestAHandOverSurvivesTheLossOfItsSessionsRecord(t *testing.T) {
+func TestHandOver_SurvivesTheLossOfItsSessionsRecord(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
@@ -642,7 +642,7 @@ func applied(chosen func(req any) bool) embedtest.Intercept {
 	}
 }
 
-func TestAPutThatFilledTheSpaceLeavesNothing(t *testing.T) {
+func TestLock_AppliedButRefusedForSpaceLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := newClient(t, b.Server.ClientWith(t, applied(func(req any) bool { return enqueues(req, "a") })))
@@ -652,7 +652,7 @@ func TestAPutThatFilledTheSpaceLeavesNothing(t *testing.T) {
 	unlock(t, lock(t, c, "a", ""))
 }
 
-func TestAReleaseTogetherWithWhatFilledTheSpaceIsOne(t *testing.T) {
+func TestUnlock_SucceedsTogetherWithWhatFilledTheSpace(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	held := make(chan struct{})
@@ -698,7 +698,7 @@ func (s renumbered) SendMsg(m any) error {
 	return s.ClientStream.SendMsg(m)
 }
 
-func TestWatchesGoByTheIDsThatTheServerChooses(t *testing.T) {
+func TestWatch_GoesByTheIDThatTheServerChooses(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	config := b.Server.ClientConfig()
@@ -724,7 +724,7 @@ func TestWatchesGoByTheIDsThatTheServerChooses(t *testing.T) {
 	}
 }
 
-func TestACommitOrAValueThatFilledTheSpaceIsAppliedAndCostsNothing(t *testing.T) {
+func TestCommit_AndSetValueThatFilledTheSpaceAreAppliedAndCostNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	puts := func(value string) func(req any) bool {

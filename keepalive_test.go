@@ -74,7 +74,7 @@ func wantExpired(t *testing.T, l *Lock, server *fakeetcd.Server, use func(*testi
 	}
 }
 
-func TestAProcessThatWasPausedOverTheDeadlineLearnsItAtTheFirstUse(t *testing.T) {
+func TestDeadline_IsNoticedAtTheFirstUseAfterAPauseOfTheProcess(t *testing.T) {
 	t.Parallel()
 	for name, use := range uses {
 		t.Run(name, func(t *testing.T) {
@@ -106,7 +106,7 @@ func jumped(t *testing.T, moment time.Time, d time.Duration) time.Time {
 	return moved
 }
 
-func TestADeadlineHasPassedIfItHasOnEitherClock(t *testing.T) {
+func TestDeadline_HasPassedIfItHasOnEitherClock(t *testing.T) {
 	t.Parallel()
 	const hour = time.Hour
 	now := time.Now()
@@ -129,7 +129,7 @@ func TestADeadlineHasPassedIfItHasOnEitherClock(t *testing.T) {
 	}
 }
 
-func TestAnAnswerThatFindsThePausedProcessPastTheDeadlineRevivesNothing(t *testing.T) {
+func TestDeadline_AnAnswerAfterAPauseOverItRevivesNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l, server := lockOnFake(t)
@@ -144,7 +144,7 @@ func TestAnAnswerThatFindsThePausedProcessPastTheDeadlineRevivesNothing(t *testi
 	})
 }
 
-func TestNoLockIsHeldOnASessionThatWasPausedOverItsDeadline(t *testing.T) {
+func TestLock_OnASessionPausedOverItsDeadlineReturnsErrLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l, server := lockOnFake(t)
@@ -161,7 +161,7 @@ func TestNoLockIsHeldOnASessionThatWasPausedOverItsDeadline(t *testing.T) {
 }
 
 // A machine that sleeps may stop its monotonic clock, which timers go by.
-func TestAMachineThatSleptOverTheDeadlineLearnsItAtTheFirstUse(t *testing.T) {
+func TestDeadline_IsNoticedAtTheFirstUseAfterTheMachineSlept(t *testing.T) {
 	t.Parallel()
 	for name, use := range uses {
 		t.Run(name, func(t *testing.T) {
@@ -180,7 +180,7 @@ func TestAMachineThatSleptOverTheDeadlineLearnsItAtTheFirstUse(t *testing.T) {
 	}
 }
 
-func TestTheAgeOfACacheIsThatOfTheClockThatHasGoneFurther(t *testing.T) {
+func TestCacheAge_GoesByTheClockThatHasGoneFurther(t *testing.T) {
 	t.Parallel()
 	const hour = time.Hour
 	now := time.Now()

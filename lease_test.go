@@ -40,7 +40,7 @@ func (b bundle) value(t testing.TB, key string) string {
 
 type contextKey struct{}
 
-func TestAHoldOutlivesTheContextThatAcquiredIt(t *testing.T) {
+func TestHold_OutlivesTheContextThatAcquiredIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -61,7 +61,7 @@ func TestAHoldOutlivesTheContextThatAcquiredIt(t *testing.T) {
 	}
 }
 
-func TestUnlockEndsTheHold(t *testing.T) {
+func TestUnlock_EndsTheHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := lock(t, b.Client(t), "a", "v")
@@ -80,7 +80,7 @@ func TestUnlockEndsTheHold(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestTheSecondUnlockSaysReleased(t *testing.T) {
+func TestUnlock_TheSecondReturnsErrReleased(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -110,7 +110,7 @@ func TestTheSecondUnlockSaysReleased(t *testing.T) {
 	}
 }
 
-func TestUnlockWithAnEndedContextReleasesAllTheSame(t *testing.T) {
+func TestUnlock_WithAnEndedContextReleasesAllTheSame(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	l := lock(t, b.Client(t), "a", "v")
@@ -123,7 +123,7 @@ func TestUnlockWithAnEndedContextReleasesAllTheSame(t *testing.T) {
 	lock(t, b.Client(t), "a", "next")
 }
 
-func TestAStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
+func TestHold_AStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
 	t.Parallel()
 	uses := map[string]func(context.Context, *locker.Lock) error{
 		"Unlock":   func(ctx context.Context, l *locker.Lock) error { return l.Unlock(ctx) },
@@ -161,7 +161,7 @@ func TestAStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
 	}
 }
 
-func TestALostLockStaysLostBesideANewerHold(t *testing.T) {
+func TestHold_ThatIsLostStaysLostBesideANewerOne(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t, locker.WithTTL(brief))
@@ -184,7 +184,7 @@ func TestALostLockStaysLostBesideANewerHold(t *testing.T) {
 	unlock(t, newer)
 }
 
-func TestARevokedLeaseEndsTheHold(t *testing.T) {
+func TestHold_EndsWhenItsLeaseIsRevoked(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t, locker.WithTTL(brief))
@@ -200,7 +200,7 @@ func TestARevokedLeaseEndsTheHold(t *testing.T) {
 	}
 }
 
-func TestTheDeadlineMovesWithTheRenewals(t *testing.T) {
+func TestDeadline_MovesWithTheRenewals(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := lock(t, b.Client(t, locker.WithTTL(brief)), "a", "v")
@@ -211,7 +211,7 @@ func TestTheDeadlineMovesWithTheRenewals(t *testing.T) {
 	}
 }
 
-func TestTheGuardHoldsInEtcdAsLongAsTheLock(t *testing.T) {
+func TestGuard_HoldsInEtcdAsLongAsTheLock(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -239,7 +239,7 @@ func TestTheGuardHoldsInEtcdAsLongAsTheLock(t *testing.T) {
 	}
 }
 
-func TestCommitAppliesAllOrNothing(t *testing.T) {
+func TestCommit_AppliesAllOrNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	l := lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v")
@@ -263,7 +263,7 @@ func TestCommitAppliesAllOrNothing(t *testing.T) {
 	}
 }
 
-func TestSetValueIsSeenByOthers(t *testing.T) {
+func TestSetValue_IsSeenByOthers(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	l, other := lock(t, b.Client(t), "a", "v"), b.Client(t)
@@ -279,7 +279,7 @@ func TestSetValueIsSeenByOthers(t *testing.T) {
 	}
 }
 
-func TestConcurrentSetValuesEndInTheSameValueEverywhere(t *testing.T) {
+func TestSetValue_ConcurrentCallsEndInTheSameValueEverywhere(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)

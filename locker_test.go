@@ -22,7 +22,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-func TestOneHolderAtATimeWithGrowingTokens(t *testing.T) {
+func TestLock_HasOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	var inside, last, holds atomic.Int64
@@ -59,7 +59,7 @@ func TestOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 	b.Queued(t, "a", 0)
 }
 
-func TestTheSameNameTwiceInOneClientWaits(t *testing.T) {
+func TestLock_OfTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -80,7 +80,7 @@ func TestTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	}
 }
 
-func TestGoroutinesOfOneClientAreServedInOrder(t *testing.T) {
+func TestLine_GoroutinesOfOneClientAreServedInOrder(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -93,7 +93,7 @@ func TestGoroutinesOfOneClientAreServedInOrder(t *testing.T) {
 	serveInOrder(t, present, waiters)
 }
 
-func TestClientsAreServedInOrder(t *testing.T) {
+func TestQueue_ClientsAreServedInOrder(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	present := lock(t, b.Client(t), "a", "v")
@@ -125,7 +125,7 @@ func serveInOrder(t *testing.T, present *locker.Lock, waiters []<-chan outcome) 
 	}
 }
 
-func TestNamesAreIndependentOfEachOther(t *testing.T) {
+func TestNames_AreIndependentOfEachOther(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, other := b.Client(t), b.Client(t)
@@ -154,7 +154,7 @@ func TestNamesAreIndependentOfEachOther(t *testing.T) {
 	}
 }
 
-func TestNamesMayBeAsLongAsTheyMay(t *testing.T) {
+func TestNames_MayHaveMaxNameLengthBytes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for _, char := range []string{"a", "/", "%"} {
@@ -167,7 +167,7 @@ func TestNamesMayBeAsLongAsTheyMay(t *testing.T) {
 	}
 }
 
-func TestTryLockTellsWhoHoldsAndDoesNotQueue(t *testing.T) {
+func TestTryLock_ReportsTheHolderAndDoesNotQueue(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -191,7 +191,7 @@ func TestTryLockTellsWhoHoldsAndDoesNotQueue(t *testing.T) {
 	}
 }
 
-func TestAValueTooLargeIsEtcdsErrorAndLeavesNothing(t *testing.T) {
+func TestLock_OfAValueTooLargeReturnsEtcdsErrorAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -215,7 +215,7 @@ func TestAValueTooLargeIsEtcdsErrorAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestGetTellsWhoHolds(t *testing.T) {
+func TestGet_ReportsTheHolder(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, other := b.Client(t), b.Client(t)
@@ -236,7 +236,7 @@ func TestGetTellsWhoHolds(t *testing.T) {
 	want(t, err, locker.ErrNotFound)
 }
 
-func TestListHasTheHoldersBelowAPrefixByName(t *testing.T) {
+func TestList_ReturnsTheHoldersBelowAPrefixByName(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, other := b.Client(t), b.Client(t)
@@ -269,7 +269,7 @@ func TestListHasTheHoldersBelowAPrefixByName(t *testing.T) {
 	}
 }
 
-func TestListIsTrueAtOneRevision(t *testing.T) {
+func TestList_IsTrueAtOneRevision(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -305,7 +305,7 @@ func TestListIsTrueAtOneRevision(t *testing.T) {
 	receive(t, stopped)
 }
 
-func TestOwnersTellsWhichProcessHolds(t *testing.T) {
+func TestOwners_ReportsWhichProcessHolds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -527,7 +527,7 @@ func soon(t testing.TB, what string, call func() error) {
 	}
 }
 
-func TestEtcdClosed_IsSaidByEveryCallAtOnce(t *testing.T) {
+func TestEtcdClosed_IsReportedByEveryCallAtOnce(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), t.Context()
 	etcd, err := clientv3.New(b.Server.ClientConfig())

@@ -77,7 +77,7 @@ func recovered(f func() error) (err error) {
 	return f()
 }
 
-func TestBadNamesAreRefusedWithoutARequest(t *testing.T) {
+func TestNames_BadOnesAreRefusedWithoutARequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
 	c, ctx := newClient(t, etcd), within(t)
@@ -111,7 +111,7 @@ func TestBadNamesAreRefusedWithoutARequest(t *testing.T) {
 	}
 }
 
-func TestBadOptionsAreRefusedWithoutARequest(t *testing.T) {
+func TestOptions_BadOnesAreRefusedWithoutARequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
 	tests := map[string]struct {
@@ -160,7 +160,7 @@ func TestBadOptionsAreRefusedWithoutARequest(t *testing.T) {
 	}
 }
 
-func TestBadSessionsAreRefusedWithoutARequest(t *testing.T) {
+func TestSession_ABadOneIsRefusedWithoutARequest(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	etcd, requests := countedEtcd(t, b.Server)
@@ -192,7 +192,7 @@ func TestBadSessionsAreRefusedWithoutARequest(t *testing.T) {
 	}
 }
 
-func TestNilOptionsOfCallsAreRefused(t *testing.T) {
+func TestOptions_OfCallsAreRefusedIfNil(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
 	c, ctx := newClient(t, etcd), within(t)
@@ -211,7 +211,7 @@ func TestNilOptionsOfCallsAreRefused(t *testing.T) {
 	}
 }
 
-func TestNewMakesNoRequest(t *testing.T) {
+func TestNew_MakesNoRequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
 	c := newClient(t, etcd)
@@ -220,7 +220,7 @@ func TestNewMakesNoRequest(t *testing.T) {
 	}
 }
 
-func TestTheTTLIsRoundedUpToSeconds(t *testing.T) {
+func TestOptions_TheTTLIsRoundedUpToSeconds(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := lock(t, b.Client(t, locker.WithTTL(8100*time.Millisecond)), "a", "v")
@@ -234,7 +234,7 @@ func TestTheTTLIsRoundedUpToSeconds(t *testing.T) {
 	}
 }
 
-func TestAHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
+func TestOptions_AHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for margin, options := range map[time.Duration][]locker.Option{
@@ -252,7 +252,7 @@ func TestAHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
 	}
 }
 
-func TestAPrefixGetsASlash(t *testing.T) {
+func TestOptions_APrefixGetsASlash(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := lock(t, b.Client(t, locker.WithPrefix("a/b")), "c", "v")
@@ -265,7 +265,7 @@ func TestAPrefixGetsASlash(t *testing.T) {
 	lock(t, b.Client(t, locker.WithPrefix("a/x")), "c", "v") // another prefix, another name
 }
 
-func TestALossIsLogged(t *testing.T) {
+func TestOptions_TheLoggerReportsALoss(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var text syncBuffer

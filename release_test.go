@@ -137,7 +137,7 @@ func TestUnlock_WaitsWithAContextThatEndsByIt(t *testing.T) {
 	}
 }
 
-func TestAHandOverInsideAClientIsOneTransaction(t *testing.T) {
+func TestHandOver_InsideAClientIsOneTransaction(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t)
@@ -171,7 +171,7 @@ func TestAHandOverInsideAClientIsOneTransaction(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestAHandOverInsideAClientPassesNobodyInEtcdsQueue(t *testing.T) {
+func TestHandOver_InsideAClientOvertakesNobodyInEtcdsQueue(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -187,7 +187,7 @@ func TestAHandOverInsideAClientPassesNobodyInEtcdsQueue(t *testing.T) {
 	serveInOrder(t, present, []<-chan outcome{local[0], second, local[1], local[2]})
 }
 
-func TestAnHeirMayGiveUpAtAnyMomentOfTheHandOver(t *testing.T) {
+func TestHandOver_TheNextMayBeCanceledAtAnyMoment(t *testing.T) {
 	t.Parallel()
 	tired := errors.New("tired")
 	moments := map[string]func(t *testing.T, w *wire, holder *locker.Lock, giveUp func()){
@@ -246,7 +246,7 @@ func TestAnHeirMayGiveUpAtAnyMomentOfTheHandOver(t *testing.T) {
 	}
 }
 
-func TestAnHeirWithASessionOfItsOwnGetsAHoldOfThatSession(t *testing.T) {
+func TestHandOver_TheNextWithItsOwnSessionHoldsOnThatSession(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t)
@@ -273,7 +273,7 @@ func TestAnHeirWithASessionOfItsOwnGetsAHoldOfThatSession(t *testing.T) {
 	b.holds(t, shared)
 }
 
-func TestAnHeirWhoseSessionIsOfNoUseLetsTheNextHaveItsTurn(t *testing.T) {
+func TestHandOver_TheNextWhoseSessionIsUnusableIsPassedOver(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _ := b.wired(t)
@@ -302,7 +302,7 @@ func TestAnHeirWhoseSessionIsOfNoUseLetsTheNextHaveItsTurn(t *testing.T) {
 	}
 }
 
-func TestAFullSessionHandsOverToItsOwn(t *testing.T) {
+func TestHandOver_WithinAFullSessionSucceeds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _ := b.wired(t)
@@ -316,7 +316,7 @@ func TestAFullSessionHandsOverToItsOwn(t *testing.T) {
 	want(t, err, locker.ErrSessionFull)
 }
 
-func TestOneHolderFollowsAnotherWithoutAGapInWatchAndCache(t *testing.T) {
+func TestHandOver_LeavesNoGapInWatchAndCache(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t)
@@ -358,7 +358,7 @@ func TestOneHolderFollowsAnotherWithoutAGapInWatchAndCache(t *testing.T) {
 	}
 }
 
-func TestWithoutSpaceAHandOverIsAReleaseAndARefusal(t *testing.T) {
+func TestHandOver_WithoutSpaceIsAReleaseAndARefusal(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 })), within(t)
 	c, _ := b.wired(t)
@@ -386,7 +386,7 @@ func (b bundle) shared(t *testing.T, opts ...locker.Option) (c *locker.Client, w
 	return c, w, former, present
 }
 
-func TestSoManyInARowShareAHoldWithoutARequest(t *testing.T) {
+func TestLocalHandover_UpToTheLimitShareAHoldWithoutARequest(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	const n = 4
@@ -415,7 +415,7 @@ func TestSoManyInARowShareAHoldWithoutARequest(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestByDefaultEachHoldHasATokenOfItsOwn(t *testing.T) {
+func TestLocalHandover_ByDefaultEachHoldHasATokenOfItsOwn(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	for name, opts := range map[string][]locker.Option{"by default": nil, "with 1": {locker.WithLocalHandover(1)}} {
@@ -434,7 +434,7 @@ func TestByDefaultEachHoldHasATokenOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAnotherClientHasItsTurnAfterSoManyInARow(t *testing.T) {
+func TestLocalHandover_AnotherClientHoldsOnceTheLimitIsReached(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	const n = 3
@@ -461,7 +461,7 @@ func TestAnotherClientHasItsTurnAfterSoManyInARow(t *testing.T) {
 	unlock(t, present)
 }
 
-func TestOnlyLikeAndLikeShareAHold(t *testing.T) {
+func TestLocalHandover_SharesAHoldForTheSameValueAndSessionOnly(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _ := b.wired(t, locker.WithLocalHandover(100))
@@ -503,7 +503,7 @@ func TestOnlyLikeAndLikeShareAHold(t *testing.T) {
 	}
 }
 
-func TestAStaleHandleLeavesTheNextOfASharedHoldAlone(t *testing.T) {
+func TestLocalHandover_AStaleHandleLeavesTheNextAlone(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	_, w, former, present := b.shared(t)
@@ -527,7 +527,7 @@ func TestAStaleHandleLeavesTheNextOfASharedHoldAlone(t *testing.T) {
 	b.nothingQueued(t)
 }
 
-func TestTheLossOfItsSessionEndsASharedHold(t *testing.T) {
+func TestLocalHandover_TheLossOfItsSessionEndsASharedHold(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _, former, present := b.shared(t, locker.WithTTL(brief))
@@ -542,7 +542,7 @@ func TestTheLossOfItsSessionEndsASharedHold(t *testing.T) {
 	}
 }
 
-func TestADeletedEntryEndsASharedHold(t *testing.T) {
+func TestLocalHandover_ADeletedEntryEndsASharedHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, _, former, present := b.shared(t, locker.WithTTL(brief))
@@ -553,7 +553,7 @@ func TestADeletedEntryEndsASharedHold(t *testing.T) {
 	unlock(t, lock(t, c, "a", ""))
 }
 
-func TestADeletionThatNobodyNoticedIsAnErrorOfTheLastOfASharedHold(t *testing.T) {
+func TestLocalHandover_ADeletionThatNobodyNoticedIsAnErrorOfTheLast(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _, _, present := b.shared(t, locker.WithTTL(unhurried))
@@ -566,7 +566,7 @@ func TestADeletionThatNobodyNoticedIsAnErrorOfTheLastOfASharedHold(t *testing.T)
 	b.nothingQueued(t)
 }
 
-func TestAnHeirOfASharedHoldMayGiveUpAtAnyMoment(t *testing.T) {
+func TestLocalHandover_TheNextMayBeCanceledAtAnyMoment(t *testing.T) {
 	t.Parallel()
 	b, tired := setup(t), errors.New("tired")
 	c, _ := b.wired(t, locker.WithLocalHandover(1000))
@@ -601,7 +601,7 @@ func TestAnHeirOfASharedHoldMayGiveUpAtAnyMoment(t *testing.T) {
 	}
 }
 
-func TestCloseEndsASharedHoldAndThoseInLine(t *testing.T) {
+func TestClose_EndsASharedHoldAndThoseInLine(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, _, former, present := b.shared(t)
@@ -623,7 +623,7 @@ func TestCloseEndsASharedHoldAndThoseInLine(t *testing.T) {
 	}
 }
 
-func TestCloseWhileAHoldIsPassedOnLeavesNothing(t *testing.T) {
+func TestClose_WhileAHoldIsHandedOverLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	for i := range 10 {
@@ -664,7 +664,7 @@ func TestCloseWhileAHoldIsPassedOnLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestThoseWhoShareAHoldExcludeEachOther(t *testing.T) {
+func TestLocalHandover_ThoseThatShareAHoldExcludeEachOther(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	clients := []*locker.Client{b.Client(t, locker.WithLocalHandover(7)), b.Client(t, locker.WithLocalHandover(100)), b.Client(t)}
@@ -748,7 +748,7 @@ func wantSoon(t *testing.T, late time.Duration) {
 	}
 }
 
-func TestLock_ManyThatWaitMayBeGivenUpAtOnce(t *testing.T) {
+func TestLock_ManyThatWaitMayBeCanceledAtOnce(t *testing.T) {
 	t.Parallel()
 	b, n := setup(t), howMany()
 	c := b.Client(t, locker.WithTTL(time.Minute))
@@ -765,7 +765,7 @@ func TestLock_ManyThatWaitMayBeGivenUpAtOnce(t *testing.T) {
 	unlock(t, l)
 }
 
-func TestUnlock_ManyMayBeGivenUpAtOnce(t *testing.T) {
+func TestUnlock_ManyMayBeCanceledAtOnce(t *testing.T) {
 	t.Parallel()
 	m, c := newMute(t) // answers again when the test is over
 	locks := make(chan *locker.Lock, howMany())

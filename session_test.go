@@ -29,7 +29,7 @@ func leaseOf(t testing.TB, c *locker.Client, l *locker.Lock) clientv3.LeaseID {
 	return holder.Lease
 }
 
-func TestAHoldThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *testing.T) {
+func TestHold_ThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *testing.T) {
 	t.Parallel()
 	const ttl = 24 * time.Second // renewed every eight seconds
 	for name, test := range map[string]struct {
@@ -80,7 +80,7 @@ func TestAHoldThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *t
 	}
 }
 
-func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
+func TestSession_ThatIsLostEndsItsWaitersAtOnce(t *testing.T) {
 	t.Parallel()
 	revoke := func(t *testing.T, b bundle, _ *embedtest.Proxy, lease clientv3.LeaseID) {
 		b.Server.ExpireLease(t, lease)
@@ -126,7 +126,7 @@ func TestAWaiterWhoseSessionIsLostReturnsAtOnce(t *testing.T) {
 	}
 }
 
-func TestALostSessionIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
+func TestSession_ThatIsLostIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -173,7 +173,7 @@ func TestALostSessionIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
 	}
 }
 
-func TestALockWhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
+func TestLock_WhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var first sync.Once
@@ -193,7 +193,7 @@ func TestALockWhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 	}
 }
 
-func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
+func TestLine_TheNextGoroutineHoldsAfterALoss(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t, locker.WithTTL(brief))
@@ -222,7 +222,7 @@ func TestAfterALossTheNextGoroutineOfTheSameClientHasItsTurn(t *testing.T) {
 	}
 }
 
-func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
+func TestClose_IsBoundedByTheTTLWhileEtcdIsUnreachable(t *testing.T) {
 	t.Parallel()
 	const ttl = brief
 	for name, fault := range map[string]func(*embedtest.Proxy){
@@ -277,7 +277,7 @@ func TestCloseIsBoundedByTheTTLWhileEtcdCannotBeReached(t *testing.T) {
 	}
 }
 
-func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
+func TestSession_ThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 	t.Parallel()
 	const held, taken, rounds = 50, 100, 10
 	b := setup(t)
@@ -319,7 +319,7 @@ func TestASessionThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 	eventually(t, "nothing is left", func() bool { return len(b.Keys(t, locker.DefaultPrefix)) == 0 })
 }
 
-func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
+func TestSession_AllItsHoldsEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
 	t.Parallel()
 	const n = 100
 	for name, end := range map[string]func(*testing.T, *embedtest.Proxy, *locker.Session){
@@ -379,7 +379,7 @@ func TestAllHoldsOfASessionEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
 	}
 }
 
-func TestAnAdoptedSessionThatIsLetGoKeepsNothing(t *testing.T) {
+func TestAdoptSession_CloseLeavesNoEntryAndKeepsTheLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	program := b.Server.Client(t)
@@ -415,7 +415,7 @@ func TestAnAdoptedSessionThatIsLetGoKeepsNothing(t *testing.T) {
 	}
 }
 
-func TestAnOwnSessionHasAFateOfItsOwn(t *testing.T) {
+func TestSession_TheLossOfAnOwnOneCostsOthersNothing(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t, locker.WithTTL(brief))
@@ -447,7 +447,7 @@ func TestAnOwnSessionHasAFateOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestALostSharedSessionIsReplaced(t *testing.T) {
+func TestSession_ASharedOneThatIsLostIsReplaced(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -459,7 +459,7 @@ func TestALostSharedSessionIsReplaced(t *testing.T) {
 	unlock(t, second)
 }
 
-func TestASessionHasATTLOfItsOwn(t *testing.T) {
+func TestSession_HasATTLOfItsOwn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t, locker.WithTTL(time.Minute), locker.WithSafetyMargin(20*time.Second))
@@ -477,7 +477,7 @@ func TestASessionHasATTLOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestClosingASessionEndsItsHoldsAndNoOthers(t *testing.T) {
+func TestSession_CloseEndsItsHoldsAndNoOthers(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	var revoked atomic.Int64
@@ -521,7 +521,7 @@ func TestClosingASessionEndsItsHoldsAndNoOthers(t *testing.T) {
 	lock(t, c, "a", "next")
 }
 
-func TestASessionThatCannotBeOpenedIsNone(t *testing.T) {
+func TestNewSession_ReturnsNoSessionWithAnError(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	c := b.Client(t)
@@ -550,7 +550,7 @@ func TestASessionThatCannotBeOpenedIsNone(t *testing.T) {
 	eventually(t, "its lease is gone", func() bool { return b.leases(t) == 0 })
 }
 
-func TestAGrantThatIsCommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
+func TestGrant_CommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
 	t.Parallel()
 	b, enough := setup(t), errors.New("enough")
 	ctx, cancel := context.WithCancelCause(within(t))
@@ -614,7 +614,7 @@ func fill(t *testing.T, c *locker.Client, prefix string, n int, opts ...locker.L
 	return locks
 }
 
-func TestAnOwnSessionIsFullAtAThousandEntries(t *testing.T) {
+func TestSession_AnOwnOneIsFullAtAThousandEntries(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -630,7 +630,7 @@ func TestAnOwnSessionIsFullAtAThousandEntries(t *testing.T) {
 	unlock(t, lock(t, c, "elsewhere", "v"))
 }
 
-func TestSharedSessionsOpenAsManyLeasesAsTheyNeedAndGiveThemBack(t *testing.T) {
+func TestSession_SharedOnesOpenAsManyLeasesAsTheyNeedAndGiveThemBack(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)

@@ -22,7 +22,7 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-func TestWatchYieldsTheStateNowAndThenEachChange(t *testing.T) {
+func TestWatch_YieldsTheStateNowAndThenEachChange(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	alpha, beta := b.Client(t), b.Client(t)
@@ -53,7 +53,7 @@ func TestWatchYieldsTheStateNowAndThenEachChange(t *testing.T) {
 	r.Held(third)
 }
 
-func TestWatchBeginsWithTheHolderThereIs(t *testing.T) {
+func TestWatch_BeginsWithTheHolderThereIs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -69,7 +69,7 @@ func TestWatchBeginsWithTheHolderThereIs(t *testing.T) {
 	read(t, states).Held(l) // iterated again, it begins with the state of then
 }
 
-func TestAStateOfOneNameIsNoneOfAnother(t *testing.T) {
+func TestWatch_YieldsNoStateOfAnotherName(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -81,7 +81,7 @@ func TestAStateOfOneNameIsNoneOfAnother(t *testing.T) {
 	r.Held(lock(t, c, "a", "2"))
 }
 
-func TestASlowLoopGetsTheNewestState(t *testing.T) {
+func TestWatch_ASlowLoopGetsTheNewestState(t *testing.T) {
 	b := setup(t)
 	c, holder := b.Client(t), b.Client(t)
 	l := lock(t, holder, "a", "first")
@@ -169,7 +169,7 @@ func calledBy(stack []uintptr, functions []string) bool {
 	}
 }
 
-func TestAWatchEndsWithTheCauseOfItsContext(t *testing.T) {
+func TestWatch_EndsWithTheCauseOfItsContext(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -194,7 +194,7 @@ func TestAWatchEndsWithTheCauseOfItsContext(t *testing.T) {
 	}
 }
 
-func TestALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
+func TestWatch_ALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -227,7 +227,7 @@ func TestALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
 	}
 }
 
-func TestCloseEndsWatches(t *testing.T) {
+func TestClose_EndsWatches(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -254,7 +254,7 @@ func TestCloseEndsWatches(t *testing.T) {
 	}
 }
 
-func TestALoopMayCloseItsClient(t *testing.T) {
+func TestWatch_ALoopMayCloseItsClient(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -272,7 +272,7 @@ func TestALoopMayCloseItsClient(t *testing.T) {
 	}
 }
 
-func TestAWatchOfABadNameIsRefused(t *testing.T) {
+func TestWatch_OfABadNameIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -285,7 +285,7 @@ func TestAWatchOfABadNameIsRefused(t *testing.T) {
 	}
 }
 
-func TestAWatchGoesOnAfterItsConnectionsBreak(t *testing.T) {
+func TestWatch_GoesOnAfterItsConnectionsBreak(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -312,7 +312,7 @@ func TestAWatchGoesOnAfterItsConnectionsBreak(t *testing.T) {
 	all.Free("a")
 }
 
-func TestAWatchGoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
+func TestWatch_GoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -348,7 +348,7 @@ func TestAWatchGoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 	}
 }
 
-func TestAWatchGoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
+func TestWatch_GoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	c := b.Client(t, locker.WithTTL(unhurried))
@@ -371,7 +371,7 @@ func TestAWatchGoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	r.Free("a")
 }
 
-func TestAWatchGoesOnAfterARestart(t *testing.T) {
+func TestWatch_GoesOnAfterARestart(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -387,7 +387,7 @@ func TestAWatchGoesOnAfterARestart(t *testing.T) {
 	}
 }
 
-func TestAWatchLeavesAMemberThatDoesNotAnswer(t *testing.T) {
+func TestWatch_LeavesAMemberThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	proxy := b.Server.Proxy(t)
@@ -406,7 +406,7 @@ func TestAWatchLeavesAMemberThatDoesNotAnswer(t *testing.T) {
 	}
 }
 
-func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
+func TestWatchPrefix_FollowsAllNamesBelowIt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -453,7 +453,7 @@ func TestWatchPrefixFollowsAllNamesBelowIt(t *testing.T) {
 	}
 }
 
-func TestWatchPrefixPassesOverWhatIsNoLock(t *testing.T) {
+func TestWatchPrefix_SkipsWhatIsNoLock(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -487,7 +487,7 @@ func TestWatchPrefixPassesOverWhatIsNoLock(t *testing.T) {
 	}
 }
 
-func TestChangesOfOneTransactionAreOneChange(t *testing.T) {
+func TestWatchPrefix_ChangesOfOneTransactionAreOneChange(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -523,7 +523,7 @@ func TestChangesOfOneTransactionAreOneChange(t *testing.T) {
 	}
 }
 
-func TestManyWatchesAtOnce(t *testing.T) {
+func TestWatch_ManyAtOnceSeeTheLastChange(t *testing.T) {
 	t.Parallel()
 	const names, watches = 10, 20
 	b := setup(t)
@@ -572,7 +572,7 @@ func TestManyWatchesAtOnce(t *testing.T) {
 	}
 }
 
-func TestWatchEndsWhenEtcdDeniesPermission(t *testing.T) {
+func TestWatch_EndsWhenEtcdDeniesPermission(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithAuth())
 	guest := addUser(t, b, "guest", "locker/ok/")

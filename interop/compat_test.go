@@ -7,7 +7,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-func TestCompatLocksTellsAndWatches(t *testing.T) {
+func TestCompat_LocksReportsAndWatches(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		first, second := b.client(t).Compat(), b.client(t).Compat()
 		_, err := first.Get("a")

@@ -12,7 +12,7 @@ import (
 
 // Beside etcd's own locks.
 
-func TestAnAdoptedSessionExcludesItsMutexAndKeepsItsLease(t *testing.T) {
+func TestAdoptSession_ExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(ctx), concurrency.WithTTL(10))
@@ -48,7 +48,7 @@ func TestAnAdoptedSessionExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 	})
 }
 
-func TestAnElectionOfEtcdTakesTurnsWithLocks(t *testing.T) {
+func TestInterop_AnElectionOfEtcdAlternatesWithLocks(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(ctx), concurrency.WithTTL(10))

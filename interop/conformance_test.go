@@ -16,7 +16,7 @@ import (
 
 // What any user of locks relies on.
 
-func TestHoldsExcludeEachOtherAndTokensGrow(t *testing.T) {
+func TestLock_HoldsExcludeEachOtherAndTokensGrow(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx := within(t)
 		var holders atomic.Int64
@@ -52,7 +52,7 @@ func TestHoldsExcludeEachOtherAndTokensGrow(t *testing.T) {
 	})
 }
 
-func TestTryLockTellsWhoHoldsTheName(t *testing.T) {
+func TestTryLock_ReportsTheHolder(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, other := within(t), b.client(t)
 		l := lock(t, b.client(t), "a", "mine")
@@ -74,7 +74,7 @@ func TestTryLockTellsWhoHoldsTheName(t *testing.T) {
 	})
 }
 
-func TestWaitersAreServedInTheOrderTheyCame(t *testing.T) {
+func TestQueue_WaitersAreServedInTheOrderTheyCame(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		// More than a waiter follows one by one.
 		const waiters = 12
@@ -100,7 +100,7 @@ func TestWaitersAreServedInTheOrderTheyCame(t *testing.T) {
 	})
 }
 
-func TestAWaitThatEndsLeavesTheQueue(t *testing.T) {
+func TestQueue_AWaiterThatIsCanceledLeavesIt(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		holder := lock(t, b.client(t), "a", "")
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -117,7 +117,7 @@ func TestAWaitThatEndsLeavesTheQueue(t *testing.T) {
 	})
 }
 
-func TestDoReleasesAndCampaignComesBackAfterALoss(t *testing.T) {
+func TestDo_ReleasesAndCampaignHoldsAgainAfterALoss(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		result := errors.New("done")
@@ -141,7 +141,7 @@ func TestDoReleasesAndCampaignComesBackAfterALoss(t *testing.T) {
 	})
 }
 
-func TestCommitAndSetValueAreGuarded(t *testing.T) {
+func TestCommit_AndSetValueAreGuarded(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, data := within(t), "data/"+b.prefix
 		user := connect(t, b.config(service))
@@ -172,7 +172,7 @@ func TestCommitAndSetValueAreGuarded(t *testing.T) {
 	})
 }
 
-func TestSessionsHaveFatesOfTheirOwn(t *testing.T) {
+func TestSession_TheLossOfOneCostsOthersNothing(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		s, err := c.NewSession(ctx)
@@ -195,7 +195,7 @@ func TestSessionsHaveFatesOfTheirOwn(t *testing.T) {
 	})
 }
 
-func TestManyLocksShareTransactions(t *testing.T) {
+func TestGroupCommit_ManyLocksShareTransactions(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		const names = 200
 		ctx, c := within(t), b.client(t)
@@ -235,7 +235,7 @@ func TestManyLocksShareTransactions(t *testing.T) {
 	})
 }
 
-func TestGoroutinesOfAClientTakeTurnsWithAnother(t *testing.T) {
+func TestQueue_GoroutinesOfAClientAlternateWithAnotherClient(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		first := lock(t, c, "a", "")
@@ -256,7 +256,7 @@ func TestGoroutinesOfAClientTakeTurnsWithAnother(t *testing.T) {
 	})
 }
 
-func TestGoroutinesOfAClientMayShareAHold(t *testing.T) {
+func TestLocalHandover_GoroutinesOfAClientMayShareAHold(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t, locker.WithLocalHandover(2))
 		turns := make(map[int64]int) // by token; written by the holder
@@ -288,7 +288,7 @@ func TestGoroutinesOfAClientMayShareAHold(t *testing.T) {
 	})
 }
 
-func TestCloseLeavesNothing(t *testing.T) {
+func TestClose_LeavesNothing(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx := within(t)
 		c := b.client(t)

@@ -64,7 +64,7 @@ func (e *etcdctl) interrupt(t *testing.T) {
 	}
 }
 
-func TestEtcdctlLockWaitsForALock(t *testing.T) {
+func TestInterop_EtcdctlLockWaitsForALock(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		l := lock(t, c, "a", "")
@@ -84,7 +84,7 @@ func TestEtcdctlLockWaitsForALock(t *testing.T) {
 	})
 }
 
-func TestALockWaitsForEtcdctlLock(t *testing.T) {
+func TestInterop_ALockWaitsForEtcdctlLock(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		theirs := b.etcdctl(t, "lock", b.prefix+"a")
@@ -102,7 +102,7 @@ func TestALockWaitsForEtcdctlLock(t *testing.T) {
 	})
 }
 
-func TestEtcdctlElectFollowsLocks(t *testing.T) {
+func TestInterop_EtcdctlElectFollowsLocks(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		c := b.client(t)
 		l := lock(t, c, "www.example.com", "10.1.1.1")
@@ -124,7 +124,7 @@ func TestEtcdctlElectFollowsLocks(t *testing.T) {
 	})
 }
 
-func TestLocksAndEtcdctlElectExcludeEachOther(t *testing.T) {
+func TestInterop_LocksAndEtcdctlElectExcludeEachOther(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		candidate := b.etcdctl(t, "elect", b.prefix+"leader", "theirs")

@@ -9,7 +9,7 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-func TestAHolderThatIsCutOffLearnsItBeforeTheNextHolds(t *testing.T) {
+func TestHold_ThatIsCutOffEndsBeforeTheNextHolds(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		proxy, err := embedtest.NewProxy(b.Endpoints()...)
 		if err != nil {
@@ -35,7 +35,7 @@ func TestAHolderThatIsCutOffLearnsItBeforeTheNextHolds(t *testing.T) {
 	})
 }
 
-func TestAHolderThatDiesIsFollowedAfterItsTTL(t *testing.T) {
+func TestHold_OfADeadClientIsFollowedAfterItsTTL(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		etcd := connect(t, b.config(service))
 		l := lock(t, b.over(t, etcd, locker.WithTTL(brief)), "a", "")

@@ -60,7 +60,7 @@ func (s scene) goesOn(t *testing.T) {
 	s.watched.sees(t, "a", nil)
 }
 
-func TestAHoldOutlivesARestartOfEtcd(t *testing.T) {
+func TestHold_SurvivesARestartOfEtcd(t *testing.T) {
 	withTokens := authentication
 	withTokens.on = from35
 	alone(t, func(t *testing.T, b bundle) {
@@ -81,7 +81,7 @@ func TestAHoldOutlivesARestartOfEtcd(t *testing.T) {
 	}, oneMember, threeMembers, withTLS, withTokens)
 }
 
-func TestAHoldOutlivesTheLeader(t *testing.T) {
+func TestHold_SurvivesTheDeathOfTheLeader(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		s := newScene(t, b)
 		leader := b.leader(t)

@@ -33,7 +33,7 @@ func renewed(t *testing.T, l *locker.Lock) {
 	eventually(t, "it is renewed", func() bool { return l.Deadline().After(before) })
 }
 
-func TestAHoldWithoutPermissionEndsWhereRenewalNeedsIt(t *testing.T) {
+func TestHold_WithoutPermissionEndsWhereRenewalNeedsIt(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t, locker.WithTTL(modest))
 		cache, err := b.client(t, locker.WithTTL(modest)).NewCache(ctx, "")

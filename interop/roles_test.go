@@ -25,7 +25,7 @@ func (b bundle) guest(t *testing.T, name string, permissions ...permission) *loc
 	return b.over(t, connect(t, b.config(name)))
 }
 
-func TestWhoMayReadOneQueueMayLookAtItAndWatchIt(t *testing.T) {
+func TestRole_ToReadOneQueueAllowsGetAndWatch(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		ctx := within(t)
 		reader := b.guest(t, "reader", readOnly(b.prefix+"a/"), readOnly(b.prefix+"/"))
@@ -50,7 +50,7 @@ func wantDenied(t *testing.T, what string, err error) {
 	}
 }
 
-func TestARoleForOneNameNeedsItsQueueAndTheRecords(t *testing.T) {
+func TestRole_ForOneNameNeedsItsQueueAndTheRecords(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		ctx, queue, records := within(t), b.prefix+"a/", b.prefix+"/"
 		c := b.guest(t, "one-name", readWrite(queue), readWrite(records))
@@ -84,7 +84,7 @@ func TestARoleForOneNameNeedsItsQueueAndTheRecords(t *testing.T) {
 	}, authentication)
 }
 
-func TestEveryPartOfTheSmallestRoleIsNeeded(t *testing.T) {
+func TestRole_EveryPartOfTheSmallestIsNeeded(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		ctx, queue, records := within(t), b.prefix+"a/", b.prefix+"/"
 		writeOnly := func(prefix string) permission {
@@ -111,7 +111,7 @@ func TestEveryPartOfTheSmallestRoleIsNeeded(t *testing.T) {
 	}, authentication)
 }
 
-func TestWhoMayReadMayLookAndWatchAndNothingElse(t *testing.T) {
+func TestRole_ToReadAllowsReadsAndWatchesAndNothingElse(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		reader := b.guest(t, "reader", readOnly("locker/"))
@@ -153,7 +153,7 @@ func TestWhoMayReadMayLookAndWatchAndNothingElse(t *testing.T) {
 	}, authentication)
 }
 
-func TestWhoMayReadSomeNamesMayLookAtThoseAndWatchThem(t *testing.T) {
+func TestRole_ToReadSomeNamesAllowsReadsAndWatchesOfThose(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		reader := b.guest(t, "reader", readOnly(b.prefix+"app-"))

@@ -13,7 +13,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-func TestLocksAreKeptAndReleasedWhileEtcdHasNoSpace(t *testing.T) {
+func TestHold_IsKeptAndReleasedWhileEtcdHasNoSpace(t *testing.T) {
 	littleSpace := oneMember
 	littleSpace.flags = []string{"--quota-backend-bytes=2097152"}
 	alone(t, func(t *testing.T, b bundle) {

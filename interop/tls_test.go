@@ -49,7 +49,7 @@ func wantCause(t *testing.T, config clientv3.Config, cause string) {
 	}
 }
 
-func TestCallsTellThatTheAuthorityIsUnknown(t *testing.T) {
+func TestErrors_SayThatTheAuthorityIsUnknown(t *testing.T) {
 	everywhereWithTLS(t, func(t *testing.T, c *cluster) {
 		authority, err := etcdproc.NewAuthority(t.TempDir())
 		if err != nil {
@@ -67,7 +67,7 @@ func TestCallsTellThatTheAuthorityIsUnknown(t *testing.T) {
 	}, time.Hour)
 }
 
-func TestCallsTellThatTheCertificateHasExpired(t *testing.T) {
+func TestErrors_SayThatTheCertificateHasExpired(t *testing.T) {
 	everywhereWithTLS(t, func(t *testing.T, c *cluster) {
 		wantCause(t, c.config(service), "certificate has expired")
 	}, -time.Hour)
@@ -88,7 +88,7 @@ func everywhereWithTLS(t *testing.T, test func(t *testing.T, c *cluster), validi
 	})
 }
 
-func TestCallsTellThatNothingListens(t *testing.T) {
+func TestErrors_SayThatNothingListens(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

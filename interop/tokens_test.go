@@ -12,7 +12,7 @@ import (
 
 var tokens = flag.Duration("tokens", 10*time.Second, "for how long locks are used while tokens of authentication expire")
 
-func TestTokensThatExpireLoseNothing(t *testing.T) {
+func TestAuthToken_ThatExpiresCostsNothing(t *testing.T) {
 	simple := authentication // tokens live for 2 s after their last use
 	simple.flags, simple.on = append([]string{"--auth-token-ttl=2"}, authentication.flags...), from35
 	jwt := authentication
@@ -55,7 +55,7 @@ func TestTokensThatExpireLoseNothing(t *testing.T) {
 	}, simple, jwt)
 }
 
-func TestAClientWhoseTokenIsVoidGetsAnotherFrom35On(t *testing.T) {
+func TestAuthToken_ThatIsVoidIsReplacedFrom35On(t *testing.T) {
 	alone(t, func(t *testing.T, b bundle) {
 		etcd := connect(t, b.config(service))
 		c := b.over(t, etcd, locker.WithTTL(brief))

@@ -58,7 +58,7 @@ func (s *states) sees(t *testing.T, name string, l *locker.Lock) {
 	s.last = state.Revision
 }
 
-func TestWatchSeesEachChangeInOrder(t *testing.T) {
+func TestWatch_SeesEachChangeInOrder(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		c, other := b.client(t), b.client(t)
 		one := follow(t, b.client(t), "a", false)
@@ -79,7 +79,7 @@ func TestWatchSeesEachChangeInOrder(t *testing.T) {
 	})
 }
 
-func TestWatchPrefixSeesEachChangeOfAllNames(t *testing.T) {
+func TestWatchPrefix_SeesEachChangeOfAllNames(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		c := b.client(t)
 		before, outside := lock(t, c, "set/before", "1"), lock(t, c, "other", "")
@@ -95,7 +95,7 @@ func TestWatchPrefixSeesEachChangeOfAllNames(t *testing.T) {
 	})
 }
 
-func TestACacheKeepsUpAndKnowsItsAge(t *testing.T) {
+func TestCache_KeepsUpAndKnowsItsAge(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := within(t), b.client(t)
 		first := lock(t, c, "a", "1")

@@ -103,7 +103,7 @@ func TestLine_SkipsWhoLeavesItWaiting(t *testing.T) {
 	})
 }
 
-func TestLine_LosesNoTurnThatComesWithTheEndOfAContext(t *testing.T) {
+func TestLine_LosesNoGrantThatComesWithTheEndOfAContext(t *testing.T) {
 	t.Parallel()
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
@@ -143,7 +143,7 @@ func TestLine_IsNotJumpedByTrying(t *testing.T) {
 	}
 }
 
-func TestLine_TellsWhenItMovesThoseWhoTryWhileTheFrontIsOver(t *testing.T) {
+func TestLine_ReportsWhenItMovesToThoseWhoTryWhileTheFrontIsOver(t *testing.T) {
 	t.Parallel()
 	over := false
 	q := lines{New(func(w *waiter) *Place { return &w.place }, func(*waiter) bool { return over })}
@@ -165,7 +165,7 @@ func TestLine_TellsWhenItMovesThoseWhoTryWhileTheFrontIsOver(t *testing.T) {
 	}
 }
 
-func TestLine_GivesTheTurnToWhoWasCalledOnce(t *testing.T) {
+func TestLine_GrantsOnceToTheOneCalled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, next, never := newLines(), new(waiter), context.Background()

@@ -28,7 +28,7 @@ func (b bundle) adopt(t *testing.T, c *locker.Client) (*locker.Session, *concurr
 	return s, theirs
 }
 
-func TestAdoptedSession_WithManyHoldsIsClosedSoonOverASlowLink(t *testing.T) {
+func TestAdoptSession_CloseOfManyHoldsIsPromptOverASlowLink(t *testing.T) {
 	t.Parallel()
 	const holds, latency, longest = 900, 20 * time.Millisecond, 2 * time.Second
 	simulate(t, func(sim simulation) {
@@ -69,7 +69,7 @@ func fillAsync(sim simulation, c *locker.Client, n int, opts ...locker.LockOptio
 	return results
 }
 
-func TestAdoptedSession_LeavesNothingOfItsOwnAndAllThatIsNot(t *testing.T) {
+func TestAdoptSession_CloseLeavesNothingOfItsOwnAndAllThatIsNot(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)

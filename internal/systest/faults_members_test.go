@@ -19,7 +19,7 @@ import (
 
 // Faults of the members of etcd and of what they store.
 
-func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
+func TestHold_AndWaitersSurviveAChangeOfLeader(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(*testing.T, *embedtest.Server){
 		"moved": func(t *testing.T, s *embedtest.Server) { s.MoveLeader(t) },
@@ -38,7 +38,7 @@ func TestNobodyNoticesThatTheLeaderChanges(t *testing.T) {
 	}
 }
 
-func TestNobodyNoticesARestartThatIsOverBeforeTheDeadline(t *testing.T) {
+func TestHold_AndWaitersSurviveARestartBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := gather(t, b, b.Server.Client, locker.WithTTL(steady))
@@ -52,7 +52,7 @@ func TestNobodyNoticesARestartThatIsOverBeforeTheDeadline(t *testing.T) {
 	c.passOn(t, b)
 }
 
-func TestAnIsolatedMemberStopsNobody(t *testing.T) {
+func TestHold_IsKeptOrLostButPassedOnWhenAMemberIsIsolated(t *testing.T) {
 	t.Parallel()
 	for name, which := range map[string]int{"leader": 0, "follower": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -103,7 +103,7 @@ func connectTo(t testing.TB, b bundle, members ...int) *clientv3.Client {
 	return etcd
 }
 
-func TestWithoutAQuorumHoldsAreLostAndCallsEndAndAllRecover(t *testing.T) {
+func TestHold_IsLostWithoutAQuorumAndCallsEndAndAllRecover(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithMembers(3))
 	c := gather(t, b, b.Server.Client, locker.WithTTL(steady))
@@ -142,7 +142,7 @@ func TestWithoutAQuorumHoldsAreLostAndCallsEndAndAllRecover(t *testing.T) {
 	})
 }
 
-func TestNobodyNoticesThatEtcdCompactsAllTheTime(t *testing.T) {
+func TestHold_AndWaitersSurviveConstantCompaction(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var compacted atomic.Int64
@@ -193,7 +193,7 @@ func compact(ctx context.Context, etcd *clientv3.Client, times *atomic.Int64) {
 	}
 }
 
-func TestWithoutSpaceAHolderKeepsAndUnlocksAndANewLockIsRefused(t *testing.T) {
+func TestHold_IsKeptAndUnlockedWithoutSpaceAndANewLockIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 }))
 	c := gather(t, b, b.Server.Client, locker.WithTTL(steady))
@@ -230,7 +230,7 @@ func TestWithoutSpaceAHolderKeepsAndUnlocksAndANewLockIsRefused(t *testing.T) {
 	}
 }
 
-func TestAPermissionThatIsWithdrawnEndsTheHoldAndIsTheCause(t *testing.T) {
+func TestHold_EndsWithARevokedPermissionAsItsCause(t *testing.T) {
 	t.Parallel()
 	const user, role = "someone", "locking"
 	b := setup(t, embedtest.WithAuth())

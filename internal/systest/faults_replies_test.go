@@ -27,7 +27,7 @@ func (b bundle) free(t testing.TB, name string) {
 	}
 }
 
-func TestALockWhoseReplyIsLostIsHeldOnce(t *testing.T) {
+func TestLock_IsHeldOnceThoughItsReplyWasLost(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for name, call := range map[string]func(*locker.Client, context.Context, string, string, ...locker.LockOption) (*locker.Lock, error){
@@ -64,7 +64,7 @@ func TestALockWhoseReplyIsLostIsHeldOnce(t *testing.T) {
 	}
 }
 
-func TestALockThatNeverLearnsOfItsEntryRemovesIt(t *testing.T) {
+func TestLock_RemovesAnEntryThatItNeverLearnedOf(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var dropped atomic.Int32
@@ -91,7 +91,7 @@ func TestALockThatNeverLearnsOfItsEntryRemovesIt(t *testing.T) {
 	}
 }
 
-func TestALockWhoseConnectionLosesItsRepliesIsHeldOnceOrRemoved(t *testing.T) {
+func TestLock_OverAConnectionThatLosesRepliesIsHeldOnceOrRemoved(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -124,7 +124,7 @@ func TestALockWhoseConnectionLosesItsRepliesIsHeldOnceOrRemoved(t *testing.T) {
 	}
 }
 
-func TestALockThatIsCommittedAfterItWasGivenUpHasNoEffect(t *testing.T) {
+func TestLock_CommittedAfterItWasCanceledHasNoEffect(t *testing.T) {
 	t.Parallel()
 	for name, call := range map[string]func(*locker.Client, context.Context, string, string, ...locker.LockOption) (*locker.Lock, error){
 		"Lock": (*locker.Client).Lock, "TryLock": (*locker.Client).TryLock,
@@ -171,7 +171,7 @@ func TestALockThatIsCommittedAfterItWasGivenUpHasNoEffect(t *testing.T) {
 	}
 }
 
-func TestAnAttemptThatIsCommittedAfterTheUnlockHasNoEffect(t *testing.T) {
+func TestLock_AnAttemptCommittedAfterTheUnlockHasNoEffect(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var late lateRequests
@@ -196,7 +196,7 @@ func TestAnAttemptThatIsCommittedAfterTheUnlockHasNoEffect(t *testing.T) {
 	}
 }
 
-func TestAGrantWhoseReplyIsLostLeavesOneLease(t *testing.T) {
+func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var mu sync.Mutex // guards what follows
@@ -246,7 +246,7 @@ func TestAGrantWhoseReplyIsLostLeavesOneLease(t *testing.T) {
 	}
 }
 
-func TestAReleaseWhoseReplyIsLostIsARelease(t *testing.T) {
+func TestUnlock_IsConfirmedThoughItsReplyWasLost(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var lost atomic.Int32
@@ -272,7 +272,7 @@ func TestAReleaseWhoseReplyIsLostIsARelease(t *testing.T) {
 	b.Queued(t, "a", 1)
 }
 
-func TestAReleaseThatIsNotConfirmedGoesOnInTheBackground(t *testing.T) {
+func TestUnlock_ThatIsNotConfirmedGoesOnInTheBackground(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	blocked := make(chan struct{})
@@ -316,7 +316,7 @@ func TestAReleaseThatIsNotConfirmedGoesOnInTheBackground(t *testing.T) {
 	}
 }
 
-func TestAReleaseWhoseConnectionLosesItsRepliesIsARelease(t *testing.T) {
+func TestUnlock_OverAConnectionThatLosesRepliesReleases(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)

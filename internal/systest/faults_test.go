@@ -123,7 +123,7 @@ func (c *company) takeOver(t testing.TB, b bundle) {
 	b.Queued(t, c.name, 0)
 }
 
-func TestAHolderThatIsCutOffIsToldOfItsLossBeforeEtcdDeletesTheEntry(t *testing.T) {
+func TestHold_ThatIsCutOffEndsBeforeEtcdDeletesItsEntry(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault  func(*embedtest.Proxy)
@@ -203,7 +203,7 @@ func cutOff(t *testing.T, b bundle, name string, ttl time.Duration, fault func(*
 	}
 }
 
-func TestAfterItsRepliesWereDroppedAClientLocksAgain(t *testing.T) {
+func TestLock_SucceedsAgainAfterRepliesWereDropped(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -222,7 +222,7 @@ func TestAfterItsRepliesWereDroppedAClientLocksAgain(t *testing.T) {
 	}
 }
 
-func TestNobodyNoticesThatConnectionsAreReset(t *testing.T) {
+func TestHold_AndWaitersSurviveResetsOfTheirConnections(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -233,7 +233,7 @@ func TestNobodyNoticesThatConnectionsAreReset(t *testing.T) {
 	c.passOn(t, b)
 }
 
-func TestNoHandOverIsMissedWhileConnectionsAreReset(t *testing.T) {
+func TestHandOver_IsNotMissedWhileConnectionsAreReset(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -271,7 +271,7 @@ func TestNoHandOverIsMissedWhileConnectionsAreReset(t *testing.T) {
 	}
 }
 
-func TestAHandOverDuringADisconnectIsNotMissed(t *testing.T) {
+func TestHandOver_DuringADisconnectIsNotMissed(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	releasing := b.Client(t)
@@ -299,7 +299,7 @@ func TestAHandOverDuringADisconnectIsNotMissed(t *testing.T) {
 	}
 }
 
-func TestAFrozenMemberCostsNoSession(t *testing.T) {
+func TestSession_SurvivesAFrozenMember(t *testing.T) {
 	t.Parallel()
 	const ttl = brief
 	b := setup(t, embedtest.WithMembers(3))
@@ -335,7 +335,7 @@ func TestAFrozenMemberCostsNoSession(t *testing.T) {
 	}
 }
 
-func TestASlowNetworkOnlyMakesItSlower(t *testing.T) {
+func TestHold_AndWaitersSurviveASlowNetwork(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)

@@ -16,7 +16,7 @@ import (
 
 // What callers see while etcd cannot be reached.
 
-func TestTheAgeOfACacheGrowsWhileItIsCutOffAndShrinksAfterwards(t *testing.T) {
+func TestCacheAge_GrowsWhileTheCacheIsCutOffAndShrinksAfterwards(t *testing.T) {
 	t.Parallel()
 	const ttl = time.Second
 	b := setup(t)
@@ -42,7 +42,7 @@ func TestTheAgeOfACacheGrowsWhileItIsCutOffAndShrinksAfterwards(t *testing.T) {
 	}
 }
 
-func TestACallEndsWithItsContextAndSaysWhyEtcdDidNotAnswer(t *testing.T) {
+func TestErrors_SayWhyEtcdDidNotAnswerWhenTheContextEnds(t *testing.T) {
 	t.Parallel()
 	refusing := embedtest.Start(t)
 	refusing.Stop(t, 0)

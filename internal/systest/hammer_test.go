@@ -43,7 +43,7 @@ type hammer struct {
 	holds, denied, cancelled, lost, closed, expired atomic.Int64
 }
 
-func TestManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
+func TestLock_ManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
 	b := setup(t)
 	h := &hammer{bundle: b}
 	for i := range h.clients {

@@ -23,7 +23,7 @@ func concurrencySession(t testing.TB, etcd *clientv3.Client, ttl int) *concurren
 	return s
 }
 
-func TestAForeignEntryWithoutALeaseHolds(t *testing.T) {
+func TestInterop_AForeignEntryWithoutALeaseHolds(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c := b.Client(t)
@@ -57,7 +57,7 @@ func TestAForeignEntryWithoutALeaseHolds(t *testing.T) {
 	}
 }
 
-func TestAMutexOfEtcdAndALockExcludeEachOther(t *testing.T) {
+func TestInterop_AMutexOfEtcdAndALockExcludeEachOther(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, session := b.Client(t), concurrencySession(t, b.Etcd, 10)
@@ -109,7 +109,7 @@ func TestAMutexOfEtcdAndALockExcludeEachOther(t *testing.T) {
 	}
 }
 
-func TestAnElectionOfEtcdAndALockExcludeEachOther(t *testing.T) {
+func TestInterop_AnElectionOfEtcdAndALockExcludeEachOther(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, session := b.Client(t), concurrencySession(t, b.Etcd, 10)
@@ -153,7 +153,7 @@ func TestAnElectionOfEtcdAndALockExcludeEachOther(t *testing.T) {
 	}
 }
 
-func TestAnObserverOfEtcdFollowsLocks(t *testing.T) {
+func TestInterop_AnObserverOfEtcdFollowsLocks(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	election := concurrency.NewElection(concurrencySession(t, b.Etcd, 10), locker.DefaultPrefix+"a")
@@ -181,7 +181,7 @@ func TestAnObserverOfEtcdFollowsLocks(t *testing.T) {
 	wantSeen("fourth")
 }
 
-func TestAMutexOfTheAdoptedSessionIsExcludedToo(t *testing.T) {
+func TestAdoptSession_AMutexOfTheSameSessionIsExcludedToo(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	c, session := b.Client(t), concurrencySession(t, b.Etcd, 10)
@@ -222,7 +222,7 @@ func TestAMutexOfTheAdoptedSessionIsExcludedToo(t *testing.T) {
 	}
 }
 
-func TestClosingAnAdoptedSessionLeavesItsLease(t *testing.T) {
+func TestAdoptSession_CloseLeavesTheLease(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	for what, end := range map[string]func(*locker.Client, *locker.Session) error{
@@ -260,7 +260,7 @@ func TestClosingAnAdoptedSessionLeavesItsLease(t *testing.T) {
 	}
 }
 
-func TestAnAdoptedSessionEndsWithItsOrigin(t *testing.T) {
+func TestAdoptSession_EndsWithItsOrigin(t *testing.T) {
 	t.Parallel()
 	for what, end := range map[string]func(*concurrency.Session){
 		"Close":  func(s *concurrency.Session) { _ = s.Close() },
@@ -293,7 +293,7 @@ func TestAnAdoptedSessionEndsWithItsOrigin(t *testing.T) {
 	}
 }
 
-func TestASessionWhoseLeaseIsGoneIsNotAdopted(t *testing.T) {
+func TestAdoptSession_RefusesASessionWhoseLeaseIsGone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	session := concurrencySession(t, b.Etcd, 60)

@@ -31,7 +31,7 @@ func (c *lateContext) Err() error {
 	return c.Context.Err()
 }
 
-func TestALockWhoseContextEndsAsItBeginsLeavesNothing(t *testing.T) {
+func TestLock_WhoseContextEndsAsItBeginsLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.Client(t)
@@ -47,7 +47,7 @@ func TestALockWhoseContextEndsAsItBeginsLeavesNothing(t *testing.T) {
 	unlock(t, lock(t, b.Client(t), "a", ""))
 }
 
-func TestAnAttemptThatComesAfterTheEntryWasDeletedBringsNoHoldBack(t *testing.T) {
+func TestLock_AnAttemptAfterTheEntryWasDeletedBringsNoHoldBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var first atomic.Bool
@@ -81,7 +81,7 @@ func TestAnAttemptThatComesAfterTheEntryWasDeletedBringsNoHoldBack(t *testing.T)
 	b.Queued(t, "a", 1)
 }
 
-func TestALockThatIsRefusedCostsItsNeighboursNothing(t *testing.T) {
+func TestLock_ThatIsRefusedCostsOthersNothing(t *testing.T) {
 	t.Parallel()
 	for name, refusal := range map[string]error{"without permission": rpctypes.ErrGRPCPermissionDenied, "without space": rpctypes.ErrGRPCNoSpace} {
 		t.Run(name, func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestALockThatIsRefusedCostsItsNeighboursNothing(t *testing.T) {
 	}
 }
 
-func TestThoseWhoGiveUpDoNotHoldUpOthers(t *testing.T) {
+func TestLock_CallsThatAreCanceledDoNotHoldUpOthers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -155,7 +155,7 @@ func TestThoseWhoGiveUpDoNotHoldUpOthers(t *testing.T) {
 	}
 }
 
-func TestALockInAContextThatEndedWithALossReturns(t *testing.T) {
+func TestLock_InAContextThatEndedWithALossReturns(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	var puts atomic.Int32
@@ -182,7 +182,7 @@ func TestALockInAContextThatEndedWithALossReturns(t *testing.T) {
 	b.Queued(t, "inner", 0)
 }
 
-func TestACacheOutlivesARefusal(t *testing.T) {
+func TestCache_OutlivesARefusal(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
@@ -224,7 +224,7 @@ func TestACacheOutlivesARefusal(t *testing.T) {
 	})
 }
 
-func TestAnAdoptedSessionThatIsLetGoRemovesWhatAnUnlockCouldNot(t *testing.T) {
+func TestAdoptSession_CloseRemovesWhatAnUnlockCouldNot(t *testing.T) {
 	t.Parallel()
 	const ttl = 9 * time.Second
 	b := setup(t)

@@ -91,7 +91,7 @@ func (s maimedStream) RecvMsg(answer any) error {
 	return err
 }
 
-func TestAMalformedAnswerCountsAsNone(t *testing.T) {
+func TestWire_AMalformedAnswerCountsAsNone(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
 	m := &maiming{maimed: make(map[string]int)}
@@ -146,7 +146,7 @@ func TestAMalformedAnswerCountsAsNone(t *testing.T) {
 	}
 }
 
-func TestALockWhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {
+func TestLock_WhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	held := lock(t, b.Client(t), "a", "")

@@ -42,7 +42,7 @@ const modelledClients = 3
 
 var steps = []string{"Lock", "Lock on own session", "TryLock", "Unlock", "give up", "SetValue", "Commit", "expire", "delete", "close session", "close client", "wait"}
 
-func TestSequencesOfCallsAgreeWithTheModel(t *testing.T) {
+func TestModel_SequencesOfCallsAgreeWithIt(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		fate := func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} }
 		if err := play(t, sequences.Draw(rt, "steps"), pace{0, 21 * time.Second}, fate); err != nil {
@@ -51,7 +51,7 @@ func TestSequencesOfCallsAgreeWithTheModel(t *testing.T) {
 	})
 }
 
-func TestSequencesOfCallsAgreeWithTheModelWhenRequestsAndAnswersAreLost(t *testing.T) {
+func TestModel_SequencesOfCallsAgreeWithItWhenRequestsAndAnswersAreLost(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
 		fate := func(call fakeetcd.Call) fakeetcd.Fate {

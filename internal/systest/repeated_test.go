@@ -61,7 +61,7 @@ func TestLock_APutThatWasCanceledAndComesLateLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestUnlock_TellsTheTruthThoughItsDeleteWasCanceled(t *testing.T) {
+func TestUnlock_IsConfirmedThoughItsDeleteWasCanceled(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c, made := b.canceled(t, nil, func(req any) bool { return releases(req, "a") })

@@ -108,7 +108,7 @@ func (b bundle) putNames(t *testing.T, n int, value string) {
 // What the race detector and a busy machine add is the rest.
 func longer(bare time.Duration) time.Duration { return bare*3/2 + prompt }
 
-func TestLink_ALargeValueIsLockedAndReadOverASlowOne(t *testing.T) {
+func TestLock_OfALargeValueSucceedsOverASlowLink(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	bare, c, seen := throttled(t, b)
@@ -146,7 +146,7 @@ func TestLink_ALargeValueIsLockedAndReadOverASlowOne(t *testing.T) {
 	}
 }
 
-func TestLink_ManyNamesAreListedOverASlowOne(t *testing.T) {
+func TestList_OfManyNamesSucceedsOverASlowLink(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	const names = 10_000
@@ -175,7 +175,7 @@ func TestLink_ManyNamesAreListedOverASlowOne(t *testing.T) {
 	}
 }
 
-func TestLink_ManyLocksAtOnceGetThroughASlowOne(t *testing.T) {
+func TestLock_ManyAtOnceSucceedOverASlowLink(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	bare, c, seen := throttled(t, b)

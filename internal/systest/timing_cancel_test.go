@@ -193,7 +193,7 @@ var attempts = map[string]func(s stage) attempt{
 	},
 }
 
-func TestACallMayBeGivenUpAtAnyMomentAndLeavesNothing(t *testing.T) {
+func TestContext_MayEndAtAnyMomentAndTheCallLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range attempts {
 		t.Run(name, func(t *testing.T) {
@@ -203,7 +203,7 @@ func TestACallMayBeGivenUpAtAnyMomentAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestACallMayBeGivenUpWhenEtcdAnswersNoMoreAndLeavesNothing(t *testing.T) {
+func TestContext_MayEndWhenEtcdStopsAnsweringAndTheCallLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range attempts {
 		t.Run(name, func(t *testing.T) {

@@ -60,7 +60,7 @@ func foreignSession(sim simulation, etcd *clientv3.Client) *concurrency.Session 
 // longestClose is how long Close and AdoptSession may take, if the TTL is no shorter.
 const longestClose = 10 * time.Second
 
-func TestCloseAndAdoptSessionReturnWithinTheirBoundWhileEtcdDoesNotAnswer(t *testing.T) {
+func TestClose_AndAdoptSessionAreBoundedWhileEtcdDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	calls := map[string]func(unreachable) error{
 		"Session.Close":               func(u unreachable) error { return u.own.Close() },

@@ -54,7 +54,7 @@ func startDrift(sim simulation, clock float64, latency func() time.Duration, cut
 	return d
 }
 
-func TestAHoldEndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
+func TestHold_EndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 	t.Parallel()
 	for _, clock := range []float64{0.9, 0.95, 1, 1.05, 1.1} {
 		t.Run(fmt.Sprint(clock), func(t *testing.T) {
@@ -102,7 +102,7 @@ func untilHeld(sim simulation, waiter <-chan outcome) <-chan outcome {
 	return waiter
 }
 
-func TestBeyondTheMarginTokensAndGuardsStillFence(t *testing.T) {
+func TestGuard_AndTokenStillFenceBeyondTheMargin(t *testing.T) {
 	t.Parallel()
 	for name, write := range map[string]func(*testing.T, *locker.Lock) error{
 		"Commit": func(t *testing.T, l *locker.Lock) error {

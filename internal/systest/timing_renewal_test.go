@@ -36,7 +36,7 @@ func since(d time.Duration, times []time.Duration) (moved []time.Duration) {
 	return moved
 }
 
-func TestTheDeadlineCountsFromWhenTheRenewalWasSent(t *testing.T) {
+func TestDeadline_CountsFromWhenTheRenewalWasSent(t *testing.T) {
 	t.Parallel()
 	for _, late := range []time.Duration{0, time.Nanosecond, askedAgain - 1, 2500 * time.Millisecond, certain - interval - 1} {
 		for way, fate := range map[string]fakeetcd.Fate{"on its way": {Before: late}, "on its way back": {After: late}} {
@@ -59,7 +59,7 @@ func TestTheDeadlineCountsFromWhenTheRenewalWasSent(t *testing.T) {
 	}
 }
 
-func TestTheFirstDeadlineCountsFromWhenTheGrantWasSent(t *testing.T) {
+func TestDeadline_TheFirstCountsFromWhenTheGrantWasSent(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
 		sim.Always(fakeetcd.Grant, fakeetcd.Fate{Before: time.Second / 2, After: time.Second / 2})
@@ -74,7 +74,7 @@ func TestTheFirstDeadlineCountsFromWhenTheGrantWasSent(t *testing.T) {
 	})
 }
 
-func TestARenewalWhoseAnswerIsLostIsAskedAgain(t *testing.T) {
+func TestRenewal_WhoseAnswerIsLostIsAskedForAgain(t *testing.T) {
 	t.Parallel()
 	for name, fate := range map[string]fakeetcd.Fate{"the request": {Lost: true}, "the answer": {Unanswered: true}} {
 		for n := range 4 {
@@ -98,7 +98,7 @@ func TestARenewalWhoseAnswerIsLostIsAskedAgain(t *testing.T) {
 	}
 }
 
-func TestTheFirstAnswerCountsThoughItWasAskedAgain(t *testing.T) {
+func TestRenewal_TheFirstAnswerCountsThoughItWasAskedForAgain(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
 		sim.Fates(fakeetcd.Fate{After: 1500 * time.Millisecond}, fakeetcd.Fate{After: time.Second})
@@ -114,7 +114,7 @@ func TestTheFirstAnswerCountsThoughItWasAskedAgain(t *testing.T) {
 	})
 }
 
-func TestAnOlderAnswerAfterANewerDoesNotMoveTheDeadlineBack(t *testing.T) {
+func TestDeadline_IsNotMovedBackByAnOlderAnswerAfterANewer(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
 		sim.Fates(fakeetcd.Fate{After: 3 * time.Second})
@@ -133,7 +133,7 @@ func TestAnOlderAnswerAfterANewerDoesNotMoveTheDeadlineBack(t *testing.T) {
 	})
 }
 
-func TestWhateverBecomesOfRenewalsTheDeadlineIsThatOfOneThatWasAnswered(t *testing.T) {
+func TestDeadline_IsAlwaysThatOfARenewalThatWasAnswered(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(10) {
 		simulate(t, func(sim simulation) {
@@ -176,7 +176,7 @@ func TestWhateverBecomesOfRenewalsTheDeadlineIsThatOfOneThatWasAnswered(t *testi
 	}
 }
 
-func TestALeaseIsRenewedOnceInEachThirdOfItsTTL(t *testing.T) {
+func TestRenewal_TakesPlaceOnceInEachThirdOfTheTTL(t *testing.T) {
 	t.Parallel()
 	for _, ttl := range []time.Duration{time.Second, 10 * time.Second, 17 * time.Minute, 365 * 24 * time.Hour} {
 		t.Run(ttl.String(), func(t *testing.T) {
@@ -199,7 +199,7 @@ func TestALeaseIsRenewedOnceInEachThirdOfItsTTL(t *testing.T) {
 	}
 }
 
-func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
+func TestRenewal_GoesOnWhileTheFunctionOfDoBlocks(t *testing.T) {
 	t.Parallel()
 	const blocked = 10 * time.Minute
 	simulate(t, func(sim simulation) {
@@ -223,7 +223,7 @@ func TestAHoldIsRenewedWhileTheCallbackBlocks(t *testing.T) {
 	})
 }
 
-func TestTheTTLThatEtcdGrantsIsTheOneThatCounts(t *testing.T) {
+func TestGrant_ItsTTLIsTheOneThatCounts(t *testing.T) {
 	t.Parallel()
 	const granted = 30 * time.Second
 	simulate(t, func(sim simulation) {
@@ -242,7 +242,7 @@ func TestTheTTLThatEtcdGrantsIsTheOneThatCounts(t *testing.T) {
 	})
 }
 
-func TestALeaseThatIsGoneEndsTheHoldWithTheNextRenewal(t *testing.T) {
+func TestRenewal_OfALeaseThatIsGoneEndsTheHold(t *testing.T) {
 	t.Parallel()
 	simulate(t, func(sim simulation) {
 		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
@@ -263,7 +263,7 @@ func TestALeaseThatIsGoneEndsTheHoldWithTheNextRenewal(t *testing.T) {
 	})
 }
 
-func TestWithoutAnAnswerTheHoldEndsAtTheDeadline(t *testing.T) {
+func TestDeadline_EndsTheHoldWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		fate fakeetcd.Fate
@@ -299,7 +299,7 @@ func TestWithoutAnAnswerTheHoldEndsAtTheDeadline(t *testing.T) {
 	}
 }
 
-func TestAnAnswerAfterTheDeadlineRevivesNothing(t *testing.T) {
+func TestDeadline_AnAnswerAfterItRevivesNothing(t *testing.T) {
 	t.Parallel()
 	for name, late := range map[string]time.Duration{"at the deadline": 0, "just after it": 1, "after it": time.Second} {
 		t.Run(name, func(t *testing.T) {
@@ -335,7 +335,7 @@ func TestAnAnswerAfterTheDeadlineRevivesNothing(t *testing.T) {
 	}
 }
 
-func TestAGrantThatIsRepeatedLeavesOneLease(t *testing.T) {
+func TestGrant_ThatIsRepeatedLeavesOneLease(t *testing.T) {
 	t.Parallel()
 	const again = askedAgain // after that a request is repeated
 	for name, c := range map[string]struct {

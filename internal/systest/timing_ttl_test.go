@@ -10,7 +10,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
 )
 
-func TestATTLThatEtcdChangesCountsFromTheNextRenewalOn(t *testing.T) {
+func TestRenewal_ATTLThatEtcdChangesCountsFromTheNextOn(t *testing.T) {
 	t.Parallel()
 	for _, ttl := range []time.Duration{3 * time.Second, 6 * time.Second, 60 * time.Second} {
 		t.Run(fmt.Sprint(ttl), func(t *testing.T) {

@@ -209,7 +209,7 @@ func (o *witness) reached(so truth) bool {
 	return true
 }
 
-func TestEveryStateThatIsYieldedWasSoAtItsRevision(t *testing.T) {
+func TestWatch_EachStateThatItYieldsWasTrueAtItsRevision(t *testing.T) {
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
 	calm, shaken := b.Client(t), newClient(t, proxy.Client(t))
@@ -274,7 +274,7 @@ func TestEveryStateThatIsYieldedWasSoAtItsRevision(t *testing.T) {
 	t.Logf("%d states were yielded of %d revisions", told, len(so["a"]))
 }
 
-func TestACacheIsAtEachRevisionWhatWasHeld(t *testing.T) {
+func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
 	b := setup(t)
 	proxy := b.Server.Proxy(t)
 	type sample struct {

@@ -370,7 +370,7 @@ func TestHedge_ReturnsWhenItsContextEnds(t *testing.T) {
 	}
 }
 
-func TestHedging_TheWindowFollowsWhatHedgesAchieve(t *testing.T) {
+func TestHedgeBudget_TheWindowFollowsWhatHedgesAchieve(t *testing.T) {
 	t.Parallel()
 	const helped, useless, late = 1, 2, 3
 	h := &budget{window: firstHedges}
@@ -392,7 +392,7 @@ func TestHedging_TheWindowFollowsWhatHedgesAchieve(t *testing.T) {
 	judge(late, 1, mostHedges/2)
 }
 
-func TestHedging_TakesInWhatBecameOfEachHedge(t *testing.T) {
+func TestHedgeBudget_CountsWhatBecameOfEachHedge(t *testing.T) {
 	for name, this := range map[string]struct {
 		first, second step
 		window        int
@@ -419,7 +419,7 @@ func TestHedging_TakesInWhatBecameOfEachHedge(t *testing.T) {
 	}
 }
 
-func TestHedging_AHedgeTakesNoRoomAfterTheHedgeDelay(t *testing.T) {
+func TestHedgeBudget_AHedgeTakesNoRoomAfterTheHedgeDelay(t *testing.T) {
 	const allowed = time.Minute // so that the first hedge lives on
 	inBubble(t, func(t *testing.T, r *requests) {
 		r.budget.window = 1
@@ -449,7 +449,7 @@ func TestHedging_AHedgeTakesNoRoomAfterTheHedgeDelay(t *testing.T) {
 	})
 }
 
-func TestHedging_AHedgeThatHasEndedTakesNoRoom(t *testing.T) {
+func TestHedgeBudget_AHedgeThatHasEndedTakesNoRoom(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *requests) {
 		second := step{after: moment, answer: "second"}
 		for range 3 {
@@ -462,7 +462,7 @@ func TestHedging_AHedgeThatHasEndedTakesNoRoom(t *testing.T) {
 	})
 }
 
-func TestSendings_CountsWhatMayHaveBeenApplied(t *testing.T) {
+func TestRepeats_CountsWhatMayHaveBeenApplied(t *testing.T) {
 	t.Parallel()
 	canceled := status.Error(codes.Canceled, "by something on the way")
 	noToken := rpctypes.ErrGRPCInvalidAuthToken
@@ -498,7 +498,7 @@ func TestSendings_CountsWhatMayHaveBeenApplied(t *testing.T) {
 	}
 }
 
-func TestSendings_NoticesAQuestionBeforeARequestHasFinished(t *testing.T) {
+func TestRepeats_NoticesACallOfErrBeforeARequestHasFinished(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	before, after := &Repeats{Context: ctx}, &Repeats{Context: ctx}

@@ -13,7 +13,7 @@ var errCanceledOnTheWay = status.Error(codes.Canceled, "by something on the way"
 
 // etcd's client repeats what was canceled on the way. A refusal of the second sending says nothing about the first,
 // which may have been applied.
-func TestSendings_ARefusalDoesNotSettleWhatWasCanceledBefore(t *testing.T) {
+func TestRepeats_ARefusalLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	t.Parallel()
 	once := &Repeats{Context: t.Context()}
 	finish := once.count().(grpc.OnFinishCallOption).OnFinish
@@ -24,7 +24,7 @@ func TestSendings_ARefusalDoesNotSettleWhatWasCanceledBefore(t *testing.T) {
 	}
 }
 
-func TestGroup_ARefusalAloneDoesNotSettleWhatWasCanceledBefore(t *testing.T) {
+func TestGroup_ARefusalAloneLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	script := func(int, string) []error { return []error{errCanceledOnTheWay, errRefused} }
 	inGroup(t, script, func(t *testing.T, g *grouped) {
 		w := g.submit("", "record", 0)
@@ -37,7 +37,7 @@ func TestGroup_ARefusalAloneDoesNotSettleWhatWasCanceledBefore(t *testing.T) {
 
 // Of what left together the first sending may have been applied, though the second is refused: each of the writes is
 // in doubt, and the answer it gets alone is not that of the only attempt.
-func TestGroup_ARefusalTogetherDoesNotSettleWhatWasCanceledBefore(t *testing.T) {
+func TestGroup_ARefusalTogetherLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	for name, refusal := range map[string]error{"by a compare": errNotThen, "for one": errRefused} {
 		t.Run(name, func(t *testing.T) {
 			script := func(n int, _ string) []error {

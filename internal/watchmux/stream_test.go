@@ -56,7 +56,7 @@ func (m member) reached(revision int64) {
 	m.dispatch(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: revision}, WatchId: everyWatch})
 }
 
-func TestProgress_IsToldToThoseThatNeedItOnly(t *testing.T) {
+func TestProgress_IsReportedToThoseThatNeedItOnly(t *testing.T) {
 	t.Parallel()
 	m := newMember(t)
 	waiter, loop := m.opens(Target{Key: "a", Deletions: true}), m.opens(Target{Key: "b", Below: true})

@@ -17,7 +17,7 @@ import (
 // Faults while many locks are taken and given up.
 
 // docs/faults.md, row 27.
-func TestARollingRestartUnderLoadBreaksNoPromise(t *testing.T) {
+func TestLoad_ARollingRestartBreaksNoGuarantee(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 3*time.Second)
 	s.underLoad(func(clients []*process) {
@@ -31,7 +31,7 @@ func TestARollingRestartUnderLoadBreaksNoPromise(t *testing.T) {
 }
 
 // docs/faults.md, row 29.
-func TestCommitsOfAFrozenLeaderThatComeLateAreCleanedUp(t *testing.T) {
+func TestLoad_CommitsOfAFrozenLeaderThatComeLateAreCleanedUp(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 2*time.Second)
 	var late []report
@@ -95,7 +95,7 @@ func (s *scene) locksInVain(clients []*process, round int, length time.Duration)
 }
 
 // docs/faults.md, row 30.
-func TestALeaderThatRunsHalfTheTimeOnlyMakesThingsSlower(t *testing.T) {
+func TestLoad_ALeaderThatRunsHalfTheTimeOnlyMakesThingsSlower(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 3*time.Second)
 	s.underLoad(func([]*process) {
@@ -106,7 +106,7 @@ func TestALeaderThatRunsHalfTheTimeOnlyMakesThingsSlower(t *testing.T) {
 }
 
 // docs/faults.md, row 30.
-func TestAClientThatRunsHalfTheTimeHarmsNobody(t *testing.T) {
+func TestLoad_AClientThatRunsHalfTheTimeHarmsNobody(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 3*time.Second)
 	s.underLoad(func(clients []*process) { s.half(clients[0].stop, clients[0].resume) })

@@ -11,7 +11,7 @@ import (
 // Faults of client processes.
 
 // docs/faults.md, row 7.
-func TestAKilledHolderIsFollowedWithinItsTTLAndASecond(t *testing.T) {
+func TestHold_OfAKilledProcessIsFollowedWithinItsTTLAndASecond(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
@@ -32,7 +32,7 @@ func TestAKilledHolderIsFollowedWithinItsTTLAndASecond(t *testing.T) {
 }
 
 // docs/faults.md, row 8.
-func TestAWaiterKilledInTheMiddleIsSkippedAndTheOrderIsKept(t *testing.T) {
+func TestQueue_AWaiterKilledInTheMiddleIsSkippedAndTheOrderIsKept(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
@@ -65,7 +65,7 @@ func TestAWaiterKilledInTheMiddleIsSkippedAndTheOrderIsKept(t *testing.T) {
 }
 
 // docs/faults.md, row 10.
-func TestAHolderStoppedForLessThanTheMarginLosesNothing(t *testing.T) {
+func TestHold_OfAProcessStoppedForLessThanTheMarginIsKept(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 5*time.Second)
 	s.observe([]string{"a"})
@@ -91,7 +91,7 @@ func TestAHolderStoppedForLessThanTheMarginLosesNothing(t *testing.T) {
 }
 
 // docs/faults.md, row 11.
-func TestAHolderStoppedForLongerThanTheTTLLearnsItAtOnceAndHarmsNobody(t *testing.T) {
+func TestHold_OfAProcessStoppedBeyondItsTTLEndsOnResumeAndHarmsNobody(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
@@ -151,7 +151,7 @@ func (s *scene) written(name string) string {
 }
 
 // docs/faults.md, row 12.
-func TestAWaiterStoppedDuringItsTurnDoesNotGetAHoldThatIsOver(t *testing.T) {
+func TestQueue_AWaiterStoppedWhileItIsNextGetsNoHoldThatIsOver(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
@@ -175,7 +175,7 @@ func TestAWaiterStoppedDuringItsTurnDoesNotGetAHoldThatIsOver(t *testing.T) {
 }
 
 // docs/faults.md, rows 11 and 30.
-func TestAnAnswerThatIsReadLateProlongsTheHoldNoMoreThanInTime(t *testing.T) {
+func TestDeadline_IsNotLaterWhenAnAnswerIsReadLate(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 5*time.Second)
 	s.observe([]string{"a"})

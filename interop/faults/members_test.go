@@ -10,7 +10,7 @@ import (
 // Faults of the members of etcd, while few locks are taken.
 
 // docs/faults.md, row 16.
-func TestAFrozenMemberStopsNobodyWhoWasConnectedToIt(t *testing.T) {
+func TestHold_AndWaitersSurviveAFrozenMemberTheyWereConnectedTo(t *testing.T) {
 	t.Parallel()
 	for name, behindLeader := range map[string]int{"leader": 0, "follower": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestAFrozenMemberStopsNobodyWhoWasConnectedToIt(t *testing.T) {
 }
 
 // docs/faults.md, row 24.
-func TestARestartOfEtcdBeforeTheDeadlineTakesNothingAway(t *testing.T) {
+func TestHold_SurvivesARestartOfEtcdBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 5*time.Second)
 	s.observe([]string{"a"})
@@ -79,7 +79,7 @@ func TestARestartOfEtcdBeforeTheDeadlineTakesNothingAway(t *testing.T) {
 }
 
 // docs/faults.md, row 25.
-func TestAHoldIsLostAtItsDeadlineWhenEtcdStaysAway(t *testing.T) {
+func TestHold_IsLostAtItsDeadlineWhenEtcdStaysAway(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
@@ -125,7 +125,7 @@ func (s *scene) losesAtDeadline(h *process, hold report) {
 const promptly = 50 * time.Millisecond
 
 // docs/faults.md, row 26.
-func TestAKilledLeaderTakesNothingAway(t *testing.T) {
+func TestHold_SurvivesAKillOfTheLeader(t *testing.T) {
 	t.Parallel()
 	s := start(t, 3, 5*time.Second)
 	s.observe([]string{"a"})
@@ -152,7 +152,7 @@ func TestAKilledLeaderTakesNothingAway(t *testing.T) {
 }
 
 // docs/faults.md, row 28.
-func TestWithoutAQuorumHoldsAndCallsEndInTimeAndAllRecover(t *testing.T) {
+func TestHold_AndCallsEndInTimeWithoutAQuorumAndAllRecover(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]struct{ begin, end func(*scene, ...int) }{
 		"killed": {(*scene).killMembers, (*scene).restart},
