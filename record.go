@@ -89,7 +89,7 @@ func (s *Session) writeRecord(ctx context.Context) error {
 // inEpoch guards a put of an entry by the record: the put takes effect only if the record
 // has not been written since its present epoch.
 func (s *Session) inEpoch(t txn.Txn) txn.Txn {
-	t.Record, t.Learn, t.Epoch = s.record(), s.learnEpoch, s.currentEpoch()
+	t.Record, t.Epoch = s.guard, s.currentEpoch()
 	return t
 }
 
@@ -107,8 +107,7 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	before := s.timeline.now()
 	entry := txn.OpRange(txn.RevisionsOf(l.key))
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
-		Record:    s.record(),
-		Learn:     s.learnEpoch,
+		Record:    s.guard,
 		Epoch:     l.puts.newest(), // if another lock has invalidated the puts since, they are refused already
 		Then:      []*pb.RequestOp{entry, txn.OpDelete(s.record())},
 		Otherwise: []*pb.RequestOp{entry},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 	"github.com/jagregory/locker/v2/internal/tasks"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // A Session is a lease of etcd and its renewal. All locks attached to it share its fate:
@@ -23,6 +24,7 @@ import (
 type Session struct {
 	client  *Client
 	lease   clientv3.LeaseID
+	guard   *txn.Record     // its record, as it guards puts of entries; set by open
 	member  string          // the last part of the keys of its entries, in every queue
 	adopted <-chan struct{} // closed when the adopted session ends; nil if the lease is its own
 
@@ -193,6 +195,7 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 // open is granted the lease, or checks that it exists, writes the record and starts the
 // renewal. After an error the session is over.
 func (s *Session) open(ctx context.Context) (err error) {
+	s.guard = &txn.Record{Key: s.record(), Learn: s.learnEpoch}
 	if !s.client.enlist(s) {
 		s.end(ErrClosed)
 		s.endCleanUp(ErrClosed)

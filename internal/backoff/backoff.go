@@ -13,7 +13,7 @@ import (
 // Bounds of a pause, before it is spread by up to half of it in either direction.
 const (
 	Shortest = 10 * time.Millisecond
-	Longest  = 500 * time.Millisecond
+	longest  = 500 * time.Millisecond
 )
 
 // Pause is a growing pause between attempts. The zero value is ready to use, and begins
@@ -22,7 +22,7 @@ type Pause struct{ last time.Duration }
 
 // Next returns the length of the next pause. It does not wait.
 func (p *Pause) Next() time.Duration {
-	p.last = min(max(2*p.last, Shortest), Longest)
+	p.last = min(max(2*p.last, Shortest), longest)
 	return p.last/2 + rand.N(p.last)
 }
 

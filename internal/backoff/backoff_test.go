@@ -9,9 +9,10 @@ import (
 )
 
 func TestPause_DoublesUpToTheLongest(t *testing.T) {
+	t.Parallel()
 	var p Pause
-	for want := Shortest; want < 4*Longest; want *= 2 {
-		bound := min(want, Longest)
+	for want := Shortest; want < 4*longest; want *= 2 {
+		bound := min(want, longest)
 		if got := p.Next(); got < bound/2 || got >= bound*3/2 {
 			t.Errorf("paused %v, want %v, spread by half of it", got, bound)
 		}
@@ -19,6 +20,7 @@ func TestPause_DoublesUpToTheLongest(t *testing.T) {
 }
 
 func TestPause_IsSpreadAtRandom(t *testing.T) {
+	t.Parallel()
 	different := make(map[time.Duration]bool)
 	for range 100 {
 		var p Pause
@@ -30,6 +32,7 @@ func TestPause_IsSpreadAtRandom(t *testing.T) {
 }
 
 func TestPause_WaitEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var p Pause
 		began := time.Now()

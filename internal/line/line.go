@@ -39,7 +39,7 @@ type line[T comparable] struct {
 // line once.
 type Place struct {
 	ready   chan struct{} // closed when the place is granted; nil if it did not have to wait
-	granted bool          // it is in front, or was
+	granted bool          // Leave has put it in front
 }
 
 // Ready returns a channel that is closed when the place is granted. The place must have

@@ -34,10 +34,10 @@ func (g *Group) Begin() bool {
 	return !g.closed
 }
 
-// Add counts in what ends later with End. Only what is itself counted may call it.
-func (g *Group) Add() { g.wg.Add(1) }
+// add counts in what ends later with End. Only what is itself counted may call it.
+func (g *Group) add() { g.wg.Add(1) }
 
-// End counts out what Begin or Add counted in.
+// End counts out what Begin or add counted in.
 func (g *Group) End() { g.wg.Done() }
 
 // Run calls f in a goroutine. Only what is itself counted may call it.
@@ -65,7 +65,7 @@ type Alarm struct {
 
 // After calls f in a goroutine after d. Only what is itself counted may call it.
 func (g *Group) After(d time.Duration, f func()) *Alarm {
-	g.Add()
+	g.add()
 	return &Alarm{g, time.AfterFunc(d, func() {
 		defer g.End()
 		f()

@@ -10,6 +10,7 @@ import (
 )
 
 func TestGroup_JoinWaitsForTheLast(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
 		if !g.Begin() {
@@ -44,6 +45,7 @@ func TestGroup_JoinWaitsForTheLast(t *testing.T) {
 }
 
 func TestAlarm_IsStoppedOnceAndCountedOut(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
 		g.Begin()
@@ -63,6 +65,7 @@ func TestAlarm_IsStoppedOnceAndCountedOut(t *testing.T) {
 }
 
 func TestBacklog_DoesSoMuchAtATimeInOrder(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const limit, n = 3, 10
 		var g Group
@@ -106,6 +109,7 @@ func TestBacklog_DoesSoMuchAtATimeInOrder(t *testing.T) {
 }
 
 func TestShared_IsDoneOnceForAllWhoAsk(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var s Shared
 		calls, let, result := 0, make(chan struct{}), errors.New("result")
@@ -136,6 +140,7 @@ func TestShared_IsDoneOnceForAllWhoAsk(t *testing.T) {
 }
 
 func TestEither_EndsWithTheFirst(t *testing.T) {
+	t.Parallel()
 	first, second := errors.New("first"), errors.New("second")
 	for _, one := range []bool{true, false} {
 		ctx, end := context.WithCancelCause(t.Context())

@@ -130,8 +130,8 @@ func (b *batch) begin() []*Write {
 // send makes one attempt at a transaction. The error is gRPC's.
 func (s *Store) send(repeats *Repeats, t Txn) (*pb.TxnResponse, error) {
 	request := t.request()
-	if t.Record != "" {
-		request.Compare = append(slices.Clip(t.When), CmpMod(t.Record, t.Epoch))
+	if t.Record != nil {
+		request.Compare = append(slices.Clip(t.When), t.guard())
 	}
 	resp, err := s.KV.Txn(repeats, request, append(slices.Clip(CallOptions), repeats.count())...)
 	if err == nil && (resp.Header == nil || !complete(request, resp)) {
@@ -147,13 +147,13 @@ func together(writes []*Write) Txn {
 		return writes[0].Txn
 	}
 	all := Txn{Then: make([]*pb.RequestOp, len(writes))}
-	epochs := make(map[string]int64, 1)
+	epochs := make(map[*Record]int64, 1)
 	for i, w := range writes {
 		all.Then[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}}
-		if epoch, ok := epochs[w.Record]; w.Record != "" && (!ok || epoch != w.Epoch) {
+		if epoch, ok := epochs[w.Record]; w.Record != nil && (!ok || epoch != w.Epoch) {
 			epochs[w.Record] = w.Epoch
-			all.When = append(all.When, CmpMod(w.Record, w.Epoch))
-			all.Otherwise = append(all.Otherwise, OpRange(RevisionsOf(w.Record)))
+			all.When = append(all.When, w.guard())
+			all.Otherwise = append(all.Otherwise, OpRange(RevisionsOf(w.Record.Key)))
 		}
 	}
 	return all
@@ -198,8 +198,8 @@ func epochsOf(resp *pb.TxnResponse) map[string]int64 {
 func (b *batch) resolve(w *Write, o Outcome) {
 	g := b.group
 	certain := o.certain()
-	if !certain && g.store.Closed() != nil {
-		certain, o.Err = true, g.store.Closed()
+	if closed := g.store.Closed(); closed != nil && !certain {
+		certain, o.Err = true, closed
 	}
 	g.mu.Lock()
 	o.Only = w.attempts == 1 && !o.repeated
@@ -227,21 +227,19 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	}
 	again := b.separated
 	b.separated, b.answered = true, true
-	var together, alone, over []*Write
+	var gathered, alone, over []*Write
 	for _, w := range writes {
-		doubtful := o.repeated || o.Err != nil && Unsure(o.Err)
+		doubtful := o.State() == InDoubt
 		if !doubtful {
 			w.attempts--
 		}
 		switch {
 		case again || w.forgotten || w.resolved:
 			over = append(over, w)
-		case w.Record != "" && epochs[w.Record] > w.Epoch:
-			w.Epoch = epochs[w.Record]
-			if w.Learn != nil {
-				w.Learn(w.Epoch)
-			}
-			together = append(together, w)
+		case w.Record != nil && epochs[w.Record.Key] > w.Epoch:
+			w.Epoch = epochs[w.Record.Key]
+			w.Record.Learn(w.Epoch)
+			gathered = append(gathered, w)
 		case doubtful:
 			w.begin() // one attempt is over, another follows
 			over = append(over, w)
@@ -255,8 +253,8 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	if o.Err == nil {
 		refused.Err = ErrUnsent
 	}
-	g.again(together)
-	for _, w := range append(over, together...) { // not before again has counted the next attempt
+	g.again(gathered)
+	for _, w := range append(over, gathered...) { // not before again has counted the next attempt
 		w.land(refused)
 	}
 	for _, w := range alone {

@@ -25,9 +25,9 @@ const (
 
 // wait counts in a hedge as soon as there is room for it, and reports false if ctx ends
 // first.
-func (h *budget) wait(ctx context.Context, interval time.Duration) bool {
+func (b *budget) wait(ctx context.Context, interval time.Duration) bool {
 	for ctx.Err() == nil {
-		if h.begin() {
+		if b.begin() {
 			return true
 		}
 		_ = backoff.Sleep(ctx, interval)
@@ -35,32 +35,32 @@ func (h *budget) wait(ctx context.Context, interval time.Duration) bool {
 	return false
 }
 
-func (h *budget) begin() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.fresh >= h.window {
+func (b *budget) begin() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fresh >= b.window {
 		return false
 	}
-	h.fresh++
+	b.fresh++
 	return true
 }
 
 // leave counts out a hedge that has ended or is not fresh any more.
-func (h *budget) leave() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.fresh--
+func (b *budget) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fresh--
 }
 
 // judge takes in what became of a hedge: helped means that it was answered for certain,
 // late that the first attempt was answered before it.
-func (h *budget) judge(helped, late bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (b *budget) judge(helped, late bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	switch {
 	case late:
-		h.window = max(fewestHedges, h.window/2)
+		b.window = max(fewestHedges, b.window/2)
 	case helped:
-		h.window = min(2*h.window, mostHedges)
+		b.window = min(2*b.window, mostHedges)
 	}
 }

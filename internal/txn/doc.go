@@ -17,7 +17,7 @@
 //	                outcome                    of each attempt at each write:
 //
 //	  Applied    the compares held, and it was written
-//	  Refused    nothing was written, nor will be
+//	  Refused    it was not written, nor will be
 //	  InDoubt    it may have been written, or may yet be
 //
 // The first attempt that etcd has answered, even if with a refusal, decides the result of
@@ -29,7 +29,7 @@
 // up, which it also gives to what it has applied; and etcd's own client, which may send a
 // request more than once without saying so. [Repeats] is the one place that notices that.
 //
-// Reads go the same way without the group: [Ask] hedges and repeats any request that
-// changes nothing, [Store.Read] reads what is small, and [Store.ReadAll] a whole range,
+// Reads go the same way without the group: [Ask] hedges and repeats any idempotent
+// request, [Store.Read] reads what is small, and [Store.ReadAll] a whole range,
 // page by page.
 package txn

@@ -37,7 +37,8 @@ func (e *endError) Unwrap() []error {
 }
 
 // Ended returns the error of a call that was ended by ctx: the cause of ctx, with the last
-// error from etcd, which is why the call was not done by then.
+// error from etcd, which is why the call was not done by then: nil if nothing was asked, an
+// error of a context if there was no answer.
 func Ended(ctx context.Context, last error) error {
 	if IsContextError(last) {
 		last = errNoAnswer

@@ -41,8 +41,8 @@ const (
 // Write is a transaction on its way through the group. A Write is submitted once.
 type Write struct {
 	Txn
-	Begun  func(epoch int64) // called before each attempt but the first, with its epoch; may be nil
-	Landed func(Outcome)     // called with the outcome of each attempt; may be nil
+	Begun  func(epoch int64) // called before each attempt but the first, with a mutex held: it must not block; may be nil
+	Landed func(Outcome)     // called with the outcome of each attempt, also concurrently, and with ErrUnsent if there is none; may be nil
 
 	done   chan struct{} // closed when result is set
 	result Outcome       // the first certain one

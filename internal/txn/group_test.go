@@ -11,6 +11,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 
@@ -23,8 +24,9 @@ type scriptedKV struct {
 	start  time.Time
 	script func(n int, keys string) []error // of the n-th, which writes these keys: one error for each time it is sent
 
-	mu   sync.Mutex // guards sent
-	sent []sent
+	mu       sync.Mutex // guards what follows
+	sent     []sent
+	requests []*pb.TxnRequest
 }
 
 // sent is a transaction that was sent: when, and the keys it writes, with spaces between them.
@@ -36,6 +38,7 @@ type sent struct {
 var (
 	errNeverComes = errors.New("never comes")            // no answer
 	errNotThen    = errors.New("a compare has not held") // no error
+	errOldEpoch   = errors.New("a record was written")   // no error
 )
 
 func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
@@ -43,6 +46,7 @@ func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...gr
 	k.mu.Lock()
 	n := len(k.sent)
 	k.sent = append(k.sent, sent{time.Since(k.start), keys})
+	k.requests = append(k.requests, request)
 	k.mu.Unlock()
 	results := []error{nil}
 	if k.script != nil {
@@ -58,7 +62,7 @@ func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...gr
 		}
 		for _, opt := range opts {
 			if on, ok := opt.(grpc.OnFinishCallOption); ok {
-				if err == errNotThen {
+				if err == errNotThen || err == errOldEpoch {
 					on.OnFinish(nil)
 				} else {
 					on.OnFinish(err)
@@ -69,6 +73,14 @@ func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...gr
 	switch err {
 	case nil:
 		return applied(request, int64(n+1)), nil
+	case errOldEpoch:
+		resp := &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: int64(n + 1)}}
+		for _, op := range request.Failure {
+			record := &mvccpb.KeyValue{Key: op.GetRequestRange().Key, ModRevision: newEpoch}
+			read := &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{record}}
+			resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: read}})
+		}
+		return resp, nil
 	case errNotThen:
 		return &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: int64(n + 1)}}, nil
 	}
@@ -84,6 +96,9 @@ func times(errs ...error) func(int, string) []error {
 		return []error{nil}
 	}
 }
+
+// newEpoch is the mod revision that a record has when it was written.
+const newEpoch = 9
 
 func keysOf(request *pb.TxnRequest) (keys []string) {
 	for _, op := range request.Success {
@@ -133,9 +148,14 @@ type followed struct {
 
 // submit has a write of name leave that puts key, with a value of that size.
 func (g *grouped) submit(name, key string, size int) *followed {
+	return g.submitTxn(Txn{Name: name, Then: []*pb.RequestOp{OpPut(key, strings.Repeat("v", size), 0)}})
+}
+
+// submitTxn has a write leave.
+func (g *grouped) submitTxn(t Txn) *followed {
 	w := &followed{begun: 1}
 	w.Write = Write{
-		Txn: Txn{Name: name, Then: []*pb.RequestOp{OpPut(key, strings.Repeat("v", size), 0)}},
+		Txn: t,
 		Begun: func(int64) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -486,5 +506,90 @@ func TestGroup_AStuckTransactionHoldsUpOthersForTheHedgeDelay(t *testing.T) {
 		g.at(time.Minute)
 		g.idle()
 		all[0].landings(t)
+	})
+}
+
+func TestGroup_WhatARecordRefusesGathersAgainInItsNewEpoch(t *testing.T) {
+	script := func(n int, _ string) []error {
+		if n == 1 {
+			return []error{errOldEpoch}
+		}
+		return []error{nil}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		var learned []int64
+		record := &Record{Key: "r", Learn: func(epoch int64) { learned = append(learned, epoch) }}
+		guarded := func(name string) *followed {
+			return g.submitTxn(Txn{Name: name, Record: record, Epoch: 5, Then: []*pb.RequestOp{OpPut(name, "", 0)}})
+		}
+		g.submit("x", "x", 0)
+		a, b := guarded("a"), guarded("b")
+		g.at(time.Second)
+		g.idle()
+		for _, w := range []*followed{a, b} {
+			w.is(t, nil, true)
+			if w.Epoch != newEpoch {
+				t.Errorf("%s was written in epoch %d", w.key(), w.Epoch)
+			}
+		}
+		if keys := g.keys(); !slices.Equal(keys, []string{"x", "a b", "a b"}) {
+			t.Errorf("sent were %q", keys)
+		}
+		if !slices.Contains(learned, newEpoch) {
+			t.Error("nobody has learned the new epoch")
+		}
+		for n, epoch := range map[int]int64{1: 5, 2: newEpoch} {
+			if compares := g.kv.requests[n].Compare; len(compares) != 1 || compares[0].String() != CmpMod("r", epoch).String() {
+				t.Errorf("transaction %d is guarded by %v", n, compares)
+			}
+		}
+	})
+}
+
+func TestOutcome_IsOneOfThree(t *testing.T) {
+	t.Parallel()
+	applied := &pb.TxnResponse{Succeeded: true}
+	for name, test := range map[string]struct {
+		outcome Outcome
+		want    State
+	}{
+		"applied":                       {Outcome{Resp: applied}, Applied},
+		"a compare did not hold":        {Outcome{Resp: new(pb.TxnResponse)}, Refused},
+		"refused":                       {Outcome{Err: errRefused}, Refused},
+		"never sent":                    {Outcome{Err: ErrUnsent}, Refused},
+		"no answer":                     {Outcome{Err: context.DeadlineExceeded}, InDoubt},
+		"a passing trouble":             {Outcome{Err: errPassing}, InDoubt},
+		"no space":                      {Outcome{Err: rpctypes.ErrNoSpace}, InDoubt},
+		"applied, and sent repeatedly":  {Outcome{Resp: applied, repeated: true}, InDoubt},
+		"refused, and sent repeatedly":  {Outcome{Err: errRefused, repeated: true}, InDoubt},
+		"not then, and sent repeatedly": {Outcome{Resp: new(pb.TxnResponse), repeated: true}, InDoubt},
+	} {
+		if got := test.outcome.State(); got != test.want {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+}
+
+func TestStore_AWriteWhoseContextHasEndedIsNeverSent(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var fates []Outcome
+		_, _, err := g.Write(ctx, &Write{Txn: Txn{Name: "a", Then: []*pb.RequestOp{OpPut("a", "", 0)}}, Landed: func(o Outcome) { fates = append(fates, o) }})
+		if !errors.Is(err, context.Canceled) || len(fates) != 1 || fates[0].State() != Refused {
+			t.Errorf("%v; landed %v", err, fates)
+		}
+		g.sent()
+	})
+}
+
+func TestStore_GivesUpWhenItsConnectionIsClosedForGood(t *testing.T) {
+	inGroup(t, times(errPassing), func(t *testing.T, g *grouped) {
+		closed := errors.New("closed")
+		g.Closed = func() error { return closed }
+		w := g.submit("a", "a", 0)
+		g.at(time.Second)
+		g.idle()
+		w.is(t, closed, true)
 	})
 }

@@ -41,7 +41,7 @@ func CmpMod(key string, revision int64) *pb.Compare {
 // CmpNoneBelow holds if no key begins with prefix.
 func CmpNoneBelow(prefix string) *pb.Compare {
 	none := CmpCreate(prefix, 0)
-	none.RangeEnd = RangeEnd(prefix)
+	none.RangeEnd = rangeEnd(prefix)
 	return none
 }
 
@@ -74,7 +74,7 @@ func RevisionsOf(key string) *pb.RangeRequest {
 
 // AllBelow reads every key that begins with prefix.
 func AllBelow(prefix string) *pb.RangeRequest {
-	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: RangeEnd(prefix)}
+	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: rangeEnd(prefix)}
 }
 
 // OldestBelow reads the key with the smallest create revision of those that begin with
@@ -85,8 +85,8 @@ func OldestBelow(prefix string) *pb.RangeRequest {
 	return read
 }
 
-// RangeEnd returns the end of the range of all keys that begin with prefix.
-func RangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
+// rangeEnd returns the end of the range of all keys that begin with prefix.
+func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
 
 // ErrMalformed is the error of an answer that lacks what etcd's answers always have. Like
 // an answer that never came, it says nothing about what became of the request.

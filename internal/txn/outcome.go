@@ -21,11 +21,11 @@ type State int
 const (
 	// Applied: etcd has answered that the compares held, and what was to be written is
 	// written.
-	Applied State = iota
-	// Refused: nothing was written, nor will be.
+	Applied State = iota + 1
+	// Refused: what was to be written was not, nor will be.
 	Refused
-	// InDoubt: the attempt may have been applied, or may be applied later; also, beyond
-	// what the answer says, by a request that was sent more than once.
+	// InDoubt: the attempt may have been applied, or may be applied later; or the request was
+	// sent more than once, and one of the others may be.
 	InDoubt
 )
 

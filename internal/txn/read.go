@@ -77,7 +77,7 @@ func (s *Store) readPages(ctx context.Context, prefix string, limit int64) (all 
 			size, allowed = math.MaxInt32, max(allowed, Allowance(largestValue))
 		}
 		// A new request each time: an attempt that was cut off may still use the last one.
-		request := &pb.RangeRequest{Key: key, RangeEnd: RangeEnd(prefix), Limit: limit, Revision: revision}
+		request := &pb.RangeRequest{Key: key, RangeEnd: rangeEnd(prefix), Limit: limit, Revision: revision}
 		sent := time.Now()
 		page, err := s.readUpTo(ctx, request, int(size), allowed)
 		if tooLarge(err) && limit > 1 {

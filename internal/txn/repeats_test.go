@@ -1,9 +1,12 @@
 package txn
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -66,5 +69,55 @@ func TestGroup_ARefusalTogetherLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) 
 				}
 			})
 		})
+	}
+}
+
+func TestRepeats_CountsWhatMayHaveBeenApplied(t *testing.T) {
+	t.Parallel()
+	canceled := status.Error(codes.Canceled, "by something on the way")
+	noToken := rpctypes.ErrGRPCInvalidAuthToken
+	for name, this := range map[string]struct {
+		finished []error
+		repeated bool
+	}{
+		"none":                         {nil, false},
+		"answered":                     {[]error{nil}, false},
+		"refused":                      {[]error{errRefused}, false},
+		"failed":                       {[]error{errPassing}, false},
+		"canceled, answered":           {[]error{canceled, nil}, true},
+		"canceled, canceled":           {[]error{canceled, canceled}, true},
+		"failed, answered":             {[]error{errPassing, nil}, true},
+		"refused, answered":            {[]error{noToken, nil}, false},
+		"refused, refused":             {[]error{noToken, errRefused}, false},
+		"refused, canceled, answered":  {[]error{noToken, canceled, nil}, true},
+		"canceled, refused, answered":  {[]error{canceled, noToken, nil}, true},
+		"too many, answered":           {[]error{rpctypes.ErrGRPCRequestTooManyRequests, nil}, false},
+		"ended by its context, failed": {[]error{context.DeadlineExceeded, errPassing}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			once := &Repeats{Context: t.Context()}
+			finish := once.count().(grpc.OnFinishCallOption).OnFinish
+			for _, err := range this.finished {
+				finish(err)
+			}
+			if once.Any() != this.repeated {
+				t.Errorf("repeated: %v", once.Any())
+			}
+		})
+	}
+}
+
+func TestRepeats_NoticesACallOfErrBeforeARequestHasFinished(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	before, after := &Repeats{Context: ctx}, &Repeats{Context: ctx}
+	if err := before.Err(); err != nil || !before.Any() {
+		t.Errorf("%v; repeated: %v", err, before.Any())
+	}
+	after.count().(grpc.OnFinishCallOption).OnFinish(nil)
+	cancel()
+	if err := after.Err(); !errors.Is(err, context.Canceled) || after.Any() {
+		t.Errorf("%v; repeated: %v", err, after.Any())
 	}
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
-// Config is what a Store needs from the client that it works for.
+// Config is what a Store needs from the client that it works for. All of it is required,
+// and is not changed once the Store is used.
 type Config struct {
 	KV         pb.KVClient     // of etcd, with the retries of its client
 	Tasks      *tasks.Group    // counts the goroutines and timers of the Store
@@ -43,16 +44,24 @@ func New(config Config) *Store {
 	return s
 }
 
-// Txn is a guarded write: Then is applied if all of When hold and the Record, if there is
-// one, has not been written since Epoch; else Otherwise is.
+// Txn is a guarded write: Then is applied if all of When hold, and the Record, if there is
+// one, has not been written since Epoch; otherwise, Otherwise is.
 type Txn struct {
-	Name            string            // of the queue that it writes; "" for one that is sent alone
-	Record          string            // key of the record that guards it; "" if none does
-	Epoch           int64             // mod revision of the record
-	Learn           func(epoch int64) // called with a newer Epoch when one is seen; may be nil
+	Name            string  // whose queue it writes; "" for a record, which is sent alone
+	Record          *Record // nil for none
+	Epoch           int64   // the mod revision of the Record
 	When            []*pb.Compare
 	Then, Otherwise []*pb.RequestOp
 }
+
+// Record is a key that guards writes. There is one of each key.
+type Record struct {
+	Key   string
+	Learn func(epoch int64) // called with a newer mod revision that was seen; it must not block
+}
+
+// guard returns the compare that the record is as it was.
+func (t Txn) guard() *pb.Compare { return CmpMod(t.Record.Key, t.Epoch) }
 
 // request returns t as a request, without the compare of its epoch.
 func (t Txn) request() *pb.TxnRequest {
@@ -86,8 +95,8 @@ func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only
 	}
 }
 
-// Submit is Write for a caller that waits for w.Done by itself. It does not block. Once the
-// caller does not wait any longer, it must call Forget.
+// Submit is Write for a caller that waits for w.Done by itself. It does not block. A
+// caller that stops waiting before that is closed must call Forget.
 func (s *Store) Submit(w *Write) { s.group.submit(w) }
 
 // Forget gives up waiting for w. If w has not been sent, it never will be, and Forget
@@ -95,11 +104,11 @@ func (s *Store) Submit(w *Write) { s.group.submit(w) }
 // again; Forget returns what is known of why there was no answer.
 func (s *Store) Forget(w *Write) (last error) { return s.group.forget(w) }
 
-// Waiting returns how many writes are yet to be sent.
+// Waiting returns how many writes are yet to be sent, for tests.
 func (s *Store) Waiting() int { return s.group.waiting() }
 
-// Send makes a single attempt at a transaction. The error is gRPC's; clientv3.ContextError
-// makes it etcd's.
+// Send makes a single attempt at a transaction that only reads. The error is gRPC's;
+// clientv3.ContextError makes it etcd's.
 func (s *Store) Send(ctx context.Context, t Txn) (*pb.TxnResponse, error) {
 	return s.send(&Repeats{Context: ctx}, t)
 }
