@@ -357,8 +357,8 @@ func (l *Lock) positions() (ahead []string, revision int64) {
 
 // waitForHead returns nil once no entry is ahead of l's own, which is then the head of the
 // queue. It does not poll: it watches the deletions in the short range just ahead of its
-// own entry, and of that entry. It remembers which incarnations of the keys are ahead, so
-// that a key that was used again is not mistaken for a predecessor.
+// own entry, and of that entry. It removes a predecessor at its first deletion after
+// the revision at which it was read, so that a key that is used again is not mistaken for it.
 func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	c := l.client
 	ahead, revision := l.positions()

@@ -317,7 +317,7 @@ func outlast(t testing.TB, b bundle, ttl time.Duration) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the lease runs out", func() bool { return !leases(t, b)[lease.ID] })
+	eventually(t, "the lease runs out", func() bool { return !b.Leases(t)[lease.ID] })
 }
 
 // gate lets pass each request to write once wait has returned.

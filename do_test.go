@@ -26,7 +26,7 @@ func TestDo_HoldsWhileItsFunctionRuns(t *testing.T) {
 		if ctx.Err() != nil || l.Err() != nil || ctx.Value(contextKey{}) != "kept" {
 			t.Errorf("%v, %v, %v", ctx.Err(), l.Err(), ctx.Value(contextKey{}))
 		}
-		if holder := get(t, other, "a"); holder != holderOf(t, b, l) || holder.Value != "v" {
+		if holder := get(t, other, "a"); holder != b.HolderOf(t, l) || holder.Value != "v" {
 			t.Errorf("holder %+v", holder)
 		}
 		return nil
@@ -211,7 +211,7 @@ func TestCampaign_HoldsAgainAfterALoss(t *testing.T) {
 		case 2:
 			b.Server.ExpireLease(t, get(t, c, "a").Lease)
 		default:
-			if get(t, c, "a") != holderOf(t, b, l) {
+			if get(t, c, "a") != b.HolderOf(t, l) {
 				t.Error("somebody else holds")
 			}
 			return nil

@@ -1,8 +1,6 @@
 package locker
 
-import (
-	"time"
-)
+import "time"
 
 // HedgeAfter sets after which time a request without an answer is made once more. It is called before the
 // client is used.

@@ -178,7 +178,7 @@ func TestHold_ThatIsLostStaysLostBesideANewerOne(t *testing.T) {
 	wantLost(t, stale.SetValue(ctx, "stale"), stale, locker.Deleted)
 	_, err := stale.Commit(ctx, clientv3.OpPut("written", "yes"))
 	wantLost(t, err, stale, locker.Deleted)
-	if b.value(t, "written") != "" || newer.Err() != nil || get(t, c, "a") != holderOf(t, b, newer) {
+	if b.value(t, "written") != "" || newer.Err() != nil || get(t, c, "a") != b.HolderOf(t, newer) {
 		t.Errorf("the newer hold was touched: %v", newer.Err())
 	}
 	unlock(t, newer)
@@ -267,7 +267,7 @@ func TestSetValue_IsSeenByOthers(t *testing.T) {
 	t.Parallel()
 	b, ctx := setup(t), within(t)
 	l, other := lock(t, b.Client(t), "a", "v"), b.Client(t)
-	before := holderOf(t, b, l)
+	before := b.HolderOf(t, l)
 	for _, value := range []string{"w", "", "w", "w", "ä\x00\xff"} {
 		if err := l.SetValue(ctx, value); err != nil {
 			t.Fatal(err)

@@ -70,7 +70,7 @@ func TestLock_OfTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	first := lock(t, c, "a", "first")
 	second := lockAsync(ctx, c, "a", "second", locker.WithSession(own))
 	eventually(t, "the second is in line", func() bool { return locker.Waiting(c, "a") == 1 })
-	if holder := get(t, c, "a"); holder != holderOf(t, b, first) {
+	if holder := get(t, c, "a"); holder != b.HolderOf(t, first) {
 		t.Errorf("holder %+v", holder)
 	}
 	unlock(t, first)
@@ -139,7 +139,7 @@ func TestNames_AreIndependentOfEachOther(t *testing.T) {
 		if l.Name() != name {
 			t.Errorf("name %q, want %q", l.Name(), name)
 		}
-		holders = append(holders, holderOf(t, b, l))
+		holders = append(holders, b.HolderOf(t, l))
 	}
 	for _, holder := range holders {
 		_, err := other.TryLock(ctx, holder.Name, "v")
@@ -176,7 +176,7 @@ func TestTryLock_ReportsTheHolderAndDoesNotQueue(t *testing.T) {
 	for what, client := range map[string]*locker.Client{"remote": remote, "local": c} {
 		_, err := client.TryLock(ctx, "a", "other")
 		var locked *locker.LockedError
-		if !errors.Is(err, locker.ErrLocked) || !errors.As(err, &locked) || locked.Holder != holderOf(t, b, l) {
+		if !errors.Is(err, locker.ErrLocked) || !errors.As(err, &locked) || locked.Holder != b.HolderOf(t, l) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -227,7 +227,7 @@ func TestGet_ReportsTheHolder(t *testing.T) {
 	l := lock(t, c, "a", "v")
 	waiter := lockAsync(ctx, other, "a", "waiting")
 	b.Queued(t, "a", 2)
-	if holder := get(t, other, "a"); holder != holderOf(t, b, l) {
+	if holder := get(t, other, "a"); holder != b.HolderOf(t, l) {
 		t.Errorf("holder %+v", holder)
 	}
 	unlock(t, l)

@@ -108,7 +108,7 @@ func TestSession_ThatIsLostEndsItsWaitersAtOnce(t *testing.T) {
 			waiting := lockAsync(within(t), c, "a", "", opts...)
 			b.Queued(t, "a", 2)
 			var lease clientv3.LeaseID
-			for id := range leases(t, b) {
+			for id := range b.Leases(t) {
 				if id != leaseOf(t, b.Client(t), holder) {
 					lease = id
 				}
@@ -133,7 +133,7 @@ func TestSession_ThatIsLostIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T)
 	c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
 	own := newSession(t, c)
 	held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
-	before := leases(t, b)
+	before := b.Leases(t)
 	if !before[own.Lease()] || len(before) != 2 {
 		t.Errorf("session %x has none of the leases %v", own.Lease(), before)
 	}
@@ -156,7 +156,7 @@ func TestSession_ThatIsLostIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T)
 	}
 	renewed(t, after)
 	eventually(t, "the leases that were lost are gone", func() bool {
-		for lease := range leases(t, b) {
+		for lease := range b.Leases(t) {
 			if before[lease] {
 				return false
 			}
@@ -180,7 +180,7 @@ func TestLock_WhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		if method == "/etcdserverpb.KV/Txn" { // the first is the session's record
 			first.Do(func() {
-				for lease := range leases(t, b) {
+				for lease := range b.Leases(t) {
 					b.Server.ExpireLease(t, lease)
 				}
 			})
@@ -410,7 +410,7 @@ func TestAdoptSession_CloseLeavesNoEntryAndKeepsTheLease(t *testing.T) {
 			t.Fatalf("it left %v", left)
 		}
 	}
-	if !leases(t, b)[original.Lease()] {
+	if !b.Leases(t)[original.Lease()] {
 		t.Error("the lease is gone")
 	}
 }
@@ -423,7 +423,7 @@ func TestSession_TheLossOfAnOwnOneCostsOthersNothing(t *testing.T) {
 	doomed := lock(t, c, "first", "v", locker.WithSession(first))
 	also := lock(t, c, "also first", "v", locker.WithSession(first))
 	others := []*locker.Lock{lock(t, c, "second", "v", locker.WithSession(second)), lock(t, c, "shared", "v")}
-	if holderOf(t, b, doomed).Lease != first.Lease() || holderOf(t, b, others[0]).Lease != second.Lease() || first.Lease() == second.Lease() {
+	if b.HolderOf(t, doomed).Lease != first.Lease() || b.HolderOf(t, others[0]).Lease != second.Lease() || first.Lease() == second.Lease() {
 		t.Error("the entries are not on the leases of their sessions")
 	}
 	b.Server.ExpireLease(t, first.Lease())
@@ -452,7 +452,7 @@ func TestSession_ASharedOneThatIsLostIsReplaced(t *testing.T) {
 	b := setup(t)
 	c := b.Client(t)
 	first := lock(t, c, "a", "v")
-	b.Server.ExpireLease(t, holderOf(t, b, first).Lease)
+	b.Server.ExpireLease(t, b.HolderOf(t, first).Lease)
 	second := lock(t, c, "b", "v") // the first to learn of it
 	wantLost(t, first.Err(), first, locker.Revoked)
 	unlock(t, lock(t, c, "a", "v"))

@@ -21,7 +21,6 @@ import (
 const (
 	patience  = locktest.Patience
 	brief     = locktest.Brief
-	steady    = locktest.Steady
 	unhurried = locktest.Unhurried
 	prompt    = locktest.Prompt
 )
@@ -60,18 +59,12 @@ var (
 	simulate   = locktest.Simulate
 	enqueues   = locktest.Enqueues
 	releases   = locktest.Releases
-	memberOf   = locktest.MemberOf
 
 	errReplyLost = locktest.ErrReplyLost
 )
 
-func holderOf(t testing.TB, b bundle, l *locker.Lock) locker.Holder {
-	return locktest.HolderOf(t, b.Bundle, l)
-}
-
-func leases(t testing.TB, b bundle) map[clientv3.LeaseID]bool { return locktest.Leases(t, b.Bundle) }
-
 func setup(t testing.TB, opts ...embedtest.Option) bundle {
+	t.Helper()
 	return bundle{locktest.Setup(t, opts...)}
 }
 

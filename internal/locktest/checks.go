@@ -52,7 +52,7 @@ func Get(t testing.TB, c *locker.Client, name string) locker.Holder {
 }
 
 // HolderOf returns what others should see of l.
-func HolderOf(t testing.TB, b Bundle, l *locker.Lock) locker.Holder {
+func (b Bundle) HolderOf(t testing.TB, l *locker.Lock) locker.Holder {
 	t.Helper()
 	resp, err := b.Etcd.Get(Within(t), l.Key())
 	if err != nil || len(resp.Kvs) != 1 {
@@ -144,7 +144,7 @@ func Lost(t testing.TB, l *locker.Lock, reason locker.Reason) *locker.LostError 
 }
 
 // Leases returns the leases in etcd.
-func Leases(t testing.TB, b Bundle) map[clientv3.LeaseID]bool {
+func (b Bundle) Leases(t testing.TB) map[clientv3.LeaseID]bool {
 	t.Helper()
 	resp, err := b.Etcd.Leases(Within(t))
 	if err != nil {

@@ -155,7 +155,8 @@ func TestHold_AndWaitersSurviveConstantCompaction(t *testing.T) {
 	gather(t, b, b.Server.Client, locker.WithTTL(steady)).passOn(t, b)
 	clients := []*locker.Client{b.Client(t), b.Client(t)}
 	seen := observe(t, b.Client(t), "turns")
-	for i := 0; i < 50 || compacted.Load() < 50; i++ {
+	end := time.Now().Add(patience)
+	for i := 0; i < 50 || compacted.Load() < 50 && time.Now().Before(end); i++ {
 		l := lock(t, clients[i%2], "turns", strconv.Itoa(i))
 		waiting := lockAsync(within(t), clients[(i+1)%2], "turns", "")
 		if err := l.SetValue(within(t), "changed"); err != nil {
@@ -176,6 +177,9 @@ func TestHold_AndWaitersSurviveConstantCompaction(t *testing.T) {
 	seen.sees(t, 0)
 	stop()
 	<-done
+	if n := compacted.Load(); n < 50 {
+		t.Errorf("etcd compacted %d times only", n)
+	}
 }
 
 // compact has etcd forget all but the present every few milliseconds, until ctx

@@ -230,7 +230,7 @@ func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 	}
 	lose = 1 << 30
 	mu.Unlock()
-	if n := len(leases(t, b)); n != 1 {
+	if n := len(b.Leases(t)); n != 1 {
 		t.Errorf("there are %d leases", n)
 	}
 	renewed(t, l)
@@ -240,7 +240,7 @@ func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 	if s, err := c.NewSession(ctx); s != nil || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("NewSession returned a session: %v, and %v", s != nil, err)
 	}
-	eventually(t, "the lease that nobody has is gone", func() bool { return len(leases(t, b)) == 1 })
+	eventually(t, "the lease that nobody has is gone", func() bool { return len(b.Leases(t)) == 1 })
 	if err := l.Err(); err != nil {
 		t.Error(err)
 	}

@@ -243,7 +243,7 @@ func TestHandOver_IsNotMissedWhileConnectionsAreReset(t *testing.T) {
 	}
 	seen := observe(t, newClient(t, proxy.Client(t)), "a")
 	holder := lock(t, clients[0], "a", "")
-	owners := leases(t, b)
+	owners := b.Leases(t)
 	for i := range 20 {
 		waiting := lockAsync(within(t), clients[(i+1)%len(clients)], "a", "")
 		if i%2 == 0 {
@@ -265,7 +265,7 @@ func TestHandOver_IsNotMissedWhileConnectionsAreReset(t *testing.T) {
 		seen.sees(t, holder.Token())
 	}
 	for lease := range owners {
-		if !leases(t, b)[lease] {
+		if !b.Leases(t)[lease] {
 			t.Errorf("session %x was lost", lease)
 		}
 	}

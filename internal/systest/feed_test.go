@@ -13,6 +13,7 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 // replacements counts how often a client has replaced a watch stream that did not answer.
@@ -81,10 +82,10 @@ func TestWatch_LeavesAFrozenMemberSoonHoweverLongTheTTL(t *testing.T) {
 		before := len(moved.all())
 		proxy.Freeze(member)
 		began := time.Now()
-		setValue(t, observed, string(rune('0'+member)))
+		locktest.SetValue(t, observed, string(rune('0'+member)))
 		unlock(t, holder)
 		r.Held(observed)
-		next := lockOf(t, waiter)
+		next := locktest.LockOf(t, waiter)
 		eventually(t, "the cache has it", func() bool { got, _ := k.Get("observed"); return got == holderBy(observed) })
 		took := time.Since(began)
 		refreshed(t, "the copy is known to be current", k)

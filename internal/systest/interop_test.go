@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 // concurrencySession returns a session of etcd's concurrency package, closed with the test.
@@ -191,7 +192,7 @@ func TestAdoptSession_AMutexOfTheSameSessionIsExcludedToo(t *testing.T) {
 	}
 	mutex := concurrency.NewMutex(session, locker.DefaultPrefix+"a")
 	l := lock(t, c, "a", "v", locker.WithSession(s))
-	if s.Lease() != session.Lease() || holderOf(t, b, l).Lease != session.Lease() {
+	if s.Lease() != session.Lease() || b.HolderOf(t, l).Lease != session.Lease() {
 		t.Errorf("lease %x, want %x", s.Lease(), session.Lease())
 	}
 	if err := mutex.TryLock(ctx); !errors.Is(err, concurrency.ErrLocked) {
@@ -279,7 +280,7 @@ func TestAdoptSession_EndsWithItsOrigin(t *testing.T) {
 			b.Queued(t, "a", 2)
 			end(session)
 			receive(t, l.Context().Done())
-			wantLost(t, l.Err(), l, locker.Revoked)
+			locktest.WantLost(t, l.Err(), l, locker.Revoked)
 			want(t, context.Cause(s.Context()), locker.ErrLost)
 			if got := receive(t, next); got.Err != nil {
 				t.Error(got.Err)

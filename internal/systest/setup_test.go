@@ -3,9 +3,6 @@ package systest
 import (
 	"testing"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
-	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
 	"github.com/jagregory/locker/v2/internal/locktest"
 )
@@ -38,13 +35,10 @@ var (
 	lockAsync  = locktest.LockAsync
 	eventually = locktest.Eventually
 	want       = locktest.Want
-	wantLost   = locktest.WantLost
 	lost       = locktest.Lost
 	renewed    = locktest.Renewed
 	get        = locktest.Get
 	list       = locktest.List
-	setValue   = locktest.SetValue
-	lockOf     = locktest.LockOf
 	newCache   = locktest.NewCache
 	read       = locktest.Read
 	holderBy   = locktest.HolderBy
@@ -58,13 +52,8 @@ var (
 	errReplyLost = locktest.ErrReplyLost
 )
 
-func holderOf(t testing.TB, b bundle, l *locker.Lock) locker.Holder {
-	return locktest.HolderOf(t, b.Bundle, l)
-}
-
-func leases(t testing.TB, b bundle) map[clientv3.LeaseID]bool { return locktest.Leases(t, b.Bundle) }
-
 func setup(t testing.TB, opts ...embedtest.Option) bundle {
+	t.Helper()
 	return bundle{locktest.Setup(t, opts...)}
 }
 

@@ -104,6 +104,14 @@ func inBubble(t *testing.T, c *cluster, f func(t *testing.T, m *Mux)) {
 		ctx, end := context.WithCancel(context.Background())
 		var all tasks.Group
 		all.Begin()
+		t.Cleanup(func() {
+			end()
+			all.End()
+			all.Join()
+			_ = conn.Close()
+			server.Stop()
+			<-served
+		})
 		f(t, New(Config{
 			Conn:       func() *grpc.ClientConn { return conn },
 			Endpoints:  func() []string { return []string{"cluster"} },
@@ -114,12 +122,6 @@ func inBubble(t *testing.T, c *cluster, f func(t *testing.T, m *Mux)) {
 			HedgeDelay: delay,
 			Read:       c.Read,
 		}))
-		end()
-		all.End()
-		all.Join()
-		_ = conn.Close()
-		server.Stop()
-		<-served
 	})
 }
 
