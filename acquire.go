@@ -100,7 +100,7 @@ func (c *Client) checkNesting(ctx context.Context, name string) error {
 // newLock returns a lock that is yet to be attached to a session. Its context has the
 // values of ctx but does not end with it.
 func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
-	l := &Lock{client: c, name: name, value: value, turns: 1, waiter: waiter{wants: wants}, callback: callback{outer: holdOf(ctx)}}
+	l := &Lock{client: c, name: name, value: value, shares: 1, outer: holdOf(ctx), waiter: waiter{wants: wants}}
 	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	l.ctx = context.WithValue(ctx, holdKey{}, l)
 	return l

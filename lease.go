@@ -30,33 +30,37 @@ type Lock struct {
 	token   atomic.Int64    // create revision of the entry; 0 until it is known
 	ctx     context.Context // ends with the hold, or before it with the wait in the queue
 	cancel  context.CancelCauseFunc
-	turns   int // how many goroutines in a row have shared the entry, this one included
-
+	shares  int   // how many goroutines in a row have shared the entry, this one included
+	outer   *Lock // the hold that the context it was locked with comes from; nil if there is none
 	waiter
-	callback
 
-	mu       sync.Mutex // guards what follows, and those fields of waiter and callback that say so; no request is made under it
+	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
 	value    string
 	modified int64 // mod revision at which the entry had value
 	revalued bool  // SetValue was called, so the entry may have another value
+	position
+	callback
 }
 
 // waiter is what a Lock needs until it is held.
 type waiter struct {
-	wants  *Session   // of WithSession; nil for a shared one
-	place  line.Place // in the client's line
-	puts   inFlight   // of the entry, that may yet take effect
-	since  int64      // a revision of etcd from before any put of the entry; 0 if none is known
-	placed bool       // it is known what was ahead of the entry when it was put; guarded by mu
-	ahead  []string   // what was ahead then, the nearest first; if more than lookahead, there may be others; guarded by mu
+	wants *Session   // of WithSession; nil for a shared one
+	place line.Place // in the client's line
+	puts  inFlight   // of the entry, that may yet take effect
+	since int64      // a revision of etcd from before any put of the entry; 0 if none is known
 }
 
-// callback is the function that Do calls under the hold, and the hold around it.
+// position is where in the queue the entry was when it was put.
+type position struct {
+	placed bool     // it is known
+	ahead  []string // the keys ahead, the nearest first; if more than lookahead, there may be others
+}
+
+// callback is the function that Do calls under the hold.
 type callback struct {
-	outer    *Lock           // the hold that the context it was locked with comes from; nil if there is none
-	returned <-chan struct{} // closed when the function has returned; nil if there is none; guarded by mu
-	caller   context.Context // the context that Do was called with; nil if it was not; guarded by mu
+	returned <-chan struct{} // closed when the function has returned; nil if there is none
+	caller   context.Context // the context that Do was called with; nil if it was not
 }
 
 // phase is the state of a Lock: queued, then held, then over, or queued, then over. A

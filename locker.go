@@ -42,8 +42,7 @@ type Client struct {
 	watches  *watchmux.Mux
 	lines    *line.Lines[*Lock]
 	removals *tasks.Backlog // of entries that failed calls have left in queues
-
-	pool
+	pool     pool
 }
 
 // config is what the options of New have set.
@@ -51,7 +50,7 @@ type config struct {
 	keys    key.Space
 	ttl     time.Duration
 	margin  time.Duration // 0: a tenth of the TTL
-	turns   int           // of goroutines in a row that share a hold
+	shares  int           // of goroutines in a row that share a hold
 	log     *slog.Logger
 	process string // the value of the records of the sessions
 }
@@ -83,7 +82,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		config: config{
 			keys:    key.NewSpace(DefaultPrefix),
 			ttl:     DefaultTTL,
-			turns:   1,
+			shares:  1,
 			log:     slog.New(slog.DiscardHandler),
 			process: string(thisProcess()),
 		},
@@ -153,13 +152,8 @@ func (c *Client) Close() error {
 		return nil
 	}
 	c.end(ErrClosed)
-	c.mu.Lock()
-	c.closed = true
-	sessions := make([]*Session, 0, len(c.sessions))
-	for s := range c.sessions {
-		sessions = append(sessions, s)
-	}
-	c.mu.Unlock()
+	c.pool.close()
+	sessions := c.pool.all()
 	for _, s := range sessions {
 		s.end(ErrClosed)
 	}
@@ -338,13 +332,7 @@ func (c *Client) endWithEtcd() (stop func()) {
 	undo := context.AfterFunc(c.etcd.Ctx(), func() {
 		defer close(done)
 		c.end(ErrEtcdClosed)
-		c.mu.Lock()
-		sessions := make([]*Session, 0, len(c.sessions))
-		for s := range c.sessions {
-			sessions = append(sessions, s)
-		}
-		c.mu.Unlock()
-		for _, s := range sessions {
+		for _, s := range c.pool.all() {
 			s.end(&LostError{Reason: Revoked, Cause: ErrEtcdClosed})
 		}
 	})

@@ -84,7 +84,7 @@ func WithSafetyMargin(d time.Duration) Option {
 //     the client notices. Commit, SetValue and Guard refuse it from the first moment.
 func WithLocalHandover(n int) Option {
 	return func(c *Client) error {
-		c.turns = n
+		c.shares = n
 		if n < 1 {
 			return &InvalidError{"local hand-over", strconv.Itoa(n), "it must be at least 1"}
 		}

@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 
@@ -45,11 +46,8 @@ func (c *Client) attachNow(l *Lock) error {
 	if l.wants != nil {
 		return l.wants.admit(l)
 	}
-	c.mu.Lock()
-	shared := slices.Clone(c.shared)
-	c.mu.Unlock()
 	err := ErrSessionFull
-	for _, s := range slices.Backward(shared) {
+	for _, s := range slices.Backward(c.pool.candidates()) {
 		if err = s.admit(l); err == nil {
 			break
 		}
@@ -61,77 +59,95 @@ func (c *Client) attachNow(l *Lock) error {
 // that at a time, and the others wait for it.
 func (c *Client) openShared(ctx context.Context) error {
 	select {
-	case c.opening <- struct{}{}:
-		defer func() { <-c.opening }()
+	case c.pool.opening <- struct{}{}:
+		defer func() { <-c.pool.opening }()
 	case <-ctx.Done():
 		return c.interrupted(ctx)
 	}
-	c.mu.Lock()
-	found := slices.ContainsFunc(c.shared, func(s *Session) bool { return s.room() > 0 })
-	c.mu.Unlock()
-	if found {
+	if slices.ContainsFunc(c.pool.candidates(), func(s *Session) bool { return s.room() > 0 }) {
 		return nil
 	}
 	s := c.newSession(0)
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	c.addShared(s)
+	c.pool.share(s)
 	return nil
 }
 
-// addShared makes a session a shared one, unless it is over.
-func (c *Client) addShared(s *Session) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.room() > 0 {
-		c.shared = append(c.shared, s)
-	}
+// candidates returns the shared sessions, the newest last.
+func (p *pool) candidates() []*Session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.shared)
 }
 
-// retire closes a shared session that has become empty if the others have plenty of room,
-// so that the leases of a burst do not stay forever.
-func (c *Client) retire(s *Session) {
-	c.mu.Lock()
-	others := slices.ContainsFunc(c.shared, func(other *Session) bool { return other != s && other.room() >= entriesPerLease/2 })
-	i := slices.Index(c.shared, s)
-	surplus := others && i >= 0
-	if surplus { // at once, so that two sessions do not retire in favour of each other
-		c.shared = slices.Delete(c.shared, i, i+1)
-	}
-	c.mu.Unlock()
-	if surplus && !s.endIf(ErrClosed, func() bool { return len(s.locks) == 0 }) {
-		c.addShared(s) // it was used again meanwhile
+// share makes a session a shared one, unless it is over.
+func (p *pool) share(s *Session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.room() > 0 {
+		p.shared = append(p.shared, s)
 	}
 }
 
 // unshare ends the use of a session as a shared one.
-func (c *Client) unshare(s *Session) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.shared = slices.DeleteFunc(c.shared, func(other *Session) bool { return other == s })
+func (p *pool) unshare(s *Session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shared = slices.DeleteFunc(p.shared, func(other *Session) bool { return other == s })
 }
 
-// enlist adds a session to those that Close has to end. It reports false if the Client is
-// closed.
-func (c *Client) enlist(s *Session) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.closed {
-		c.sessions[s] = true
+// retire closes a shared session that has become empty if the others have plenty of room,
+// so that the leases of a burst do not stay forever.
+func (p *pool) retire(s *Session) {
+	p.mu.Lock()
+	others := slices.ContainsFunc(p.shared, func(other *Session) bool { return other != s && other.room() >= entriesPerLease/2 })
+	i := slices.Index(p.shared, s)
+	surplus := others && i >= 0
+	if surplus { // at once, so that two sessions do not retire in favour of each other
+		p.shared = slices.Delete(p.shared, i, i+1)
 	}
-	return !c.closed
+	p.mu.Unlock()
+	if surplus && !s.endIf(ErrClosed, func() bool { return len(s.locks) == 0 }) {
+		p.share(s) // it was used again meanwhile
+	}
+}
+
+// enlist adds a session to those that Close has to end. It reports false if the pool is
+// closed.
+func (p *pool) enlist(s *Session) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.sessions[s] = true
+	}
+	return !p.closed
 }
 
 // delist undoes enlist at the end of the session. If the etcd client was closed first, the
 // session stays enlisted, so that Close reports what may be left of it.
-func (c *Client) delist(s *Session) {
+func (p *pool) delist(s *Session) {
 	if errors.Is(s.closeErr, ErrEtcdClosed) {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.sessions, s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sessions, s)
+}
+
+// close lets no session be enlisted any more.
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+}
+
+// all returns the sessions that are enlisted.
+func (p *pool) all() []*Session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.sessions))
 }
 
 // room returns how many more locks may be attached to the session.

@@ -69,7 +69,7 @@ func (l *Lock) detach(next *Lock) {
 	left := l.session.drop(l)
 	l.client.lines.Leave(l.name, next)
 	if left == 0 {
-		l.client.retire(l.session)
+		l.client.pool.retire(l.session)
 	}
 }
 
@@ -177,7 +177,7 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 // shared often enough in a row, or next wants another session or value.
 func (l *Lock) shareHold(next *Lock) bool {
 	l.mu.Lock()
-	same := l.turns < l.client.turns && !l.revalued && next.value == l.value && next.wants == l.wants
+	same := l.shares < l.client.shares && !l.revalued && next.value == l.value && next.wants == l.wants
 	l.mu.Unlock()
 	if !same || !l.session.replace(l, next) {
 		return false
@@ -193,7 +193,7 @@ func (s *Session) replace(l, next *Lock) bool {
 	if s.over {
 		return false
 	}
-	next.session, next.key, next.turns = s, l.key, l.turns+1
+	next.session, next.key, next.shares = s, l.key, l.shares+1
 	next.queuedAt(l.token.Load(), l.token.Load(), nil, true)
 	delete(s.locks, l)
 	s.locks[next] = struct{}{}

@@ -196,7 +196,7 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 // renewal. After an error the session is over.
 func (s *Session) open(ctx context.Context) (err error) {
 	s.guard = &txn.Record{Key: s.record(), Learn: s.learnEpoch}
-	if !s.client.enlist(s) {
+	if !s.client.pool.enlist(s) {
 		s.end(ErrClosed)
 		s.endCleanUp(ErrClosed)
 		return ErrClosed
@@ -230,7 +230,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 // session is over, and then removes everything from etcd.
 func (s *Session) run() {
 	defer close(s.done)
-	defer s.client.delist(s)
+	defer s.client.pool.delist(s)
 	defer func() { s.endCleanUp(s.client.orEtcdClosed(errDrained)) }()
 	if s.adopted != nil {
 		ctx, stop := context.WithCancel(s.ctx)
@@ -339,7 +339,7 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 		}
 	}
 	s.cancel(cause)
-	s.client.unshare(s)
+	s.client.pool.unshare(s)
 	for _, l := range holds {
 		s.deleteLater(l)
 		l.detach(nil)
