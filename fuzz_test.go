@@ -75,8 +75,8 @@ func FuzzOptions(f *testing.F) {
 			return
 		}
 		defer c.Close()
-		if c.ttl < time.Second || c.margin <= 0 || c.margin > c.ttl/2 || c.turns < 1 || !strings.HasSuffix(c.keys.Queue(""), "//") {
-			t.Errorf("accepted: TTL %v, margin %v, %d turns, prefix %q", c.ttl, c.margin, c.turns, c.keys.Queue(""))
+		if c.ttl < time.Second || c.margin <= 0 || c.margin > c.ttl/2 || c.shares < 1 || !strings.HasSuffix(c.keys.Queue(""), "//") {
+			t.Errorf("accepted: TTL %v, margin %v, %d turns, prefix %q", c.ttl, c.margin, c.shares, c.keys.Queue(""))
 		}
 		// etcd may grant another TTL: whatever it is, the deadline lies before its end.
 		for _, granted := range []time.Duration{time.Second, c.ttl, 4 * c.ttl} {
