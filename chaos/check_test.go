@@ -523,3 +523,31 @@ func TestAMemberThatDoesNotAnswerIsNoExcuseForLong(t *testing.T) {
 		}
 	}
 }
+
+// A session deletes its record for a moment to learn what became of a put. A lease that goes then goes without it.
+func TestALeaseMayGoWhileItsRecordIsNotThere(t *testing.T) {
+	t.Parallel()
+	const lease, record = 5, lockPrefix + "/5"
+	entries := []event{{Key: lockPrefix + "a/5", Lease: lease, Created: 11, Value: "0.0#1"}, {Key: lockPrefix + "b/5", Lease: lease, Created: 11, Value: "0.0#2"}}
+	gone := []event{{Key: entries[0].Key, Deleted: true}, {Key: entries[1].Key, Deleted: true}}
+	before := []change{
+		{Revision: 10, Events: []event{{Key: record, Lease: lease, Created: 10}}},
+		{Revision: 11, Events: entries},
+		{Revision: 12, Events: []event{{Key: record, Deleted: true}}},
+	}
+	again := change{Revision: 14, Events: []event{{Key: record, Lease: lease, Created: 14}}}
+	for name, test := range map[string]struct {
+		after []change
+		want  bool
+	}{
+		"all at once":                      {[]change{{Revision: 13, Events: gone}}, true},
+		"all at once, and it is heard of":  {[]change{{Revision: 13, Events: gone}, again}, false},
+		"one of two":                       {[]change{{Revision: 13, Events: gone[:1]}, {Revision: 15, Events: entries[1:]}}, false},
+		"all at once, with something else": {[]change{{Revision: 13, Events: append(slices.Clone(gone), event{Key: "other"})}}, false},
+		"with its record, which is there":  {[]change{again, {Revision: 15, Events: append(slices.Clone(gone), event{Key: record, Deleted: true})}}, true},
+	} {
+		if e := newTruth(append(slices.Clone(before), test.after...), nil).entry("a", 11); e == nil || e.Revoked != test.want {
+			t.Errorf("%s: %+v, want it revoked: %v", name, e, test.want)
+		}
+	}
+}

@@ -82,19 +82,9 @@ type element struct {
 func newTruth(changes []change, ticks []tick) *truth {
 	t := &truth{changes: changes, ticks: ticks, entries: make(map[string][]*entry), heads: make(map[string][]*entry), set: make(map[string][]element)}
 	queues := make(map[string][]*entry) // by name, those that are there
-	records := make(map[string]int64)   // leases of sessions, by the key of the record
+	leases := newLeases(changes)
 	for _, c := range changes {
-		over := make(map[int64]bool) // leases
-		for _, ev := range c.Events {
-			if !strings.HasPrefix(ev.Key, lockPrefix+"/") {
-				continue
-			}
-			if ev.Deleted {
-				over[records[ev.Key]] = true
-			} else {
-				records[ev.Key] = ev.Lease
-			}
-		}
+		over := leases.goneWith(c)
 		touched := make(map[string]bool)
 		for _, ev := range c.Events {
 			if name, who, isElement := elementOf(ev.Key); isElement && !ev.Deleted {
@@ -115,8 +105,60 @@ func newTruth(changes []change, ticks []tick) *truth {
 	return t
 }
 
-// take applies one event to a queue, whose oldest entry stays the first; over are the leases whose
-// records went at the same revision.
+// leases are those of sessions, with the keys that are there of them: entries and records.
+type leases struct {
+	of   map[string]int64          // by key
+	keys map[int64]map[string]bool // by lease
+	last map[int64]int64           // revision of the last put, by lease
+}
+
+func newLeases(changes []change) *leases {
+	l := &leases{of: make(map[string]int64), keys: make(map[int64]map[string]bool), last: make(map[int64]int64)}
+	for _, c := range changes {
+		for _, ev := range c.Events {
+			if !ev.Deleted && strings.HasPrefix(ev.Key, lockPrefix) {
+				l.last[ev.Lease] = c.Revision
+			}
+		}
+	}
+	return l
+}
+
+// goneWith takes a change in, and returns the leases that went with it: those whose records did, or, if the
+// record was not there (for a moment, to settle what became of a put), those that lost all they had at that
+// revision and were not heard of again. etcd revokes a lease in a revision of its own.
+func (l *leases) goneWith(c change) map[int64]bool {
+	over, alone := make(map[int64]bool), make(map[int64]bool)
+	for _, ev := range c.Events {
+		switch {
+		case !strings.HasPrefix(ev.Key, lockPrefix):
+			alone[0] = true
+		case !ev.Deleted:
+			l.of[ev.Key] = ev.Lease
+			if l.keys[ev.Lease] == nil {
+				l.keys[ev.Lease] = make(map[string]bool)
+			}
+			l.keys[ev.Lease][ev.Key] = true
+			alone[0] = true
+		default:
+			lease := l.of[ev.Key]
+			delete(l.keys[lease], ev.Key)
+			alone[lease] = true
+			if strings.HasPrefix(ev.Key, lockPrefix+"/") {
+				over[lease] = true
+			}
+		}
+	}
+	for lease := range alone {
+		if len(alone) == 1 && lease != 0 && len(l.keys[lease]) == 0 && l.last[lease] < c.Revision {
+			over[lease] = true
+		}
+	}
+	return over
+}
+
+// take applies one event to a queue, whose oldest entry stays the first; over are the leases that went at
+// the same revision.
 func (t *truth) take(queue []*entry, name string, revision int64, ev event, over map[int64]bool) []*entry {
 	i := slices.IndexFunc(queue, func(e *entry) bool { return e.Key == ev.Key })
 	switch {
