@@ -398,7 +398,7 @@ func TestHandOver_ThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 			b, ctx := setup(t), within(t)
 			c, w := b.wired(t, locker.WithTTL(unhurried))
 			holder := lock(t, c, "a", "")
-			heir, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
+			nextInLine, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
 			w.fail(1, handsOverA, fault)
 			began := time.Now()
 			if err := holder.Unlock(ctx); err != nil {
@@ -407,9 +407,9 @@ func TestHandOver_ThatIsLostReleasesAndIsHeldOnce(t *testing.T) {
 			if took := time.Since(began); took > prompt {
 				t.Errorf("Unlock took %v", took)
 			}
-			next := lockOf(t, heir)
+			next := lockOf(t, nextInLine)
 			if took := time.Since(began); took > prompt {
-				t.Errorf("the heir held after %v", took)
+				t.Errorf("the next held after %v", took)
 			}
 			if w.pending() {
 				t.Error("nothing was lost")
@@ -433,7 +433,7 @@ func TestUnlock_MayBeCanceledAtAnyMomentOfTheHandOver(t *testing.T) {
 	c, w := b.wired(t, locker.WithTTL(unhurried))
 	for _, committed := range []bool{false, true} {
 		holder := lock(t, c, "a", "")
-		heir := inLine(within(t), t, c, 0, "a", "")
+		nextInLine := inLine(within(t), t, c, 0, "a", "")
 		g := w.stop(t, committed, handsOverA)
 		ctx, cancel := context.WithCancel(within(t))
 		result := unlockAsync(ctx, holder)
@@ -442,20 +442,20 @@ func TestUnlock_MayBeCanceledAtAnyMomentOfTheHandOver(t *testing.T) {
 		want(t, receive(t, result), context.Canceled)
 		want(t, holder.Err(), locker.ErrReleased)
 		g.open()
-		next := lockOf(t, heir)
+		next := lockOf(t, nextInLine)
 		b.holds(t, next)
 		unlock(t, next)
 		b.nothingQueued(t)
 	}
 	for d := 20 * time.Microsecond; d < 20*time.Millisecond; d += d / 5 {
 		holder := lock(t, c, "a", "")
-		heir := inLine(within(t), t, c, 0, "a", "")
+		nextInLine := inLine(within(t), t, c, 0, "a", "")
 		ctx, cancel := context.WithTimeout(within(t), d)
 		if err := holder.Unlock(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 		cancel()
-		next := lockOf(t, heir)
+		next := lockOf(t, nextInLine)
 		b.holds(t, next)
 		unlock(t, next)
 	}
@@ -470,15 +470,15 @@ func TestHandOver_TheNextStaysOnTheSessionThatItWasFirstPutOn(t *testing.T) {
 	fill(t, c, "latter", 998) // on a second session, which has room for two more
 	holder := lock(t, c, "a", "")
 	unlock(t, former[0]) // now the first session has room for one
-	heir := inLine(within(t), t, c, 0, "a", "")
+	nextInLine := inLine(within(t), t, c, 0, "a", "")
 	g := w.stop(t, false, handsOverA)
 	ctx, cancel := context.WithCancel(within(t))
 	result := unlockAsync(ctx, holder)
-	receive(t, g.arrived) // with the heir, the second session is full
+	receive(t, g.arrived) // with the next, the second session is full
 	cancel()
 	want(t, receive(t, result), context.Canceled)
 	g.open() // while the withdrawal goes on
-	next := lockOf(t, heir)
+	next := lockOf(t, nextInLine)
 	b.holds(t, next)
 	unlock(t, next)
 	b.Queued(t, "a", 0)
@@ -490,10 +490,10 @@ func TestHandOver_ADeletedEntryIsALossForItsHolderAndNoneForTheNext(t *testing.T
 	c, _ := b.wired(t, locker.WithTTL(unhurried))
 	for range 5 {
 		holder := lock(t, c, "a", "")
-		heir := inLine(ctx, t, c, 0, "a", "")
+		nextInLine := inLine(ctx, t, c, 0, "a", "")
 		b.delete(t, holder)
 		wantLost(t, holder.Unlock(ctx), holder, locker.Deleted)
-		next := lockOf(t, heir)
+		next := lockOf(t, nextInLine)
 		b.holds(t, next)
 		if next.Token() <= holder.Token() {
 			t.Errorf("token %d after %d", next.Token(), holder.Token())
@@ -508,17 +508,17 @@ func TestHandOver_AnEntryDeletedDuringItIsALossForItsHolderAndNoneForTheNext(t *
 	b, ctx := setup(t), within(t)
 	c, w := b.wired(t, locker.WithTTL(unhurried))
 	holder := lock(t, c, "a", "")
-	heir := inLine(ctx, t, c, 0, "a", "")
+	nextInLine := inLine(ctx, t, c, 0, "a", "")
 	g := w.stop(t, false, handsOverA)
 	result := unlockAsync(ctx, holder)
 	receive(t, g.arrived)
 	b.delete(t, holder)
-	other := lock(t, b.Client(t), "a", "") // who thus comes before the heir
+	other := lock(t, b.Client(t), "a", "") // who thus comes before the next
 	g.open()
 	wantLost(t, receive(t, result), holder, locker.Deleted)
 	b.Queued(t, "a", 2)
 	unlock(t, other)
-	b.holds(t, lockOf(t, heir))
+	b.holds(t, lockOf(t, nextInLine))
 }
 
 func TestHandOver_TheNextWhoseEntryIsDeletedIsLostAndTheOneBehindItHolds(t *testing.T) {
@@ -528,20 +528,20 @@ func TestHandOver_TheNextWhoseEntryIsDeletedIsLostAndTheOneBehindItHolds(t *test
 	holder := lock(t, c, "a", "")
 	other := lockAsync(ctx, b.Client(t), "a", "")
 	b.Queued(t, "a", 2)
-	heir, behind := inLine(ctx, t, c, 0, "a", "heir"), inLine(ctx, t, c, 1, "a", "")
+	nextInLine, behind := inLine(ctx, t, c, 0, "a", "next"), inLine(ctx, t, c, 1, "a", "")
 	unlock(t, holder)
 	present := lockOf(t, other)
 	resp, err := b.Etcd.Get(ctx, locker.DefaultPrefix+"a/", clientv3.WithLastCreate()...)
-	if err != nil || len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "heir" {
+	if err != nil || len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "next" {
 		t.Fatalf("%v, %v", resp, err)
 	}
 	if _, err := b.Etcd.Delete(ctx, string(resp.Kvs[0].Key)); err != nil {
 		t.Fatal(err)
 	}
-	err = receive(t, heir).Err
+	err = receive(t, nextInLine).Err
 	var lost *locker.LostError
 	if !errors.As(err, &lost) || lost.Reason != locker.Deleted || lost.Token != resp.Kvs[0].CreateRevision {
-		t.Errorf("the heir: %v", err)
+		t.Errorf("the next: %v", err)
 	}
 	b.Queued(t, "a", 2)
 	unlock(t, present)
@@ -557,7 +557,7 @@ func TestHandOver_ALeaseRevokedDuringItStillLetsTheNextHold(t *testing.T) {
 			c, w := b.wired(t, locker.WithTTL(unhurried))
 			holder := lock(t, c, "a", "")
 			lease := leaseOf(t, c, holder)
-			heir, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
+			nextInLine, behind := inLine(ctx, t, c, 0, "a", ""), inLine(ctx, t, c, 1, "a", "")
 			g := w.stop(t, committed, handsOverA)
 			result := unlockAsync(ctx, holder)
 			receive(t, g.arrived)
@@ -567,7 +567,7 @@ func TestHandOver_ALeaseRevokedDuringItStillLetsTheNextHold(t *testing.T) {
 			if committed && err != nil || !committed && !errors.Is(err, locker.ErrLost) {
 				t.Errorf("Unlock returned %v", err)
 			}
-			got := receive(t, heir)
+			got := receive(t, nextInLine)
 			if committed { // it may have learned of the loss, or hold until then
 				if got.Err == nil {
 					want(t, got.Lock.Unlock(ctx), locker.ErrLost)

@@ -223,13 +223,13 @@ func TestHandOver_TheNextMayBeCanceledAtAnyMoment(t *testing.T) {
 			for range 20 {
 				holder := lock(t, c, "a", "")
 				ctx, cancel := context.WithCancelCause(within(t))
-				heir := inLine(ctx, t, c, 0, "a", "heir")
+				nextInLine := inLine(ctx, t, c, 0, "a", "next")
 				behind := inLine(within(t), t, c, 1, "a", "behind")
 				ended := make(chan time.Time, 1)
 				handOver(t, w, holder, func() { ended <- time.Now(); cancel(tired) })
-				got := receive(t, heir)
+				got := receive(t, nextInLine)
 				if took := time.Since(receive(t, ended)); took > prompt {
-					t.Errorf("the heir returned after %v", took)
+					t.Errorf("the next returned after %v", took)
 				}
 				if got.Err == nil {
 					b.holds(t, got.Lock) // it was too late to give up
@@ -289,12 +289,12 @@ func TestHandOver_TheNextWhoseSessionIsUnusableIsPassedOver(t *testing.T) {
 		"gone":   {gone, func() { b.Server.ExpireLease(t, gone.Lease()) }, locker.ErrLost},
 	} {
 		holder := lock(t, c, "a", "")
-		heir := inLine(ctx, t, c, 0, "a", "", locker.WithSession(test.session))
+		nextInLine := inLine(ctx, t, c, 0, "a", "", locker.WithSession(test.session))
 		behind := lockAsync(ctx, c, "a", "behind")
 		eventually(t, what+": it stands in line", func() bool { return locker.Waiting(c, "a") == 2 })
 		test.spoil()
 		unlock(t, holder)
-		want(t, receive(t, heir).Err, test.want)
+		want(t, receive(t, nextInLine).Err, test.want)
 		next := lockOf(t, behind)
 		b.holds(t, next)
 		unlock(t, next)
@@ -309,9 +309,9 @@ func TestHandOver_WithinAFullSessionSucceeds(t *testing.T) {
 	s := newSession(t, c)
 	fill(t, c, "full", 999, locker.WithSession(s))
 	holder := lock(t, c, "a", "", locker.WithSession(s))
-	heir := inLine(ctx, t, c, 0, "a", "", locker.WithSession(s))
+	nextInLine := inLine(ctx, t, c, 0, "a", "", locker.WithSession(s))
 	unlock(t, holder)
-	b.holds(t, lockOf(t, heir))
+	b.holds(t, lockOf(t, nextInLine))
 	_, err := c.TryLock(ctx, "one more", "", locker.WithSession(s))
 	want(t, err, locker.ErrSessionFull)
 }
@@ -343,9 +343,9 @@ func TestHandOver_LeavesNoGapInWatchAndCache(t *testing.T) {
 	const n = 20
 	before := len(w.transactions(0))
 	for range n {
-		heir := inLine(ctx, t, c, 0, "a", "")
+		nextInLine := inLine(ctx, t, c, 0, "a", "")
 		unlock(t, holder)
-		holder = lockOf(t, heir)
+		holder = lockOf(t, nextInLine)
 		r.Held(holder) // the very next state
 		eventually(t, "the cache has it", func() bool { got, _ := k.Get("a"); return got.Token == holder.Token() })
 	}
@@ -377,9 +377,9 @@ func (b bundle) shared(t *testing.T, opts ...locker.Option) (c *locker.Client, w
 	t.Helper()
 	c, w = b.wired(t, append([]locker.Option{locker.WithLocalHandover(10)}, opts...)...)
 	former = lock(t, c, "a", "")
-	heir := inLine(within(t), t, c, 0, "a", "")
+	nextInLine := inLine(within(t), t, c, 0, "a", "")
 	unlock(t, former)
-	present = lockOf(t, heir)
+	present = lockOf(t, nextInLine)
 	if present.Token() != former.Token() {
 		t.Fatalf("token %d after %d: it was not shared", present.Token(), former.Token())
 	}
@@ -422,9 +422,9 @@ func TestLocalHandover_ByDefaultEachHoldHasATokenOfItsOwn(t *testing.T) {
 		c := b.Client(t, opts...)
 		present := lock(t, c, "a", "")
 		for range 3 {
-			heir := inLine(ctx, t, c, 0, "a", "")
+			nextInLine := inLine(ctx, t, c, 0, "a", "")
 			unlock(t, present)
-			next := lockOf(t, heir)
+			next := lockOf(t, nextInLine)
 			if next.Token() <= present.Token() {
 				t.Errorf("%s: token %d after %d", name, next.Token(), present.Token())
 			}
@@ -489,9 +489,9 @@ func TestLocalHandover_SharesAHoldForTheSameValueAndSessionOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		heir := inLine(ctx, t, c, 0, "a", test.value, test.options[1]...)
+		nextInLine := inLine(ctx, t, c, 0, "a", test.value, test.options[1]...)
 		unlock(t, holder)
-		next := lockOf(t, heir)
+		next := lockOf(t, nextInLine)
 		if together := next.Token() == holder.Token(); together != test.together || next.Token() < holder.Token() {
 			t.Errorf("%s: token %d after %d", what, next.Token(), holder.Token())
 		}
@@ -558,9 +558,9 @@ func TestLocalHandover_ADeletionThatNobodyNoticedIsAnErrorOfTheLast(t *testing.T
 	b, ctx := setup(t), within(t)
 	c, _, _, present := b.shared(t, locker.WithTTL(unhurried))
 	b.delete(t, present)
-	heir := inLine(ctx, t, c, 0, "a", "")
+	nextInLine := inLine(ctx, t, c, 0, "a", "")
 	unlock(t, present)
-	last := lockOf(t, heir)
+	last := lockOf(t, nextInLine)
 	wantLost(t, last.Unlock(ctx), last, locker.Deleted)
 	unlock(t, lock(t, c, "a", ""))
 	b.nothingQueued(t)
@@ -574,14 +574,14 @@ func TestLocalHandover_TheNextMayBeCanceledAtAnyMoment(t *testing.T) {
 	for i := range 100 {
 		holder := lock(t, c, "a", "")
 		ctx, cancel := context.WithCancelCause(within(t))
-		heir := inLine(ctx, t, c, 0, "a", "")
+		nextInLine := inLine(ctx, t, c, 0, "a", "")
 		behind := inLine(within(t), t, c, 1, "a", "")
 		if i%4 == 0 {
 			cancel(tired)
 		}
 		end := time.AfterFunc(time.Duration(i%20*5)*time.Microsecond, func() { cancel(tired) })
 		unlock(t, holder)
-		if got := receive(t, heir); got.Err == nil {
+		if got := receive(t, nextInLine); got.Err == nil {
 			held++
 			b.holds(t, got.Lock)
 			unlock(t, got.Lock)

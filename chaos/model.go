@@ -22,7 +22,7 @@ const modelPatience = 20 * time.Second
 type step struct {
 	what  op
 	hold  string // who began it
-	heir  string // the process that may have got the hold from another of its goroutines
+	nextInLine  string // the process that may have got the hold from another of its goroutines
 	token int64
 	value int64   // what an increment has read
 	sure  outcome // ok, or that it may have had an effect
@@ -42,8 +42,8 @@ var lockModel = porcupine.Model{
 	Step: func(s, input, _ any) (bool, any) {
 		state, in := s.(lockState), input.(step)
 		if in.what == opLock {
-			passedOn := in.token == state.last && in.heir != "" && in.heir == state.by
-			return state.hold == "" && (in.token > state.last || passedOn), lockState{in.hold, in.token, in.heir}
+			passedOn := in.token == state.last && in.nextInLine != "" && in.nextInLine == state.by
+			return state.hold == "" && (in.token > state.last || passedOn), lockState{in.hold, in.token, in.nextInLine}
 		}
 		return state.hold == in.hold, lockState{"", state.last, state.by}
 	},
@@ -86,11 +86,11 @@ func lockSteps(h *history) map[string][]porcupine.Operation {
 			if t.unlock != nil && t.unlock.Outcome == ok {
 				over.Return = int64(t.unlock.End)
 			}
-			heir := ""
+			nextInLine := ""
 			if t.entry != nil && t.entry.shared() {
-				heir = t.Process
+				nextInLine = t.Process
 			}
-			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, hold: t.who(), heir: heir, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)
+			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, hold: t.who(), nextInLine: nextInLine, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)
 		}
 	}
 	return all

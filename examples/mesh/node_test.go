@@ -256,6 +256,11 @@ func TestARecordThatWasTakenAwayIsHeldAgain(t *testing.T) {
 	observer := newClient(t, etcd)
 	v := &village{t, etcd, observer}
 	said := newTranscript()
+	defer func() {
+		if t.Failed() {
+			t.Logf("it has said:\n%s", said)
+		}
+	}()
 	client, err := locker.New(etcd, locker.WithPrefix("mesh/"), locker.WithTTL(3*time.Second)) // looks after its record each second
 	if err != nil {
 		t.Fatal(err)
