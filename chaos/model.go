@@ -20,12 +20,12 @@ const modelPatience = 20 * time.Second
 
 // step is one operation on the lock or on the counter of a name.
 type step struct {
-	what  op
-	hold  string // who began it
-	nextInLine  string // the process that may have got the hold from another of its goroutines
-	token int64
-	value int64   // what an increment has read
-	sure  outcome // ok, or that it may have had an effect
+	what       op
+	hold       string // who began it
+	nextInLine string // the process that may have got the hold from another of its goroutines
+	token      int64
+	value      int64   // what an increment has read
+	sure       outcome // ok, or that it may have had an effect
 }
 
 // lockState is which hold there is, if any, and the largest token so far and the process that has it.
