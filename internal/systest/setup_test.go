@@ -20,7 +20,6 @@ type (
 	bundle       struct{ locktest.Bundle }
 	outcome      = locktest.Outcome
 	order        = locktest.Order
-	reader       = locktest.Reader
 	simulation   = locktest.Simulation
 	lateRequests = locktest.LateRequests
 )
@@ -42,7 +41,6 @@ var (
 	newCache   = locktest.NewCache
 	read       = locktest.Read
 	holderBy   = locktest.HolderBy
-	lease      = locktest.LeaseOf
 	putKey     = locktest.PutKey
 	simulate   = locktest.Simulate
 	enqueues   = locktest.Enqueues

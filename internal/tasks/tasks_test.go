@@ -39,7 +39,7 @@ func TestGroup_JoinWaitsForTheLast(t *testing.T) {
 			t.Error("joined while a function of After had not returned")
 		default:
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		<-joined
 	})
 }
