@@ -1,13 +1,11 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
-# The packages, in three parts that are tested one after the other: in each, tests that keep the processors busy
-# are beside tests that mostly wait.
-ROOMS       = $(addprefix ./,$(filter-out internal/systest,$(wildcard internal/*)))
-PART1       = . ./embedtest $(ROOMS) ./interop/faults
-PART2       = ./internal/systest ./examples/...
-PART3       = ./bench/... ./chaos/... ./interop
-PACKAGES    = $(PART1) $(PART2) $(PART3)
+# Packages whose tests wait more than they compute, and those that compute: the first are tested together, and
+# the others after them, so that nobody's lease runs out for their sake.
+WAITING     = ./... ./examples/... ./interop/faults
+COMPUTING   = ./bench/... ./chaos/... ./interop
+PACKAGES    = $(WAITING) $(COMPUTING)
 
 # For make faults: how long, and the seed of a run to be repeated (none: another each time).
 DURATION ?= 1h
@@ -20,8 +18,7 @@ help: ## this list
 
 test: ## all tests of all modules, with the race detector if there is a C compiler
 	@race=-race; why=$$(go build -race runtime/cgo 2>&1) || { race=; export CGO_ENABLED=0; echo "make test: WITHOUT the race detector: $$why"; }; \
-	set -x; go test $$race -timeout 15m -p 3 $(PART1) && go test $$race -timeout 15m -p 3 $(PART2) && \
-	go test $$race -timeout 15m $(PART3)
+	set -x; go test $$race -timeout 15m -p 4 $(WAITING) && go test $$race -timeout 15m $(COMPUTING)
 
 hammer: ## the tests that draw what they do at random, for ten minutes
 	go test -race -timeout 1h -run 'TestLock_ManyGoroutinesNeverHoldANameAtOnce|TestModel_SequencesOfCallsAgree' ./internal/systest -hammer 5m -rapid.checks 500

@@ -25,7 +25,7 @@ func Main(m *testing.M) {
 	// More tests at once than there are processors: they wait far more than they compute. Those
 	// that compute are not parallel. They run before the others, one after the other, so that
 	// nobody's lease runs out for them.
-	preset("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0)))
+	preset("test.parallel", fmt.Sprint(6*runtime.GOMAXPROCS(0)))
 	preset("rapid.checks", "15") // make hammer has more
 	goleak.VerifyTestMain(m)
 }
