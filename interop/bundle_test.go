@@ -16,11 +16,11 @@ import (
 // patience is how long a test waits for anything before it fails.
 const patience = 2 * time.Minute
 
-// brief is the TTL of holders that are to expire: the least that etcd grants by default.
-const brief = 2 * time.Second
+// brief is the TTL of holders that are to expire, and not before that because the machine is busy.
+const brief = 5 * time.Second
 
 // modest is the TTL of holders that are not to expire, and whose renewals a test waits for.
-const modest = 5 * time.Second
+const modest = 10 * time.Second
 
 // within returns the context of a test: it ends when the test does, or has taken too long.
 func within(t *testing.T) context.Context {
