@@ -23,8 +23,8 @@ import (
 func Main(m *testing.M) {
 	flag.Parse()
 	// More tests at once than there are processors: they wait far more than they compute. Those
-	// that compute are not parallel. They run before the others, one after the other, so that
-	// nobody's lease runs out for them.
+	// that compute are not parallel: they run before the others of their package, one after the
+	// other, so that no lease runs out there for their sake.
 	preset("test.parallel", fmt.Sprint(6*runtime.GOMAXPROCS(0)))
 	preset("rapid.checks", "15") // make hammer has more
 	goleak.VerifyTestMain(m)

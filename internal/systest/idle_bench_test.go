@@ -51,14 +51,14 @@ func BenchmarkIdle(b *testing.B) {
 					go func() { _, _ = c.Lock(waiting, strconv.Itoa(i), "", own) }() // ended with the client
 				}
 			}
-			for count := int64(0); count < int64(load.waiters*(load.clients+1)); time.Sleep(time.Second) {
+			eventually(b, "all are in the queues", func() bool {
 				resp, err := s.Etcd.Get(b.Context(), "locker/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 				if err != nil {
 					b.Fatal(err)
 				}
-				count = resp.Count
-			}
-			time.Sleep(2 * time.Second)
+				return resp.Count >= int64(load.waiters*(load.clients+1))
+			})
+			time.Sleep(2 * time.Second) // of checks and renewals, which are in step with the start until then
 			const window = 10 * time.Second
 			before := processorTime(b)
 			for b.Loop() {
