@@ -128,29 +128,27 @@ func newLeases(changes []change) *leases {
 // record was not there (for a moment, to settle what became of a put), those that lost all they had at that
 // revision and were not heard of again. etcd revokes a lease in a revision of its own.
 func (l *leases) goneWith(c change) map[int64]bool {
-	over, alone := make(map[int64]bool), make(map[int64]bool)
+	over, emptied, onlyDeletes := make(map[int64]bool), make(map[int64]bool), true
 	for _, ev := range c.Events {
 		switch {
 		case !strings.HasPrefix(ev.Key, lockPrefix):
-			alone[0] = true
+			onlyDeletes = false
 		case !ev.Deleted:
+			onlyDeletes = false
 			l.of[ev.Key] = ev.Lease
 			if l.keys[ev.Lease] == nil {
 				l.keys[ev.Lease] = make(map[string]bool)
 			}
 			l.keys[ev.Lease][ev.Key] = true
-			alone[0] = true
 		default:
 			lease := l.of[ev.Key]
 			delete(l.keys[lease], ev.Key)
-			alone[lease] = true
-			if strings.HasPrefix(ev.Key, lockPrefix+"/") {
-				over[lease] = true
-			}
+			emptied[lease] = len(l.keys[lease]) == 0
+			over[lease] = over[lease] || strings.HasPrefix(ev.Key, lockPrefix+"/")
 		}
 	}
-	for lease := range alone {
-		if len(alone) == 1 && lease != 0 && len(l.keys[lease]) == 0 && l.last[lease] < c.Revision {
+	for lease, empty := range emptied {
+		if onlyDeletes && len(emptied) == 1 && empty && lease != 0 && l.last[lease] < c.Revision {
 			over[lease] = true
 		}
 	}
