@@ -40,7 +40,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		return nil, err
 	}
 	for pause := (backoff.Pause{}); ; {
-		if l.session == nil { // otherwise it was attached when the name was handed over
+		if !l.reached(admitted) { // otherwise that was done when the name was handed over
 			if err := c.attach(ctx, l); err != nil {
 				c.lines.Leave(name, nil)
 				return nil, err
@@ -50,7 +50,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		if err == nil {
 			return l, nil
 		}
-		unqueued := l.token.Load() == 0 || errors.Is(err, errBackInTime)
+		unqueued := !l.reached(enqueued) || errors.Is(err, errBackInTime)
 		if session == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
 			// The shared session was lost before it was of any use here. Whatever may be in
 			// the queue goes with its lease.
@@ -111,8 +111,8 @@ func (c *Client) newLock(ctx context.Context, name, value string, wants *Session
 // a client has at most one entry in the queue of a name.
 func newLines() *line.Lines[*Lock] {
 	place := func(l *Lock) *line.Place { return &l.place }
-	over := func(l *Lock) bool { return l.ctx.Err() != nil }
-	return line.New(place, over)
+	ended := func(l *Lock) bool { return l.ctx.Err() != nil }
+	return line.New(place, ended)
 }
 
 // waitInLine waits until l is in front of the client's line.
@@ -184,7 +184,7 @@ func (l *Lock) passOn(cause error) {
 	c := l.client
 	c.tasks.Run(func() {
 		<-l.place.Ready()
-		if l.session == nil {
+		if !l.reached(admitted) {
 			c.lines.Leave(l.name, nil)
 			return
 		}
@@ -198,7 +198,7 @@ func (l *Lock) take(caller context.Context, try bool) error {
 	// While it is queued, the lock's own context ends with that of its caller.
 	defer context.AfterFunc(caller, func() { l.endWait(context.Cause(caller)) })()
 	ctx := l.ctx
-	if l.token.Load() == 0 {
+	if !l.reached(enqueued) {
 		if err := l.enqueue(ctx, try); err != nil {
 			return err
 		}
@@ -254,7 +254,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 			t = l.joining()
 			continue
 		}
-		own, record, head := txn.Found(resp, 0), txn.Found(resp, 1), txn.Found(resp, 2)
+		own, record, oldest := txn.Found(resp, 0), txn.Found(resp, 1), txn.Found(resp, 2)
 		switch {
 		case len(own) > 0 && own[0].CreateRevision <= l.since: // it was there before, and belongs to no lock
 			stray := entry{name: l.name, key: l.key, created: own[0].CreateRevision}
@@ -264,8 +264,8 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		case len(own) > 0: // put by an attempt whose answer has not come
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, nil, false)
 			return nil
-		case try && len(head) > 0:
-			return &LockedError{Holder: holderOf(l.name, head[0])}
+		case try && len(oldest) > 0:
+			return &LockedError{Holder: holderOf(l.name, oldest[0])}
 		case len(record) == 0:
 			if err := s.writeRecord(ctx); err != nil {
 				return err
@@ -337,7 +337,7 @@ func (l *Lock) queuedAt(created, modified int64, ahead []string, known bool) {
 	defer l.mu.Unlock()
 	if created > l.token.Load() {
 		l.token.Store(created)
-		l.modified = modified
+		l.stage, l.modified = enqueued, modified
 	}
 	if created == l.token.Load() || !known {
 		l.ahead, l.placed = ahead, known

@@ -68,8 +68,8 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, current 
 	defer k.mu.Unlock()
 	differs := false
 	for _, state := range changed {
-		holder, held := k.holders[state.Name]
-		differs = differs || held != state.Held || held && holder != state.Holder
+		last, wasHeld := k.holders[state.Name]
+		differs = differs || state.Held != wasHeld || state.Held && state.Holder != last
 		if state.Held {
 			k.holders[state.Name] = state.Holder
 		} else {

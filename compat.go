@@ -88,10 +88,10 @@ func (c *Compat) Close() error {
 //
 // Deprecated: use [Client.Campaign], or [Client.Lock] for a single hold.
 func (c *Compat) Lock(name, value string, owned chan<- bool, quit <-chan bool) error {
-	return relay(c, owned, quit, func(ctx context.Context, tell func(bool)) error {
+	return relay(c, owned, quit, func(ctx context.Context, report func(bool)) error {
 		for pause := (backoff.Pause{}); ; {
 			began := time.Now()
-			err := c.own(ctx, name, value, tell)
+			err := c.own(ctx, name, value, report)
 			if time.Since(began) > c.client.ttl {
 				pause = backoff.Pause{}
 			}
@@ -113,10 +113,10 @@ func (c *Compat) reachable(ctx context.Context, name string) bool {
 }
 
 // own locks name, reports that, and returns when the lock has ended or cannot be acquired.
-func (c *Compat) own(ctx context.Context, name, value string, tell func(bool)) error {
+func (c *Compat) own(ctx context.Context, name, value string, report func(bool)) error {
 	l, err := c.try(ctx, name, value)
 	if errors.Is(err, ErrLocked) {
-		tell(false)
+		report(false)
 		waiting, stop := c.answered(ctx, name)
 		l, err = c.client.Lock(waiting, name, value)
 		stop()
@@ -124,10 +124,10 @@ func (c *Compat) own(ctx context.Context, name, value string, tell func(bool)) e
 	if err != nil {
 		return err
 	}
-	tell(true)
+	report(true)
 	select {
 	case <-l.Context().Done():
-		tell(false)
+		report(false)
 		return l.Err()
 	case <-ctx.Done():
 		// What is not confirmed soon is completed by the Client.
@@ -174,14 +174,14 @@ func (c *Compat) answered(ctx context.Context, name string) (_ context.Context, 
 //
 // Deprecated: use [Client.Watch].
 func (c *Compat) Watch(name string, valueChanges chan<- string, quit <-chan bool) error {
-	return relay(c, valueChanges, quit, func(ctx context.Context, tell func(string)) error {
+	return relay(c, valueChanges, quit, func(ctx context.Context, report func(string)) error {
 		ctx, stop := c.answered(ctx, name)
 		defer stop()
 		for state, err := range c.client.Watch(ctx, name) {
 			if err != nil {
 				return err
 			}
-			tell(state.Value)
+			report(state.Value)
 		}
 		return context.Cause(ctx)
 	})
@@ -217,10 +217,10 @@ func (c *Compat) usable() error {
 	return c.broken
 }
 
-// relay runs work in a goroutine and sends on out what work tells: the newest value, and
+// relay runs work in a goroutine and sends on out what work reports: the newest value, and
 // only if it differs from the one before. It returns what work returns, or nil after a
 // quit; the goroutine has ended then.
-func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ctx context.Context, tell func(T)) error) error {
+func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ctx context.Context, report func(T)) error) error {
 	if err := c.usable(); err != nil {
 		return err
 	}
@@ -234,17 +234,17 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 	default:
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
-	news, done := make(chan T), make(chan error, 1)
+	updates, done := make(chan T), make(chan error, 1)
 	c.tasks.Run(func() {
 		done <- work(ctx, func(v T) {
 			select {
-			case news <- v:
+			case updates <- v:
 			case <-ctx.Done():
 			}
 		})
 	})
 	var (
-		newest, told T
+		newest, sent T
 		begun        bool             // a value was sent
 		to           chan<- T         // out, while newest has yet to be sent
 		failure      error            // what work has returned
@@ -268,18 +268,18 @@ func relay[T comparable](c *Compat, out chan<- T, quit <-chan bool, work func(ct
 		select {
 		case <-quit:
 			return quitting()
-		case v := <-news:
+		case v := <-updates:
 			newest, to = v, nil
-			if !begun || v != told {
+			if !begun || v != sent {
 				to = out
 			}
 			select {
 			case to <- newest: // a reader that is waiting misses nothing
-				told, begun, to = newest, true, nil
+				sent, begun, to = newest, true, nil
 			default:
 			}
 		case to <- newest:
-			told, begun, to = newest, true, nil
+			sent, begun, to = newest, true, nil
 		case failure = <-done:
 			done = nil
 			enough, closed = time.After(c.client.ttl), c.ctx.Done()

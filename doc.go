@@ -25,7 +25,7 @@
 //	           |                       +---------------------> lost: *LostError
 //	           |                       |         Close
 //	           |                       +---------------------> closed: ErrClosed
-//	           | ctx ends, or lease or entry is gone
+//	           | ctx ends, lease or entry is gone, or Close
 //	           +--> Lock returns an error, and the entry is removed
 //
 // A Session is a lease and its renewal. When it ends, the contexts of its holds end first,

@@ -1,10 +1,8 @@
 package locker
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +34,7 @@ type Lock struct {
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
+	stage    stage
 	value    string
 	modified int64 // mod revision at which the entry had value
 	revalued bool  // SetValue was called, so the entry may have another value
@@ -73,6 +72,16 @@ const (
 	queued phase = iota
 	held
 	over
+)
+
+// stage is how far a lock has come on its way into the queue. The goroutine that hands the
+// name over may bring it there.
+type stage int
+
+const (
+	inLine   stage = iota // of the client's
+	admitted              // to a session, which gives the entry its key
+	enqueued              // the entry was put, and its token is known
 )
 
 // Name returns the name that is locked.
@@ -181,7 +190,7 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	// that was asked happens to know.
 	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
 	resp, err := kv.Txn(repeats).If(l.Guard()...).Then(ops...).Else(check).Commit()
-	doubtful := writesAnything(ops) && (repeats.Any() || err != nil && txn.Unsure(err))
+	doubtful := txn.WritesAny(ops) && (repeats.Any() || err != nil && txn.Unsure(err))
 	switch {
 	case err != nil && l.client.etcdIsClosed():
 		err = ErrEtcdClosed
@@ -220,37 +229,13 @@ func (l *Lock) allows(ops []clientv3.Op) error {
 		case op.IsGet():
 		case !op.IsPut() && !op.IsDelete():
 			return &InvalidError{"operation", "{}", "it is the zero value, use clientv3.OpPut or another"}
-		case writes(op, l.key):
+		case txn.Writes(op, l.key):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the entry of the lock; there are SetValue and Unlock"}
-		case writes(op, l.session.record()):
+		case txn.Writes(op, l.session.record()):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the record of the lock's session"}
 		}
 	}
 	return nil
-}
-
-// writesAnything reports whether any of the operations is not just a read.
-func writesAnything(ops []clientv3.Op) bool {
-	return slices.ContainsFunc(ops, func(op clientv3.Op) bool {
-		if op.IsTxn() {
-			_, success, failure := op.Txn()
-			return writesAnything(success) || writesAnything(failure)
-		}
-		return !op.IsGet()
-	})
-}
-
-// writes reports whether a put or a delete covers key. A range without an end is a single
-// key; one with the end "\x00" has all keys from its beginning on.
-func writes(op clientv3.Op, key string) bool {
-	from, end, k := op.KeyBytes(), op.RangeBytes(), []byte(key)
-	switch {
-	case op.IsPut() || len(end) == 0:
-		return bytes.Equal(from, k)
-	case len(end) == 1 && end[0] == 0:
-		return bytes.Compare(from, k) <= 0
-	}
-	return bytes.Compare(from, k) <= 0 && bytes.Compare(k, end) < 0
 }
 
 // SetValue changes the value of the lock, if it is still held. It blocks until etcd has
@@ -405,6 +390,20 @@ func (l *Lock) end(cause error) phase {
 		l.cancel(cause)
 	}
 	return was
+}
+
+// reach notes that the lock has come to a stage.
+func (l *Lock) reach(s stage) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stage = s
+}
+
+// reached reports whether the lock has come as far as a stage.
+func (l *Lock) reached(s stage) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stage >= s
 }
 
 // entryDeleted ends the lock because its entry is not in the queue any more, and returns

@@ -166,14 +166,15 @@ func (s *Session) admit(l *Lock) error {
 		return err
 	}
 	s.mu.Lock()
-	over, full := s.over, len(s.locks) >= entriesPerLease
-	if !over && !full {
+	isOver, full := s.over, len(s.locks) >= entriesPerLease
+	if !isOver && !full {
 		s.locks[l] = struct{}{}
+		l.reach(admitted)
 		l.session, l.key, l.since = s, s.client.keys.Entry(l.name, s.member), s.timeline.revision.Load()
 	}
 	s.mu.Unlock()
 	switch {
-	case over:
+	case isOver:
 		<-s.ctx.Done()
 		return context.Cause(s.ctx)
 	case full:

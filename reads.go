@@ -104,6 +104,6 @@ func (c *Client) get(ctx context.Context, name string) (Holder, error) {
 }
 
 // holderOf returns the holder of name, given the head of its queue.
-func holderOf(name string, head *mvccpb.KeyValue) Holder {
-	return Holder{Name: name, Value: string(head.Value), Token: head.CreateRevision, Lease: clientv3.LeaseID(head.Lease)}
+func holderOf(name string, kv *mvccpb.KeyValue) Holder {
+	return Holder{Name: name, Value: string(kv.Value), Token: kv.CreateRevision, Lease: clientv3.LeaseID(kv.Lease)}
 }

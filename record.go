@@ -105,12 +105,12 @@ func (s *Session) inEpoch(t txn.Txn) txn.Txn {
 func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	s := l.session
 	before := s.timeline.now()
-	entry := txn.OpRange(txn.RevisionsOf(l.key))
+	read := txn.OpRange(txn.RevisionsOf(l.key))
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
 		Record:    s.guard,
 		Epoch:     l.puts.newest(), // if another lock has invalidated the puts since, they are refused already
-		Then:      []*pb.RequestOp{entry, txn.OpDelete(s.record())},
-		Otherwise: []*pb.RequestOp{entry},
+		Then:      []*pb.RequestOp{read, txn.OpDelete(s.record())},
+		Otherwise: []*pb.RequestOp{read},
 	})
 	if err != nil {
 		return 0, s.diagnose(err)
@@ -285,14 +285,14 @@ func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
 // and one for each entry that is gone.
 func (s *Session) auditHolds(ctx context.Context) {
 	s.mu.Lock()
-	queued := make([]*Lock, 0, len(s.locks))
+	locks := make([]*Lock, 0, len(s.locks))
 	for l := range s.locks {
-		if l.token.Load() != 0 {
-			queued = append(queued, l)
+		if l.reached(enqueued) {
+			locks = append(locks, l)
 		}
 	}
 	s.mu.Unlock()
-	_ = inBatches(queued, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
+	_ = inBatches(locks, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
 		all := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // with a read, so that etcd does not answer with what one member knows
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, l := range batch {
@@ -416,7 +416,7 @@ func (s *Session) unclaimed(entries []entry) (strays []entry) {
 		byName[l.name] = append(byName[l.name], l)
 	}
 	for _, e := range entries {
-		if !slices.ContainsFunc(byName[e.name], func(l *Lock) bool { return l.token.Load() == 0 || l.key == e.key }) {
+		if !slices.ContainsFunc(byName[e.name], func(l *Lock) bool { return !l.reached(enqueued) || l.key == e.key }) {
 			strays = append(strays, e)
 		}
 	}

@@ -61,7 +61,7 @@ func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 const removalsAtOnce = 2 * txn.MaxTogether
 
 // nothingLeft reports whether the lock certainly has nothing in the queue.
-func (l *Lock) nothingLeft() bool { return !l.puts.unresolved() && l.token.Load() == 0 }
+func (l *Lock) nothingLeft() bool { return !l.puts.unresolved() && !l.reached(enqueued) }
 
 // detach is the last step in the life of a lock. It detaches the lock from its session and
 // makes the next in the client's line ready; that is next, if it was called already.
@@ -80,7 +80,7 @@ func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) 
 	if err := l.resolveInDoubt(ctx); err != nil {
 		return false, err
 	}
-	if l.token.Load() == 0 {
+	if !l.reached(enqueued) {
 		return false, nil
 	}
 	unknown := false
@@ -137,7 +137,7 @@ const alternate = ".2"
 // released reports whether the entry of l was deleted; unknown, that it may have been.
 func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool) {
 	c := l.client
-	if next.session == nil && c.attachNow(next) != nil {
+	if !next.reached(admitted) && c.attachNow(next) != nil {
 		return false, false // to attach it takes a request, which next has to make itself
 	}
 	if txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay {
@@ -177,9 +177,9 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 // shared often enough in a row, or next wants another session or value.
 func (l *Lock) shareHold(next *Lock) bool {
 	l.mu.Lock()
-	same := l.shares < l.client.shares && !l.revalued && next.value == l.value && next.wants == l.wants
+	allowed := l.shares < l.client.shares && !l.revalued && next.value == l.value && next.wants == l.wants
 	l.mu.Unlock()
-	if !same || !l.session.replace(l, next) {
+	if !allowed || !l.session.replace(l, next) {
 		return false
 	}
 	l.client.lines.Leave(l.name, next)
@@ -324,9 +324,9 @@ func (s *Session) deleteEntries(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	pending := s.pendingDeletes
+	deletes := s.pendingDeletes
 	s.mu.Unlock()
-	err := concurrently(s.client, pending, func(l *Lock) error {
+	err := concurrently(s.client, deletes, func(l *Lock) error {
 		_, err := l.dequeue(ctx, nil)
 		return err
 	})
@@ -359,7 +359,7 @@ func concurrently[T any](c *Client, items []T, f func(T) error) error {
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex // guards what follows
-		failed int
+		failures int
 		last   error
 	)
 	for _, item := range items {
@@ -369,14 +369,14 @@ func concurrently[T any](c *Client, items []T, f func(T) error) error {
 			if err := f(item); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				failed++
+				failures++
 				last = err
 			}
 		})
 	}
 	wg.Wait()
-	if failed > 1 {
-		return fmt.Errorf("%d of %d failed, the last with: %w", failed, len(items), last)
+	if failures > 1 {
+		return fmt.Errorf("%d of %d failed, the last with: %w", failures, len(items), last)
 	}
 	return last
 }

@@ -333,8 +333,8 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 		}
 		if l.end(each) == held {
 			holds = append(holds, l)
-			if callback := l.running(); callback != nil && !isLost {
-				s.callbacks = append(s.callbacks, callback)
+			if returned := l.running(); returned != nil && !isLost {
+				s.callbacks = append(s.callbacks, returned)
 			}
 		}
 	}

@@ -72,11 +72,11 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		}
 		defer stop()
 		ctx, cancel := context.WithCancelCause(ctx)
-		untold, done := newUntold(f.name != ""), make(chan struct{})
+		changes, done := newPending(f.name != ""), make(chan struct{})
 		var end error // set before done is closed
 		c.tasks.Run(func() {
 			defer close(done)
-			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { untold.add(changed) })
+			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { changes.add(changed) })
 			cancel(end)
 		})
 		c.tasks.End() // Close waits for the goroutine, but not for the body of the loop
@@ -86,13 +86,13 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		}()
 		for {
 			select {
-			case <-untold.ready:
+			case <-changes.ready:
 			case <-ctx.Done():
 				<-done
 				failed(f.name, wrap(op, name, end))(yield)
 				return
 			}
-			for state, ok := untold.next(); ok; state, ok = untold.next() {
+			for state, ok := changes.next(); ok; state, ok = changes.next() {
 				if !yield(state, nil) {
 					return
 				}
@@ -106,60 +106,60 @@ func failed(name string, err error) iter.Seq2[State, error] {
 	return func(yield func(State, error) bool) { yield(State{Holder: Holder{Name: name}}, err) }
 }
 
-// untold is what a loop has yet to be given: the newest state of each name.
-type untold struct {
+// pending is what a loop has yet to be given: the newest state of each name.
+type pending struct {
 	ready chan struct{} // has an item while a state is pending
 
 	mu      sync.Mutex               // guards what follows
 	order   list.List                // of State, the oldest first
-	pending map[string]*list.Element // by name, the elements of order
-	told    map[string]Holder        // the last holder that was yielded of each name that is held
+	byName  map[string]*list.Element // the elements of order
+	yielded map[string]Holder        // the last holder that was yielded of each name that is held
 	fresh   bool                     // yield the first state even if nobody holds the name
 }
 
-// newUntold returns an empty untold; fresh is for the watch of a single name.
-func newUntold(fresh bool) *untold {
-	return &untold{
+// newPending returns an empty pending; fresh is for the watch of a single name.
+func newPending(fresh bool) *pending {
+	return &pending{
 		ready:   make(chan struct{}, 1),
-		pending: make(map[string]*list.Element),
-		told:    make(map[string]Holder),
+		byName:  make(map[string]*list.Element),
+		yielded: make(map[string]Holder),
 		fresh:   fresh,
 	}
 }
 
 // add replaces the pending states of the same names.
-func (n *untold) add(states []State) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (p *pending) add(states []State) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, state := range states {
-		if older, ok := n.pending[state.Name]; ok {
-			n.order.Remove(older)
+		if older, ok := p.byName[state.Name]; ok {
+			p.order.Remove(older)
 		}
-		n.pending[state.Name] = n.order.PushBack(state)
+		p.byName[state.Name] = p.order.PushBack(state)
 	}
-	if n.order.Len() > 0 {
+	if p.order.Len() > 0 {
 		select {
-		case n.ready <- struct{}{}:
+		case p.ready <- struct{}{}:
 		default:
 		}
 	}
 }
 
 // next returns the oldest pending state that differs from the last one yielded of its name.
-func (n *untold) next() (State, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for n.order.Len() > 0 {
-		state := n.order.Remove(n.order.Front()).(State)
-		delete(n.pending, state.Name)
-		last, wasHeld := n.told[state.Name]
+func (p *pending) next() (State, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.order.Len() > 0 {
+		state := p.order.Remove(p.order.Front()).(State)
+		delete(p.byName, state.Name)
+		last, wasHeld := p.yielded[state.Name]
 		if state.Held {
-			n.told[state.Name] = state.Holder
+			p.yielded[state.Name] = state.Holder
 		} else {
-			delete(n.told, state.Name)
+			delete(p.yielded, state.Name)
 		}
-		if n.fresh || state.Held != wasHeld || state.Holder != last && state.Held {
-			n.fresh = false
+		if p.fresh || state.Held != wasHeld || state.Holder != last && state.Held {
+			p.fresh = false
 			return state, true
 		}
 	}

@@ -115,7 +115,7 @@ func TestWatch_ASlowLoopGetsTheNewestState(t *testing.T) {
 	}
 	time.AfterFunc(patience, cancel) // not counting the time that the changes took
 	brisk.Until("last")
-	if kept := retained(t, "clientv3.(*watchGrpcStream)", "locker/v2.(*queueView)", "locker/v2.(*untold)", "locker/v2.follower"); kept > changes*size/4 {
+	if kept := retained(t, "clientv3.(*watchGrpcStream)", "locker/v2.(*queueView)", "locker/v2.(*pending)", "locker/v2.follower"); kept > changes*size/4 {
 		t.Errorf("%d bytes are kept for loops that are busy, of %d that passed", kept, changes*size)
 	}
 	// At most one state was on its way before the newest one.

@@ -32,11 +32,11 @@ func (s *Server) Queue(prefix string) []*mvccpb.KeyValue {
 }
 
 // Write puts a key, as another program would.
-func (s *Server) Write(key, value string, lease clientv3.LeaseID) {
+func (s *Server) Write(key, value string, id clientv3.LeaseID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := s.begin()
-	w.put(&pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(lease)})
+	w.put(&pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(id)})
 	w.end()
 }
 

@@ -140,16 +140,16 @@ func (s *Server) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb
 }
 
 // LeaseKeepAlive implements pb.LeaseServer. A lease that is not there has a TTL of 0.
-func (s *Server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+func (s *Server) LeaseKeepAlive(renewals pb.Lease_LeaseKeepAliveServer) error {
 	for {
-		r, err := stream.Recv()
+		r, err := renewals.Recv()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		resp, err := serve(stream.Context(), s, KeepAlive, r, func(f Fate) (*pb.LeaseKeepAliveResponse, error) {
+		resp, err := serve(renewals.Context(), s, KeepAlive, r, func(f Fate) (*pb.LeaseKeepAliveResponse, error) {
 			resp := &pb.LeaseKeepAliveResponse{Header: s.behind(f), ID: r.ID}
 			if l := s.leases[r.ID]; l != nil {
 				s.renew(l, f.TTL)
@@ -160,7 +160,7 @@ func (s *Server) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 		if err != nil {
 			return err
 		}
-		if err := stream.Send(resp); err != nil {
+		if err := renewals.Send(resp); err != nil {
 			return err
 		}
 	}

@@ -104,9 +104,9 @@ func (g *group) submit(w *Write) {
 	g.mu.Lock()
 	p := g.pending(w.Name)
 	p.writes = append(p.writes, w)
-	batch := g.take()
+	writes := g.take()
 	g.mu.Unlock()
-	g.start(batch, g.next)
+	g.start(writes, g.next)
 }
 
 // again sends writes once more, before those that have arrived later.
@@ -126,10 +126,10 @@ func (g *group) again(writes []*Write) {
 		}
 		w.begin()
 	}
-	batch := g.take()
+	next := g.take()
 	g.mu.Unlock()
 	g.start(alone, func() {})
-	g.start(batch, g.next)
+	g.start(next, g.next)
 }
 
 // pending returns the writes of a name. The caller holds the mutex.
@@ -166,21 +166,21 @@ func (g *group) forget(w *Write) (last error) {
 // take returns the writes that leave now, if nothing is in flight: the oldest of each name,
 // since within one transaction a write does not see what another has written. The caller
 // holds the mutex.
-func (g *group) take() (batch []*Write) {
+func (g *group) take() (writes []*Write) {
 	if g.inFlight {
 		return nil
 	}
 	size := int64(0)
-	for n := g.order.Len(); n > 0 && len(batch) < g.limit; n-- {
+	for n := g.order.Len(); n > 0 && len(writes) < g.limit; n-- {
 		place := g.order.Front()
 		p := place.Value.(*pending)
 		w := p.next()
 		if w != nil {
-			if size += w.size(); size > maxBytesTogether && len(batch) > 0 {
+			if size += w.size(); size > maxBytesTogether && len(writes) > 0 {
 				break
 			}
 			w.left = true
-			batch = append(batch, w)
+			writes = append(writes, w)
 			p.writes = p.writes[1:]
 		}
 		if len(p.writes) > 0 {
@@ -190,8 +190,8 @@ func (g *group) take() (batch []*Write) {
 			delete(g.byName, p.name)
 		}
 	}
-	g.inFlight = len(batch) > 0
-	return batch
+	g.inFlight = len(writes) > 0
+	return writes
 }
 
 // next returns the oldest write that has not been forgotten, nil if there is none.
@@ -224,9 +224,9 @@ func (g *group) waiting() (n int) {
 func (g *group) next() {
 	g.mu.Lock()
 	g.inFlight = false
-	batch := g.take()
+	writes := g.take()
 	g.mu.Unlock()
-	g.start(batch, g.next)
+	g.start(writes, g.next)
 }
 
 // start sends writes in a goroutine. It calls next when they have been answered, or have

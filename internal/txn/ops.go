@@ -1,8 +1,10 @@
 package txn
 
 import (
+	"bytes"
 	"errors"
 	"math"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -120,4 +122,28 @@ func complete(request *pb.TxnRequest, resp *pb.TxnResponse) bool {
 // Found returns what the i-th operation of a transaction, an OpRange, has read.
 func Found(resp *pb.TxnResponse, i int) []*mvccpb.KeyValue {
 	return resp.Responses[i].GetResponseRange().GetKvs()
+}
+
+// WritesAny reports whether any of the operations is not just a read.
+func WritesAny(ops []clientv3.Op) bool {
+	return slices.ContainsFunc(ops, func(op clientv3.Op) bool {
+		if op.IsTxn() {
+			_, success, failure := op.Txn()
+			return WritesAny(success) || WritesAny(failure)
+		}
+		return !op.IsGet()
+	})
+}
+
+// Writes reports whether a put or a delete covers key. A range without an end is a single
+// key; one with the end "\x00" has all keys from its beginning on.
+func Writes(op clientv3.Op, key string) bool {
+	from, end, k := op.KeyBytes(), op.RangeBytes(), []byte(key)
+	switch {
+	case op.IsPut() || len(end) == 0:
+		return bytes.Equal(from, k)
+	case len(end) == 1 && end[0] == 0:
+		return bytes.Compare(from, k) <= 0
+	}
+	return bytes.Compare(from, k) <= 0 && bytes.Compare(k, end) < 0
 }

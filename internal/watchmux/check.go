@@ -16,12 +16,12 @@ func (m *Mux) check() {
 	timeout := m.HedgeDelay
 	for backoff.Sleep(m.Ctx, m.HedgeDelay) == nil {
 		m.mu.Lock()
-		stream := m.stream
+		s := m.stream
 		m.mu.Unlock()
-		what, ok := stream.sample()
+		what, ok := s.sample()
 		switch {
 		case !ok: // nobody watches
-		case m.probe(stream, what, timeout):
+		case m.probe(s, what, timeout):
 			timeout = m.HedgeDelay
 		default:
 			// With a constant timeout, a large answer that holds up all streams would have
@@ -34,8 +34,8 @@ func (m *Mux) check() {
 // roundTrip is longer than most answers take.
 const roundTrip = 50 * time.Millisecond
 
-// goal is a revision that streams have to show, as soon as it is known.
-type goal struct {
+// awaited is a revision that streams have to show, as soon as it is known.
+type awaited struct {
 	known    chan struct{} // closed when revision is set
 	revision int64         // set before known is closed
 }
@@ -49,7 +49,7 @@ func (m *Mux) probe(s *stream, what Target, timeout time.Duration) (kept bool) {
 	ctx, stop := tasks.Either(m.Ctx, s.ctx)
 	defer stop()
 	before, at := s.hears(), time.Now()
-	goal := &goal{known: make(chan struct{})}
+	goal := &awaited{known: make(chan struct{})}
 	shown := m.shows(ctx, s, what, goal)
 	header, err := m.Read(ctx, what.Key)
 	if ctx.Err() != nil {
@@ -88,7 +88,7 @@ func (h heard) contradicts(read *pb.ResponseHeader) bool {
 
 // shows returns a channel that receives nil when s has shown that it is at goal, or the
 // error that kept it from that.
-func (m *Mux) shows(ctx context.Context, s *stream, what Target, goal *goal) <-chan error {
+func (m *Mux) shows(ctx context.Context, s *stream, what Target, goal *awaited) <-chan error {
 	shown := make(chan error, 1)
 	m.Tasks.Run(func() { shown <- s.show(ctx, what, goal) })
 	return shown
@@ -97,7 +97,7 @@ func (m *Mux) shows(ctx context.Context, s *stream, what Target, goal *goal) <-c
 // show has the member show that it is at goal, in an answer that comes in order with
 // everything else on the stream. It asks as soon as the goal is known, or soon after if it
 // is not.
-func (s *stream) show(ctx context.Context, what Target, goal *goal) error {
+func (s *stream) show(ctx context.Context, what Target, goal *awaited) error {
 	early := time.NewTimer(roundTrip)
 	defer early.Stop()
 	select {
@@ -130,7 +130,7 @@ func (s *stream) show(ctx context.Context, what Target, goal *goal) error {
 // hedge keeps a silent stream until a stream to another member has proved to be better. So
 // what holds up all of them, such as a large answer on a slow link, does no harm. It
 // reports whether the stream was kept.
-func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *goal, shown <-chan error) bool {
+func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *awaited, shown <-chan error) bool {
 	before := s.hears().events
 	avoid := []string{s.member()}
 	for range m.Endpoints() {

@@ -75,13 +75,13 @@ func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
 	if m.stream == nil || !m.stream.alive() {
 		m.stream = newStream(m)
 	}
-	stream := m.stream
+	s := m.stream
 	if !m.checking {
 		m.checking = true
 		m.Tasks.Run(m.check)
 	}
 	m.mu.Unlock()
-	w := stream.watch(what)
+	w := s.watch(what)
 	// The confirmation is the first answer.
 	confirmed, err := w.Next(ctx)
 	if err != nil {
