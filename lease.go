@@ -338,8 +338,13 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	if next != nil && l.shareHold(next) {
 		return nil
 	}
+	w := l.startRemoval(ctx, next)
+	if w.Applied() {
+		l.detach(next)
+		return nil
+	}
 	done := make(chan error, 1)
-	c.tasks.Run(func() { done <- l.cleanUp(next) })
+	c.tasks.Run(func() { done <- l.cleanUp(next, w) })
 	select {
 	case err := <-done:
 		return wrap(op, l.name, err)

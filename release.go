@@ -17,14 +17,14 @@ import (
 )
 
 // cleanUp removes whatever the lock may have in the queue, and detaches it; next, if there
-// is one, takes its place. It is bounded by the TTL: what cannot be confirmed gone by then
-// costs the session its lease, and goes with it.
-func (l *Lock) cleanUp(next *Lock) error {
+// is one, takes its place. If the removal has begun, w is its write. It is bounded by the
+// TTL: what cannot be confirmed gone by then costs the session its lease, and goes with it.
+func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 	s := l.session
 	defer l.detach(next)
 	ctx, cancel := context.WithTimeout(s.cleanUpCtx, s.ttl)
 	defer cancel()
-	found, err := l.dequeue(ctx, next)
+	found, err := l.dequeue(ctx, next, w)
 	if err != nil {
 		s.deleteLater(l)
 	}
@@ -52,7 +52,7 @@ func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 	}
 	started = l.client.removals.Run(func() {
 		defer close(left)
-		_ = l.cleanUp(l.client.lines.Call(l.name)) // it has done what can be done
+		_ = l.cleanUp(l.client.lines.Call(l.name), nil) // it has done what can be done
 	})
 	return left, started
 }
@@ -75,22 +75,30 @@ func (l *Lock) detach(next *Lock) {
 
 // dequeue removes the entry from the queue, after making sure that none can be put after
 // that. found reports whether the entry was there until then. If there is a next, the entry
-// is handed over to it.
-func (l *Lock) dequeue(ctx context.Context, next *Lock) (found bool, err error) {
-	if err := l.resolveInDoubt(ctx); err != nil {
-		return false, err
-	}
-	if !l.reached(enqueued) {
-		return false, nil
+// is handed over to it. If the removal has begun, w is its write.
+func (l *Lock) dequeue(ctx context.Context, next *Lock, w *txn.Write) (found bool, err error) {
+	if w == nil {
+		if err := l.resolveInDoubt(ctx); err != nil {
+			return false, err
+		}
+		if !l.reached(enqueued) {
+			return false, nil
+		}
+		w = l.startRemoval(ctx, next)
 	}
 	unknown := false
-	if next != nil {
-		if found, unknown = l.handOver(ctx, next); found {
+	if handsOver(w) {
+		if found, unknown = l.awaitHandOver(ctx, w); found {
 			return true, nil
 		}
+		w = l.startRemoval(ctx, nil)
 	}
-	found, err = l.deleteEntry(ctx)
-	return found || unknown, err
+	resp, only, err := l.client.store.Await(ctx, w)
+	if err != nil {
+		return unknown, err
+	}
+	l.session.timeline.saw(resp.Header)
+	return resp.Succeeded || !only || unknown, nil
 }
 
 // resolveInDoubt makes sure that no put of the entry can take effect any more. It first
@@ -113,35 +121,36 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	return err
 }
 
-// deleteEntry deletes the entry, this incarnation of it and no other, and reports whether
-// it was there until then. The transaction has no put, so etcd accepts it even when it has
-// run out of space.
-func (l *Lock) deleteEntry(ctx context.Context) (found bool, err error) {
-	resp, only, err := l.client.store.Commit(ctx, txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}})
-	if err != nil {
-		return false, err
+// startRemoval starts the write that takes the entry out of the queue, this incarnation of
+// it and no other: in favour of next, if that is possible without delay, or else a delete.
+// The delete has no put, so etcd accepts it even when it has run out of space. ctx bounds
+// only how long startRemoval blocks.
+func (l *Lock) startRemoval(ctx context.Context, next *Lock) *txn.Write {
+	w := l.handOver(next)
+	if w == nil {
+		w = &txn.Write{Txn: txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}}}
 	}
-	l.session.timeline.saw(resp.Header)
-	return resp.Succeeded || !only, nil
+	l.client.store.Start(ctx, w)
+	return w
 }
 
 // alternate is the end of every second key of a name and session: etcd refuses to delete
 // and put the same key in one transaction, so hand-overs alternate between two.
 const alternate = ".2"
 
-// handOver deletes the entry of l, and puts that of next, the next in the client's line, at
-// the end of the queue, in one transaction: if nobody else is waiting, next holds after one
-// commit. It waits for the hedge delay. If there is no answer by then, the two go separate
-// ways, and next finds out by itself whether its entry is in the queue nevertheless.
-//
-// released reports whether the entry of l was deleted; unknown, that it may have been.
-func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool) {
+// handOver returns a write that deletes the entry of l, and puts that of next, the next in
+// the client's line, at the end of the queue: if nobody else is waiting, next holds after
+// one commit. It returns nil if there is no next, or if next has to go its own way: because
+// it takes a request to attach it, or because its value takes too long to send.
+func (l *Lock) handOver(next *Lock) *txn.Write {
 	c := l.client
-	if !next.reached(admitted) && c.attachNow(next) != nil {
-		return false, false // to attach it takes a request, which next has to make itself
-	}
-	if txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay {
-		return false, false // the value takes too long to send
+	switch {
+	case next == nil:
+		return nil
+	case !next.reached(admitted) && c.attachNow(next) != nil:
+		return nil
+	case txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay:
+		return nil
 	}
 	if next.key == l.key {
 		next.key += alternate
@@ -158,7 +167,19 @@ func (l *Lock) handOver(ctx context.Context, next *Lock) (released, unknown bool
 		}
 	}
 	next.puts.begin(w.Epoch)
-	c.store.Submit(w)
+	return w
+}
+
+// handsOver reports whether a removal is in favour of a next.
+func handsOver(w *txn.Write) bool { return w.Record != nil }
+
+// awaitHandOver waits for the outcome of a hand-over for the hedge delay. If there is no
+// answer by then, the two locks go separate ways, and next finds out by itself whether its
+// entry is in the queue nevertheless.
+//
+// released reports whether the entry of l was deleted; unknown, that it may have been.
+func (l *Lock) awaitHandOver(ctx context.Context, w *txn.Write) (released, unknown bool) {
+	c := l.client
 	late := time.NewTimer(c.store.HedgeDelay)
 	defer late.Stop()
 	select {
@@ -327,7 +348,7 @@ func (s *Session) deleteEntries(ctx context.Context) error {
 	deletes := s.pendingDeletes
 	s.mu.Unlock()
 	err := concurrently(s.client, deletes, func(l *Lock) error {
-		_, err := l.dequeue(ctx, nil)
+		_, err := l.dequeue(ctx, nil, nil)
 		return err
 	})
 	return errors.Join(err, s.deleteLeftovers(ctx))

@@ -18,10 +18,12 @@ import (
 type batch struct {
 	group  *group
 	writes []*Write
+	flat   bool            // not nested
 	ctx    context.Context // of its attempts
 	cancel context.CancelFunc
 
 	// Guarded by the group's mutex.
+	counted   bool         // by the group, as one that others wait for
 	tried     bool         // at least once
 	answered  bool         // for certain
 	separated bool         // refused as a whole, so each of its writes is sent alone
@@ -29,16 +31,14 @@ type batch struct {
 	ended     bool
 }
 
-// newBatch returns the batch of the writes, which have left.
+// newBatch returns the batch of the writes, which have left. The caller holds the group's
+// mutex.
 func (g *group) newBatch(writes []*Write) *batch {
 	b := &batch{group: g, writes: writes}
 	b.ctx, b.cancel = context.WithCancel(g.store.Base)
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	for _, w := range writes {
-		w.batch = b
+		w.left, w.batch = true, b
 	}
-	b.forgotByAll() // perhaps by all, while it was about to leave
 	return b
 }
 
@@ -46,9 +46,37 @@ func (g *group) newBatch(writes []*Write) *batch {
 // they need to be answered. The caller is a task and holds the group's mutex.
 func (b *batch) forgotByAll() {
 	waitedFor := func(w *Write) bool { return !w.forgotten && !w.resolved }
-	if b.cleanUp == nil && !b.ended && !slices.ContainsFunc(b.writes, waitedFor) {
-		s := b.group.store
-		b.cleanUp = s.Tasks.After(s.LateAnswerWait()+Allowance(b.size()), b.cancel)
+	if !slices.ContainsFunc(b.writes, waitedFor) {
+		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.size()))
+	}
+}
+
+// hurry lets the attempts end soon: a caller whose context has ended waits for them.
+func (b *batch) hurry() {
+	b.group.mu.Lock()
+	defer b.group.mu.Unlock()
+	b.endIn(endedWait)
+}
+
+// endedWait is how long a caller whose context has ended waits for an answer that is about
+// to come. After it, the outcome is in doubt.
+const endedWait = 20 * time.Millisecond
+
+// late lets others leave that wait for the batch, and a caller return that sends it.
+func (b *batch) late(inCaller bool) {
+	b.group.makeWay(b)
+	if inCaller {
+		b.group.mu.Lock()
+		defer b.group.mu.Unlock()
+		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.size()))
+	}
+}
+
+// endIn cuts the attempts off after d. The caller holds the group's mutex; while the batch
+// has not ended, a task is at work on it.
+func (b *batch) endIn(d time.Duration) {
+	if b.cleanUp == nil && !b.ended {
+		b.cleanUp = b.group.store.Tasks.After(d, b.cancel)
 	}
 }
 
@@ -59,15 +87,39 @@ func (b *batch) size() (n int64) {
 	return n
 }
 
-// run sends the batch. It calls moved when the batch has been answered or has failed. After
-// a failure, the writes that somebody still waits for gather again after a pause.
-func (b *batch) run(moved func()) {
+// run sends the batch. In the goroutine of a caller it returns when the first attempt has
+// ended, and what is left to do goes on in another; so that an attempt is not as long as
+// the call, as it is otherwise, but is given the time of a late answer.
+func (b *batch) run(inCaller bool) {
 	s := b.group.store
-	defer b.end()
 	size := b.size()
-	defer s.carry(size)()
-	_, err := hedge(b.ctx, s, Allowance(size), s.LateAnswerWait(), b.attempt)
-	moved()
+	answered := s.carry(size)
+	late := s.Tasks.After(s.HedgeDelay, func() { b.late(inCaller) })
+	firstLate := s.LateAnswerWait()
+	if inCaller {
+		firstLate = 0 // as soon as there is an answer, the caller returns
+	}
+	h := newHedged(b.ctx, s, Allowance(size), firstLate, s.LateAnswerWait(), b.attempt)
+	_, err := h.first()
+	if late.Stop() {
+		b.group.makeWay(b)
+	}
+	finish := func() {
+		_, err := h.rest()
+		answered()
+		b.retry(err)
+		b.end()
+	}
+	if inCaller && (h.began() || err != nil && Transient(err)) {
+		s.Tasks.Run(finish)
+	} else {
+		finish()
+	}
+}
+
+// retry has the writes that somebody still waits for gather again after a pause, if the
+// batch has failed with err.
+func (b *batch) retry(err error) {
 	if err == nil || !Transient(err) {
 		return
 	}
@@ -99,7 +151,7 @@ func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 		return struct{}{}, nil
 	}
 	repeats := &Repeats{Context: ctx}
-	resp, err := b.group.store.send(repeats, together(writes))
+	resp, err := b.group.store.send(repeats, together(writes, b.flat))
 	err = clientv3.ContextError(ctx, err)
 	b.answer(writes, Outcome{Resp: resp, Err: err, repeated: repeats.Any()})
 	return struct{}{}, err
@@ -140,16 +192,22 @@ func (s *Store) send(repeats *Repeats, t Txn) (*pb.TxnResponse, error) {
 	return resp, err
 }
 
-// together makes one transaction of all writes. It is refused if an epoch is not that of
-// its record any more, and then reads the present ones.
-func together(writes []*Write) Txn {
+// together makes one transaction of all writes, flat or nested. It is refused if an epoch is
+// not that of its record any more, and then reads the present ones; a flat one also if a
+// compare of any of the writes does not hold.
+func together(writes []*Write, flat bool) Txn {
 	if len(writes) == 1 {
 		return writes[0].Txn
 	}
-	all := Txn{Then: make([]*pb.RequestOp, len(writes))}
+	all := Txn{Then: make([]*pb.RequestOp, 0, len(writes))}
 	epochs := make(map[*Record]int64, 1)
-	for i, w := range writes {
-		all.Then[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}}
+	for _, w := range writes {
+		if flat {
+			all.When = append(all.When, w.When...)
+			all.Then = append(all.Then, w.Then...)
+		} else {
+			all.Then = append(all.Then, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}})
+		}
 		if epoch, ok := epochs[w.Record]; w.Record != nil && (!ok || epoch != w.Epoch) {
 			epochs[w.Record] = w.Epoch
 			all.When = append(all.When, w.guard())
@@ -160,8 +218,9 @@ func together(writes []*Write) Txn {
 }
 
 // answer gives each write its part of the outcome of an attempt. Writes that were refused
-// because of their epoch gather again with the present one. If etcd has refused the whole
-// transaction, perhaps because of one write, each write is sent alone.
+// because of their epoch gather again with the present one, and those of a flat transaction
+// to be nested in the next. If etcd has refused the whole transaction, perhaps because of
+// one write, each write is sent alone.
 func (b *batch) answer(writes []*Write, o Outcome) {
 	switch {
 	case len(writes) == 1:
@@ -170,13 +229,22 @@ func (b *batch) answer(writes []*Write, o Outcome) {
 		b.separate(writes, o, epochsOf(o.Resp))
 	case o.Err != nil && !Transient(o.Err):
 		b.separate(writes, o, nil)
+	case o.Err != nil:
+		for _, w := range writes {
+			b.resolve(w, o)
+		}
 	default:
-		for i, w := range writes {
-			own := o
-			if o.Err == nil {
-				own.Resp = o.Resp.Responses[i].GetResponseTxn()
-				own.Resp.Header = o.Resp.Header
+		b.group.learn(b, false)
+		responses := o.Resp.Responses
+		for _, w := range writes {
+			own, n := o, 1
+			if b.flat {
+				n = len(w.Then)
+				own.Resp = &pb.TxnResponse{Succeeded: true, Responses: responses[:n:n]}
+			} else {
+				own.Resp = responses[0].GetResponseTxn()
 			}
+			own.Resp.Header, responses = o.Resp.Header, responses[n:]
 			b.resolve(w, own)
 		}
 	}
@@ -218,34 +286,46 @@ func (b *batch) resolve(w *Write, o Outcome) {
 }
 
 // separate sends writes again after they were refused together: those for which a newer
-// epoch is known together, the others each alone.
+// epoch is known, and those of a flat transaction, together; the others each alone.
 func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	g := b.group
+	nest := b.flat && o.Err == nil
+	if nest {
+		g.learn(b, true)
+	}
 	g.mu.Lock()
 	if errors.Is(o.Err, rpctypes.ErrTooManyOps) {
-		g.limit = min(g.limit, max(1, len(writes)/2))
+		operations := 0
+		for _, w := range writes {
+			operations += w.operations(b.flat)
+		}
+		g.limit = min(g.limit, max(1, operations/2))
 	}
 	again := b.separated
 	b.separated, b.answered = true, true
-	var gathered, alone, over []*Write
+	var gathered, over []*Write
+	var alone []*batch
 	for _, w := range writes {
 		doubtful := o.State() == InDoubt
 		if !doubtful {
 			w.attempts--
 		}
+		newer := w.Record != nil && epochs[w.Record.Key] > w.Epoch
+		if newer && !again {
+			w.Epoch = epochs[w.Record.Key]
+			w.Record.Learn(w.Epoch)
+		}
 		switch {
 		case again || w.forgotten || w.resolved:
 			over = append(over, w)
-		case w.Record != nil && epochs[w.Record.Key] > w.Epoch:
-			w.Epoch = epochs[w.Record.Key]
-			w.Record.Learn(w.Epoch)
+		case newer || nest:
 			gathered = append(gathered, w)
 		case doubtful:
 			w.begin() // one attempt is over, another follows
 			over = append(over, w)
 			fallthrough
 		default:
-			alone = append(alone, w)
+			alone = append(alone, g.newBatch([]*Write{w}))
 		}
 	}
 	g.mu.Unlock()
@@ -257,7 +337,5 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	for _, w := range append(over, gathered...) { // not before again has counted the next attempt
 		w.land(refused)
 	}
-	for _, w := range alone {
-		g.start([]*Write{w}, func() {})
-	}
+	g.start(alone...)
 }

@@ -8,30 +8,62 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// group is the group commit of a Store: while a transaction is in flight, the writes that
+// group is the group commit of a Store: while transactions are in flight, the writes that
 // arrive gather, and leave together as the next one. So a lone caller waits for nobody, and
 // many callers share the cost of a commit.
+//
+// A second transaction leaves while one is in flight, so that etcd is not idle until the
+// callers have learned their outcomes, but not before about half of the writes that are
+// usually under way have gathered: smaller ones would cost more than they save.
 type group struct {
 	store *Store
 
 	mu       sync.Mutex // guards what follows; no request is made under it
-	limit    int        // of writes in one transaction
-	inFlight bool       // a transaction has left and has not kept the others waiting for too long
-	order    list.List  // of *pending: the names with writes that have yet to leave, in their order
+	limit    int        // of operations in one transaction
+	inFlight int        // transactions that have left and have not kept the others waiting for too long
+	underWay int        // writes in those
+	usual    int        // how many writes are usually under way or waiting
+	flat     optimism
+	order    list.List // of *pending: the names with writes that may leave, in their order
 	byName   map[string]*pending
 }
+
+// mostInFlight is how many transactions are in flight at a time.
+const mostInFlight = 2
 
 // pending are the writes to the queue of one name that have yet to leave, the oldest first.
 // Some of them may have been forgotten.
 type pending struct {
 	name   string
 	writes []*Write
+	busy   bool // the one before them is in flight: they keep their order by waiting for it
+}
+
+// optimism decides whether the next transaction is flat: one list of compares and one of
+// operations, which etcd applies faster than nested transactions, but only if all compares
+// hold. After each refusal, more transactions are nested before the next attempt.
+type optimism struct {
+	skip    int // how many more are nested
+	penalty int // how many were after the last refusal
+}
+
+// mostSkipped bounds the penalty: at most one transaction in so many is refused in vain.
+const mostSkipped = 64
+
+// next reports whether the next transaction is flat.
+func (o *optimism) next() bool {
+	if o.skip > 0 {
+		o.skip--
+		return false
+	}
+	return true
 }
 
 const (
-	// MaxTogether is the most writes in one transaction. It stays within etcd's default
-	// limit of 128 operations, which counts the writes and the operations of the largest
-	// one. If a server has a lower limit, the group learns that from its refusal.
+	// MaxTogether is the most writes, or operations of flat ones, in one transaction. It
+	// stays within etcd's default limit of 128 operations, which counts nested writes and the
+	// operations of the largest one. If a server has a lower limit, the group learns that
+	// from its refusal.
 	MaxTogether = 120
 	// maxBytesTogether is the most bytes in one transaction, well below etcd's limit of 1.5
 	// MiB for a request.
@@ -65,6 +97,19 @@ func (w *Write) Done() <-chan struct{} { return w.done }
 // Result returns the outcome of w. Done must be closed.
 func (w *Write) Result() Outcome { return w.result }
 
+// Applied reports whether etcd has answered that w was applied.
+func (w *Write) Applied() bool { return w.decided() && w.result.Err == nil && w.result.Resp.Succeeded }
+
+// decided reports whether the outcome of w is certain.
+func (w *Write) decided() bool {
+	select {
+	case <-w.done:
+		return true
+	default:
+		return false
+	}
+}
+
 func (w *Write) begin() {
 	if w.Begun != nil {
 		w.Begun(w.Epoch)
@@ -87,38 +132,44 @@ func (t Txn) size() (n int64) {
 	return n
 }
 
+// operations is what t adds to a transaction, as etcd counts its operations.
+func (t Txn) operations(flat bool) int {
+	if !flat {
+		return 1
+	}
+	return max(len(t.When), len(t.Then))
+}
+
 func (g *group) init(s *Store) {
 	g.store, g.limit, g.byName = s, MaxTogether, make(map[string]*pending)
 }
 
-// submit sends w until etcd has answered for certain or w is forgotten. A write to a queue
-// may share a transaction with others, one without a name is sent alone. It is the only way
-// to write queues and records. It does not block.
-func (g *group) submit(w *Write) {
+// submit takes in w, which is sent until etcd has answered for certain or w is forgotten. A
+// write to a queue may share a transaction with others, one without a name is sent alone.
+// It is the only way to write queues and records. It does not block. It returns the batch
+// that leaves now, nil if there is none.
+func (g *group) submit(w *Write) *batch {
 	w.done = make(chan struct{})
-	if w.Name == "" {
-		w.left = true
-		g.start([]*Write{w}, func() {})
-		return
-	}
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	if w.Name == "" {
+		return g.newBatch([]*Write{w})
+	}
 	p := g.pending(w.Name)
 	p.writes = append(p.writes, w)
-	writes := g.take()
-	g.mu.Unlock()
-	g.start(writes, g.next)
+	return g.take()
 }
 
 // again sends writes once more, before those that have arrived later.
 func (g *group) again(writes []*Write) {
 	g.mu.Lock()
-	var alone []*Write
+	var batches []*batch
 	for _, w := range writes {
 		switch {
 		case w.forgotten || w.resolved:
 			continue
 		case w.Name == "":
-			alone = append(alone, w)
+			batches = append(batches, g.newBatch([]*Write{w}))
 		default:
 			w.left, w.batch = false, nil
 			p := g.pending(w.Name)
@@ -126,13 +177,12 @@ func (g *group) again(writes []*Write) {
 		}
 		w.begin()
 	}
-	next := g.take()
+	batches = append(batches, g.takeAll()...)
 	g.mu.Unlock()
-	g.start(alone, func() {})
-	g.start(next, g.next)
+	g.start(batches...)
 }
 
-// pending returns the writes of a name. The caller holds the mutex.
+// pending returns the writes of a name. The caller holds the mutex, and adds a write.
 func (g *group) pending(name string) *pending {
 	p := g.byName[name]
 	if p == nil {
@@ -163,35 +213,64 @@ func (g *group) forget(w *Write) (last error) {
 	return last
 }
 
-// take returns the writes that leave now, if nothing is in flight: the oldest of each name,
-// since within one transaction a write does not see what another has written. The caller
-// holds the mutex.
-func (g *group) take() (writes []*Write) {
-	if g.inFlight {
+// ready reports whether a transaction should leave now. The caller holds the mutex.
+func (g *group) ready() bool {
+	waiting := g.order.Len()
+	switch {
+	case waiting == 0 || g.inFlight == mostInFlight:
+		return false
+	case g.inFlight == 0:
+		return true
+	}
+	return waiting >= min(g.usual/mostInFlight, g.limit)
+}
+
+// take returns the batch that leaves now, nil if there is none: the oldest writes of each
+// name, since within one transaction a write does not see what another has written. The
+// caller holds the mutex.
+func (g *group) take() *batch {
+	if !g.ready() {
 		return nil
 	}
-	size := int64(0)
-	for n := g.order.Len(); n > 0 && len(writes) < g.limit; n-- {
+	now := g.underWay + g.order.Len()
+	g.usual = max(now, g.usual-(g.usual-now+7)/8)
+	flat := g.order.Len() > 1 && g.flat.next()
+	var writes []*Write
+	for operations, size := 0, int64(0); g.order.Len() > 0; {
 		place := g.order.Front()
 		p := place.Value.(*pending)
 		w := p.next()
 		if w != nil {
-			if size += w.size(); size > maxBytesTogether && len(writes) > 0 {
+			operations += w.operations(flat)
+			size += w.size()
+			if len(writes) > 0 && (operations > g.limit || size > maxBytesTogether) {
 				break
 			}
-			w.left = true
 			writes = append(writes, w)
 			p.writes = p.writes[1:]
+			p.busy = true
 		}
-		if len(p.writes) > 0 {
-			g.order.MoveToBack(place)
-		} else {
-			g.order.Remove(place)
+		g.order.Remove(place)
+		if w == nil {
 			delete(g.byName, p.name)
 		}
 	}
-	g.inFlight = len(writes) > 0
-	return writes
+	if len(writes) == 0 {
+		return nil
+	}
+	g.inFlight++
+	g.underWay += len(writes)
+	b := g.newBatch(writes)
+	b.flat, b.counted = flat && len(writes) > 1, true
+	return b
+}
+
+// takeAll returns all batches that leave now. The caller holds the mutex.
+func (g *group) takeAll() (batches []*batch) {
+	for b := g.take(); b != nil; b = g.take() {
+		batches = append(batches, b)
+	}
+	return batches
 }
 
 // next returns the oldest write that has not been forgotten, nil if there is none.
@@ -220,30 +299,49 @@ func (g *group) waiting() (n int) {
 	return n
 }
 
-// next sends the writes that are waiting.
-func (g *group) next() {
+// learn takes in that a transaction was applied, or refused because of a compare.
+func (g *group) learn(b *batch, refused bool) {
 	g.mu.Lock()
-	g.inFlight = false
-	writes := g.take()
-	g.mu.Unlock()
-	g.start(writes, g.next)
+	defer g.mu.Unlock()
+	switch o := &g.flat; {
+	case !b.flat:
+	case refused:
+		o.penalty = min(2*o.penalty+1, mostSkipped)
+		o.skip = o.penalty
+	default:
+		o.penalty /= 2
+	}
 }
 
-// start sends writes in a goroutine. It calls next when they have been answered, or have
-// kept the others waiting for too long. The caller is a task, as is everyone who waits for
-// a write; so another task may be started.
-func (g *group) start(writes []*Write, next func()) {
-	if len(writes) == 0 {
+// makeWay lets the writes that wait for b leave: it was answered, or has kept them waiting
+// for too long.
+func (g *group) makeWay(b *batch) {
+	g.mu.Lock()
+	if !b.counted {
+		g.mu.Unlock()
 		return
 	}
-	s := g.store
-	b := g.newBatch(writes)
-	s.Tasks.Run(func() {
-		late := s.Tasks.After(s.HedgeDelay, next)
-		b.run(func() {
-			if late.Stop() {
-				next()
-			}
-		})
-	})
+	b.counted = false
+	g.inFlight--
+	g.underWay -= len(b.writes)
+	for _, w := range b.writes {
+		p := g.byName[w.Name]
+		p.busy = false
+		if len(p.writes) > 0 {
+			g.order.PushBack(p)
+		} else {
+			delete(g.byName, w.Name)
+		}
+	}
+	batches := g.takeAll()
+	g.mu.Unlock()
+	g.start(batches...)
+}
+
+// start sends batches, each in a goroutine. The caller is a task, as is everyone who waits
+// for a write; so another task may be started.
+func (g *group) start(batches ...*batch) {
+	for _, b := range batches {
+		g.store.Tasks.Run(func() { b.run(false) })
+	}
 }

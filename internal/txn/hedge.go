@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/tasks"
 )
 
 // There is one scale of waiting for an answer, for requests, renewals and watches alike: an
@@ -51,79 +52,130 @@ func (s *Store) LateAnswerWait() time.Duration { return 4 * s.HedgeDelay }
 // replaced at growing intervals, so there are never more than two. When the answer has
 // come, the other attempt has late to be answered too, and is then cut off.
 func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, attempt func(context.Context) (T, error)) (answer T, err error) {
-	type outcome struct {
-		answer T
-		err    error
+	h := newHedged(ctx, s, allowed, late, late, attempt)
+	if answer, err = h.first(); h.began() {
+		return h.rest()
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	first, drop := context.WithCancel(ctx)
+	return answer, err
+}
+
+// hedged is a request that is hedged, in two steps: first and rest.
+type hedged[T any] struct {
+	store      *Store
+	allowed    time.Duration // for the size of the request
+	firstLate  time.Duration // how long the first attempt goes on after a second was answered
+	secondLate time.Duration // and the other way round
+	attempt    func(context.Context) (T, error)
+
+	ctx    context.Context // of all attempts
+	cancel context.CancelFunc
+	wanted context.Context // ends with the first attempt: no other is begun after that
+	done   context.CancelFunc
+	timer  *tasks.Alarm // of the second attempt
+	hedged bool         // it was too late to stop the timer
+	second chan answered[T]
+
+	own     answered[T] // of the first attempt
+	certain atomic.Bool // that was answered for certain
+}
+
+type answered[T any] struct {
+	answer T
+	err    error
+}
+
+func (a answered[T]) certain() bool { return a.err == nil || !Transient(a.err) }
+
+func newHedged[T any](ctx context.Context, s *Store, allowed, firstLate, secondLate time.Duration, attempt func(context.Context) (T, error)) *hedged[T] {
+	h := &hedged[T]{store: s, allowed: allowed, firstLate: firstLate, secondLate: secondLate, attempt: attempt, second: make(chan answered[T], 1)}
+	h.ctx, h.cancel = context.WithCancel(ctx)
+	h.wanted, h.done = context.WithCancel(h.ctx)
+	return h
+}
+
+// first makes the first attempt and returns its outcome. If began reports that others were
+// made, rest must follow, which returns the outcome of all.
+func (h *hedged[T]) first() (T, error) {
+	ctx, drop := context.WithCancel(h.ctx)
 	defer drop()
-	wanted, done := context.WithCancel(ctx) // ends with the first attempt: no other is begun after that
-	defer done()
-	var (
-		answered atomic.Bool // the first attempt was answered for certain
-		second   = make(chan outcome, 1)
-		began    = time.Now()
-		interval = s.HedgeDelay + allowed
-	)
-	// again makes one attempt beside the first, and reports whether another is of use.
-	again := func() bool {
-		ctx, stop := context.WithTimeout(ctx, interval)
-		defer stop()
-		old := s.Tasks.After(s.HedgeDelay, s.budget.leave)
-		answer, err := attempt(ctx)
-		if old.Stop() {
-			s.budget.leave()
-		}
-		certain := err == nil || !Transient(err)
-		s.budget.judge(certain, answered.Load())
-		if certain {
-			second <- outcome{answer, err}
-			return false
-		}
-		select { // it may have failed at once
-		case <-ctx.Done():
-		case <-wanted.Done():
-		}
-		return true
+	interval, start := h.store.HedgeDelay+h.allowed, time.Now()
+	h.timer = h.store.Tasks.After(interval, func() { h.others(start, interval, drop) })
+	answer, err := h.attempt(ctx)
+	h.own = answered[T]{answer, err}
+	h.certain.Store(h.own.certain())
+	h.done()
+	if h.hedged = !h.timer.Stop(); !h.hedged {
+		h.cancel()
 	}
-	timer := s.Tasks.After(interval, func() {
-		defer close(second)
-		// What others send at the same time takes its time as well.
-		for interval < s.HedgeDelay+Allowance(s.carried.Load()) {
-			interval = s.HedgeDelay + Allowance(s.carried.Load())
-			_ = backoff.Sleep(wanted, time.Until(began.Add(interval)))
-		}
-		for n := 1; s.budget.wait(wanted, s.HedgeDelay/2) && again(); n++ {
-			if n >= quickHedges {
-				interval = min(2*interval, longestHedgeInterval+allowed)
-			}
-		}
-		if len(second) > 0 {
-			_ = backoff.Sleep(ctx, late)
-			drop()
-		}
-	})
-	answer, err = attempt(first)
-	if timer.Stop() {
-		return answer, err
+	return answer, err
+}
+
+// began reports whether other attempts may have been made beside the first.
+func (h *hedged[T]) began() bool { return h.hedged }
+
+// rest waits for the other attempts: for an answer if the first has none, otherwise only to
+// leave no doubt.
+func (h *hedged[T]) rest() (T, error) {
+	defer h.cancel()
+	if !h.hedged {
+		return h.own.answer, h.own.err
 	}
-	certain := err == nil || !Transient(err)
-	answered.Store(certain)
-	done()
-	rest := late
-	if !certain {
-		rest = s.HedgeDelay + allowed // for the second attempt, if it has begun
+	wait := h.secondLate
+	if !h.own.certain() {
+		wait = h.store.HedgeDelay + h.allowed // for the second attempt, if it has begun
 	}
-	bounded, stop := context.WithTimeout(ctx, rest)
+	bounded, stop := context.WithTimeout(h.ctx, wait)
 	defer stop()
 	select {
-	case o, ok := <-second: // if the first is certain, only to leave no doubt about the second
-		if ok && !certain {
-			return o.answer, o.err
+	case second, ok := <-h.second:
+		if ok && !h.own.certain() {
+			return second.answer, second.err
 		}
 	case <-bounded.Done():
 	}
-	return answer, err
+	return h.own.answer, h.own.err
+}
+
+// others makes one attempt after the other beside the first, which began at start, until
+// one is certain; then it drops the first.
+func (h *hedged[T]) others(start time.Time, interval time.Duration, drop context.CancelFunc) {
+	s := h.store
+	defer close(h.second)
+	// What others send at the same time takes its time as well.
+	for interval < s.HedgeDelay+Allowance(s.carried.Load()) {
+		interval = s.HedgeDelay + Allowance(s.carried.Load())
+		_ = backoff.Sleep(h.wanted, time.Until(start.Add(interval)))
+	}
+	for n := 1; s.budget.wait(h.wanted, s.HedgeDelay/2) && h.again(interval); n++ {
+		if n >= quickHedges {
+			interval = min(2*interval, longestHedgeInterval+h.allowed)
+		}
+	}
+	if len(h.second) > 0 {
+		_ = backoff.Sleep(h.ctx, h.firstLate)
+		drop()
+	}
+}
+
+// again makes one attempt beside the first, and reports whether another is of use.
+func (h *hedged[T]) again(interval time.Duration) bool {
+	s := h.store
+	ctx, stop := context.WithTimeout(h.ctx, interval)
+	defer stop()
+	old := s.Tasks.After(s.HedgeDelay, s.budget.leave)
+	answer, err := h.attempt(ctx)
+	if old.Stop() {
+		s.budget.leave()
+	}
+	second := answered[T]{answer, err}
+	s.budget.judge(second.certain(), h.certain.Load())
+	if second.certain() {
+		h.second <- second
+		return false
+	}
+	select { // it may have failed at once
+	case <-ctx.Done():
+	case <-h.wanted.Done():
+	}
+	return true
 }

@@ -82,22 +82,43 @@ func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only
 		w.land(Outcome{Err: ErrUnsent})
 		return nil, false, s.Interrupted(ctx)
 	}
-	s.Submit(w)
-	select {
-	case <-w.Done():
-		return w.result.Resp, w.result.Only, w.result.Err
-	case <-ctx.Done():
-		last := s.Forget(w)
-		if last == ErrUnsent {
-			last = ctx.Err()
-		}
-		return nil, false, Ended(ctx, s.Explain(last))
+	s.Start(ctx, w)
+	return s.Await(ctx, w)
+}
+
+// Start submits w. If few writes are under way, it makes the first attempt in the goroutine
+// of the caller: to start another, and to be woken by it, takes as long as all that etcd's
+// client does. Then it blocks until etcd has answered, ctx has ended, or the answer is late;
+// otherwise it does not block. Await must follow.
+func (s *Store) Start(ctx context.Context, w *Write) {
+	b := s.group.submit(w)
+	switch {
+	case b == nil:
+	case len(b.writes) > 1: // others must not depend on ctx
+		s.group.start(b)
+	default:
+		stop := context.AfterFunc(ctx, b.hurry)
+		b.run(true)
+		stop()
 	}
 }
 
-// Submit is Write for a caller that waits for w.Done by itself. It does not block. A
-// caller that stops waiting before that is closed must call Forget.
-func (s *Store) Submit(w *Write) { s.group.submit(w) }
+// Await blocks until etcd has answered for certain, or ctx has ended; then it forgets w,
+// which may have been applied, or may yet be, but is not tried again.
+func (s *Store) Await(ctx context.Context, w *Write) (resp *pb.TxnResponse, only bool, err error) {
+	if !w.decided() {
+		select {
+		case <-w.Done():
+		case <-ctx.Done():
+			last := s.Forget(w)
+			if last == ErrUnsent {
+				last = ctx.Err()
+			}
+			return nil, false, Ended(ctx, s.Explain(last))
+		}
+	}
+	return w.result.Resp, w.result.Only, w.result.Err
+}
 
 // Forget gives up waiting for w. If w has not been sent, it never will be, and Forget
 // returns ErrUnsent. Otherwise w may have been applied, or may yet be, but is not tried
