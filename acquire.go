@@ -233,11 +233,9 @@ func (l *Lock) endWait(cause error) {
 // may be left, which cleanUp removes.
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
-	var t txn.Txn
-	if try || !c.watches.Keeps(l.queue()) {
-		t = l.taking(try) // nobody has waited for the name lately, so it is probably free
-	} else {
-		t = l.joining()
+	t := l.taking(try)
+	if !try && c.watches.Keeps(l.queue()) {
+		t = l.joining() // l has waited for the name lately, so it is probably not free
 	}
 	for {
 		t.Epoch = s.currentEpoch()
@@ -250,9 +248,6 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 			return s.fail(errBackInTime)
 		case resp.Succeeded:
 			return nil
-		case t.Otherwise == nil:
-			t = l.joining()
-			continue
 		}
 		own, record, oldest := txn.Found(resp, 0), txn.Found(resp, 1), txn.Found(resp, 2)
 		switch {
@@ -262,7 +257,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 				return err
 			}
 		case len(own) > 0: // put by an attempt whose answer has not come
-			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, nil, false)
+			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, position{})
 			return nil
 		case try && len(oldest) > 0:
 			return &LockedError{Holder: holderOf(l.name, oldest[0])}
@@ -278,12 +273,15 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	}
 }
 
-// taking returns the transaction that puts the entry if the queue is empty, and, with try,
-// otherwise reads why it is not.
+// taking returns the transaction that puts the entry if the queue is empty. Otherwise it
+// joins the queue or, with try, reads why it does not.
 func (l *Lock) taking(try bool) txn.Txn {
 	t := txn.Txn{Name: l.name, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
 	if try {
 		t.Otherwise = l.reasons()
+	} else {
+		join := l.joining()
+		t.Instead = &join
 	}
 	return l.session.inEpoch(t)
 }
@@ -318,52 +316,59 @@ func (l *Lock) landed(o txn.Outcome) {
 		l.session.timeline.saw(o.Resp.Header)
 	}
 	if o.Err == nil && o.Resp.Succeeded {
-		token := o.Resp.Header.Revision
-		ahead, known := []string(nil), true
+		token, p := o.Resp.Header.Revision, position{placed: true}
 		if list := o.Resp.Responses[len(o.Resp.Responses)-1].GetResponseRange(); list != nil {
-			ahead, known = l.predecessors(list.Kvs, token)
+			p.ahead, p.placed = l.predecessors(list.Kvs, token)
+			p.total = int(list.Count) - 1
 		}
-		l.queuedAt(token, token, ahead, known)
+		l.queuedAt(token, token, p)
 	}
 	// Only now that the token is set: a clean-up looks at both.
 	l.puts.end(o.State() != txn.InDoubt)
 }
 
-// queuedAt notes that the entry is in the queue, and what was ahead of it when it was put,
-// if that is known. If the entry was put several times, each after the one before had been
-// deleted, the newest is the one that may be there.
-func (l *Lock) queuedAt(created, modified int64, ahead []string, known bool) {
+// queuedAt notes that the entry is in the queue, and where it was when it was put, if that
+// is known. If the entry was put several times, each after the one before had been deleted,
+// the newest is the one that may be there.
+func (l *Lock) queuedAt(created, modified int64, p position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if created > l.token.Load() {
 		l.token.Store(created)
 		l.stage, l.modified = enqueued, modified
 	}
-	if created == l.token.Load() || !known {
-		l.ahead, l.placed = ahead, known
+	if created == l.token.Load() || !p.placed {
+		l.position = p
 	}
 }
 
-// positions returns what was ahead of the entry at a revision; the revision is 0 if that is
-// not known.
-func (l *Lock) positions() (ahead []string, revision int64) {
+// positionAt returns where the entry was when it was put, and that revision; the revision
+// is 0 if it is not known.
+func (l *Lock) positionAt() (p position, revision int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.placed {
-		return nil, 0
+		return position{}, 0
 	}
-	return slices.Clone(l.ahead), l.token.Load()
+	p = l.position
+	p.ahead = slices.Clone(p.ahead)
+	return p, l.token.Load()
 }
 
 // waitForHead returns nil once no entry is ahead of l's own, which is then the head of the
-// queue. It does not poll: it watches the deletions in the short range just ahead of its
-// own entry, and of that entry. It removes a predecessor at its first deletion after
-// the revision at which it was read, so that a key that is used again is not mistaken for it.
+// queue. It does not poll. While there are only a few predecessors, it watches the
+// deletions in the queue, and removes each predecessor at its first deletion after the
+// revision at which it was read, so that a key that is used again is not mistaken for it.
+// While there are many, it watches the nearest one only, and looks again when that is gone.
 func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	c := l.client
-	ahead, revision := l.positions()
+	p, revision := l.positionAt()
+	ahead, since := p.ahead, int64(0)
 	if revision != 0 && len(ahead) == 0 {
 		return nil
+	}
+	if p.total > farAway {
+		since = revision
 	}
 	// A watch from before the entry was put misses nothing: there is no need to look.
 	w := c.watches.Again(l.queue())
@@ -375,13 +380,23 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 		}
 	}()
 	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {
-		what := l.horizon(ahead)
+		what := l.horizon(ahead, since)
 		if w != nil && w.Target == what && revision != 0 {
 			var alive bool
 			if ahead, alive, err = l.passBy(ctx, w, ahead, revision); err != nil {
 				return err
 			}
-			if alive {
+			since = 0
+			switch {
+			case alive && !what.Below: // the nearest predecessor is gone, and usually all others
+				pause = backoff.Pause{}
+				w.Close()
+				w = nil
+				if ahead, revision, err = l.look(ctx); err != nil {
+					return err
+				}
+				continue
+			case alive:
 				pause = backoff.Pause{}
 				continue
 			}
@@ -393,6 +408,13 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 		w.Close()
 		var unwatched error
 		w, unwatched = c.watches.Open(ctx, what)
+		if unwatched == nil && revision != 0 {
+			if unchanged := l.unchanged(ctx, w, revision); unchanged != 0 {
+				revision = unchanged
+				continue
+			}
+		}
+		since = 0
 		if ahead, revision, err = l.look(ctx); err != nil {
 			return err
 		}
@@ -409,17 +431,38 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	return nil
 }
 
-// lookahead is how many predecessors a waiter follows one by one. A waiter with more of
-// them watches only the farthest of the nearest, so that the work of a hand-over does not
-// grow with the number of waiters.
-const lookahead = 8
+const (
+	// lookahead is how many predecessors a waiter follows one by one. A waiter with more of
+	// them follows only the nearest, so that the work of a hand-over does not grow with the
+	// number of waiters.
+	lookahead = 8
+	// farAway is how many predecessors certainly take longer to leave than etcd takes to
+	// serve a watch that begins in the past: 100 ms.
+	farAway = 200
+)
 
-// horizon returns what to watch, given the predecessors.
-func (l *Lock) horizon(ahead []string) watchmux.Target {
+// horizon returns what to watch, given the predecessors: from now on, or since a revision.
+func (l *Lock) horizon(ahead []string, since int64) watchmux.Target {
 	if len(ahead) > lookahead {
-		return watchmux.Target{Key: ahead[lookahead], Deletions: true}
+		return watchmux.Target{Key: ahead[0], Deletions: true, Since: since}
 	}
 	return watchmux.Target{Key: l.queue(), Below: true, Deletions: true}
+}
+
+// unchanged returns a revision, not before that at which w was opened, up to which what is
+// watched has not changed since revision; 0 if it has changed, or that is not known.
+func (l *Lock) unchanged(ctx context.Context, w *watchmux.Watch, revision int64) int64 {
+	if w.Opened == revision || w.Opened > revision && w.Since != 0 {
+		return revision
+	}
+	if w.Below {
+		return 0
+	}
+	resp, err := l.client.store.Read(ctx, txn.RevisionsOf(w.Key))
+	if err != nil || len(resp.Kvs) == 0 || resp.Kvs[0].CreateRevision > revision || resp.Header.Revision < w.Opened {
+		return 0
+	}
+	return resp.Header.Revision
 }
 
 // passBy removes from ahead the entries that are deleted after revision, until none is left

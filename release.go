@@ -116,7 +116,7 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	}
 	created, err := l.invalidatePuts(ctx)
 	if err == nil {
-		l.queuedAt(created, created, nil, false)
+		l.queuedAt(created, created, position{})
 	}
 	return err
 }
@@ -215,7 +215,7 @@ func (s *Session) replace(l, next *Lock) bool {
 		return false
 	}
 	next.session, next.key, next.shares = s, l.key, l.shares+1
-	next.queuedAt(l.token.Load(), l.token.Load(), nil, true)
+	next.queuedAt(l.token.Load(), l.token.Load(), position{placed: true})
 	delete(s.locks, l)
 	s.locks[next] = struct{}{}
 	return true
@@ -378,10 +378,10 @@ func (s *Session) deleteLeftovers(ctx context.Context) error {
 // returns one of the errors. There are at most as many items as a lease has entries.
 func concurrently[T any](c *Client, items []T, f func(T) error) error {
 	var (
-		wg     sync.WaitGroup
-		mu     sync.Mutex // guards what follows
+		wg       sync.WaitGroup
+		mu       sync.Mutex // guards what follows
 		failures int
-		last   error
+		last     error
 	)
 	for _, item := range items {
 		wg.Add(1)

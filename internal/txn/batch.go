@@ -181,10 +181,7 @@ func (b *batch) begin() []*Write {
 
 // send makes one attempt at a transaction. The error is gRPC's.
 func (s *Store) send(repeats *Repeats, t Txn) (*pb.TxnResponse, error) {
-	request := t.request()
-	if t.Record != nil {
-		request.Compare = append(slices.Clip(t.When), t.guard())
-	}
+	request := t.request(true)
 	resp, err := s.KV.Txn(repeats, request, append(slices.Clip(CallOptions), repeats.count())...)
 	if err == nil && (resp.Header == nil || !complete(request, resp)) {
 		return nil, ErrMalformed
@@ -206,7 +203,7 @@ func together(writes []*Write, flat bool) Txn {
 			all.When = append(all.When, w.When...)
 			all.Then = append(all.Then, w.Then...)
 		} else {
-			all.Then = append(all.Then, &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: w.request()}})
+			all.Then = append(all.Then, opTxn(w.request(false)))
 		}
 		if epoch, ok := epochs[w.Record]; w.Record != nil && (!ok || epoch != w.Epoch) {
 			epochs[w.Record] = w.Epoch
@@ -265,6 +262,9 @@ func epochsOf(resp *pb.TxnResponse) map[string]int64 {
 // result.
 func (b *batch) resolve(w *Write, o Outcome) {
 	g := b.group
+	if o.Err == nil {
+		o.Resp = w.answer(o.Resp)
+	}
 	certain := o.certain()
 	if closed := g.store.Closed(); closed != nil && !certain {
 		certain, o.Err = true, closed

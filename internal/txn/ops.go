@@ -66,6 +66,11 @@ func OpRange(read *pb.RangeRequest) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}}
 }
 
+// opTxn makes a transaction part of another.
+func opTxn(request *pb.TxnRequest) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: request}}
+}
+
 // Get reads key.
 func Get(key string) *pb.RangeRequest { return &pb.RangeRequest{Key: []byte(key)} }
 

@@ -2,6 +2,7 @@ package txn
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +53,7 @@ type Txn struct {
 	Epoch           int64   // the mod revision of the Record
 	When            []*pb.Compare
 	Then, Otherwise []*pb.RequestOp
+	Instead         *Txn // of Otherwise: another, with the same Record and Epoch, whose answer is that of both; nil for none
 }
 
 // Record is a key that guards writes. There is one of each key.
@@ -63,9 +65,29 @@ type Record struct {
 // guard returns the compare that the record is as it was.
 func (t Txn) guard() *pb.Compare { return CmpMod(t.Record.Key, t.Epoch) }
 
-// request returns t as a request, without the compare of its epoch.
-func (t Txn) request() *pb.TxnRequest {
-	return &pb.TxnRequest{Compare: t.When, Success: t.Then, Failure: t.Otherwise}
+// request returns t as a request; unless it is guarded, without the compare of its epoch.
+func (t Txn) request(guarded bool) *pb.TxnRequest {
+	r := &pb.TxnRequest{Compare: t.When, Success: t.Then, Failure: t.Otherwise}
+	if guarded && t.Record != nil {
+		r.Compare = append(slices.Clip(t.When), t.guard())
+	}
+	if t.Instead != nil {
+		other := *t.Instead
+		other.Record, other.Epoch = t.Record, t.Epoch
+		r.Failure = []*pb.RequestOp{opTxn(other.request(guarded))}
+	}
+	return r
+}
+
+// answer returns the part of an answer that counts: if t was not applied, that of the one
+// that was made instead.
+func (t Txn) answer(resp *pb.TxnResponse) *pb.TxnResponse {
+	if resp.Succeeded || t.Instead == nil {
+		return resp
+	}
+	own := resp.Responses[0].GetResponseTxn()
+	own.Header = resp.Header
+	return own
 }
 
 // Commit submits t and blocks until etcd has answered for certain or ctx has ended. t must

@@ -230,6 +230,9 @@ func (s *stream) hears() heard {
 func (s *stream) watch(what Target) *Watch {
 	w := &Watch{Target: what, stream: s, ready: make(chan struct{}, 1)}
 	request := &pb.WatchCreateRequest{Key: []byte(what.Key)}
+	if what.Since != 0 {
+		request.StartRevision = what.Since + 1
+	}
 	if what.Below {
 		request.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(what.Key))
 	}
@@ -254,7 +257,7 @@ func (s *stream) watch(what Target) *Watch {
 // to a request for progress, if some watch needs progress anyway and the member is known to
 // answer; otherwise it is the confirmation of a watch.
 func (s *stream) probe(what Target) *Watch {
-	what.Progress = false
+	what.Progress, what.Since = false, 0
 	s.progress()
 	s.mu.Lock()
 	if s.ended || !s.answers || len(s.following) == 0 {

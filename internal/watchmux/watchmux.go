@@ -67,9 +67,8 @@ func New(config Config) *Mux {
 }
 
 // Open opens a watch and blocks until etcd has confirmed it, or ctx ends. From then on the
-// watch has every change. It is opened without a revision, because etcd serves a watch that
-// starts at or below the current revision from a loop of 100 ms. After an error there is no
-// watch; an error that matches ErrEnded is worth another attempt.
+// watch has every change. After an error there is no watch; an error that matches ErrEnded
+// is worth another attempt.
 func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
 	m.mu.Lock()
 	if m.stream == nil || !m.stream.alive() {
@@ -161,6 +160,10 @@ type Target struct {
 	Below     bool // all keys that begin with Key
 	Deletions bool // no puts
 	Progress  bool // also answers without events, which show the revision reached
+
+	// Since is a revision after which changes are reported; 0 for from when it is opened. etcd
+	// serves a watch that starts at or below the current revision from a loop of 100 ms.
+	Since int64
 }
 
 // Watch is one watch on a stream. It must be closed or kept. One goroutine may use it at a
