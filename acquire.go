@@ -280,8 +280,7 @@ func (l *Lock) taking(try bool) txn.Txn {
 	if try {
 		t.Otherwise = l.reasons()
 	} else {
-		join := l.joining()
-		t.Instead = &join
+		t.Instead = l.joining
 	}
 	return l.session.inEpoch(t)
 }

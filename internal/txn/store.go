@@ -53,7 +53,7 @@ type Txn struct {
 	Epoch           int64   // the mod revision of the Record
 	When            []*pb.Compare
 	Then, Otherwise []*pb.RequestOp
-	Instead         *Txn // of Otherwise: another, with the same Record and Epoch, whose answer is that of both; nil for none
+	Instead         func() Txn // of Otherwise: another, with the same Record and Epoch, whose answer is that of both; nil for none
 }
 
 // Record is a key that guards writes. There is one of each key.
@@ -72,7 +72,7 @@ func (t Txn) request(guarded bool) *pb.TxnRequest {
 		r.Compare = append(slices.Clip(t.When), t.guard())
 	}
 	if t.Instead != nil {
-		other := *t.Instead
+		other := t.Instead()
 		other.Record, other.Epoch = t.Record, t.Epoch
 		r.Failure = []*pb.RequestOp{opTxn(other.request(guarded))}
 	}
