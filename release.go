@@ -357,10 +357,10 @@ func (s *Session) deleteLeftovers(ctx context.Context) error {
 // returns one of the errors. There are at most as many items as a lease has entries.
 func concurrently[T any](c *Client, items []T, f func(T) error) error {
 	var (
-		wg     sync.WaitGroup
-		mu     sync.Mutex // guards what follows
+		wg       sync.WaitGroup
+		mu       sync.Mutex // guards what follows
 		failures int
-		last   error
+		last     error
 	)
 	for _, item := range items {
 		wg.Add(1)

@@ -256,7 +256,7 @@ func build(t *testing.T, edits ...edit) (program string) {
 		}
 	}
 	program = filepath.Join(dir, "harness")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-o", program, ".")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-ldflags=-s -w", "-o", program, ".")
 	cmd.Dir = filepath.Join(dir, "chaos")
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
