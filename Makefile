@@ -1,8 +1,8 @@
 # Run "make" for the list of habits.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
-# Packages whose tests wait more than they compute, and those that compute: the first are tested together, and
-# the others after them, so that nobody's lease runs out for their sake.
+# Packages whose tests wait more than they compute, and those that compute. The first are tested together, and the
+# others after them, so that no lease runs out because a package needs the processors.
 WAITING     = ./... ./examples/... ./interop/faults
 COMPUTING   = ./bench/... ./chaos/... ./interop
 PACKAGES    = $(WAITING) $(COMPUTING)
@@ -18,7 +18,7 @@ help: ## this list
 
 test: ## all tests of all modules, with the race detector if there is a C compiler
 	@race=-race; why=$$(go build -race runtime/cgo 2>&1) || { race=; export CGO_ENABLED=0; echo "make test: WITHOUT the race detector: $$why"; }; \
-	set -x; go test $$race -timeout 15m -p 4 $(WAITING) && go test $$race -timeout 15m $(COMPUTING)
+	set -x; go test $$race -ldflags="-s -w" -timeout 15m -p 4 $(WAITING) && go test $$race -ldflags="-s -w" -timeout 15m $(COMPUTING)
 
 hammer: ## the tests that draw what they do at random, for ten minutes
 	go test -race -timeout 1h -run 'TestLock_ManyGoroutinesNeverHoldANameAtOnce|TestModel_SequencesOfCallsAgree' ./internal/systest -hammer 5m -rapid.checks 500

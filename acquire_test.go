@@ -18,10 +18,11 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// watches counts the watches of a client on its streams.
-type watches struct {
+// watchCounter counts the watches that a client opens and closes.
+type watchCounter struct {
 	mu     sync.Mutex // guards what follows
 	opened int
 	open   map[*watchStream]int
@@ -29,26 +30,26 @@ type watches struct {
 
 type watchStream struct {
 	grpc.ClientStream
-	watches *watches
+	counter *watchCounter
 }
 
 func (s *watchStream) SendMsg(m any) error {
 	if req, ok := m.(*pb.WatchRequest); ok {
-		s.watches.mu.Lock()
+		s.counter.mu.Lock()
 		if req.GetCreateRequest() != nil {
-			s.watches.opened++
-			s.watches.open[s]++
+			s.counter.opened++
+			s.counter.open[s]++
 		}
 		if req.GetCancelRequest() != nil {
-			s.watches.open[s]--
+			s.counter.open[s]--
 		}
-		s.watches.mu.Unlock()
+		s.counter.mu.Unlock()
 	}
 	return s.ClientStream.SendMsg(m)
 }
 
-// count returns how many have been opened, and how many are open.
-func (w *watches) count() (opened, open int) {
+// count returns how many watches have been opened, and how many are open.
+func (w *watchCounter) count() (opened, open int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for stream, n := range w.open {
@@ -60,9 +61,9 @@ func (w *watches) count() (opened, open int) {
 }
 
 // watched returns a client whose requests and watches are counted.
-func watched(t testing.TB, config clientv3.Config, opts ...locker.Option) (*locker.Client, *wire, *watches) {
+func watched(t testing.TB, config clientv3.Config, opts ...locker.Option) (*locker.Client, *wire, *watchCounter) {
 	t.Helper()
-	w, ws := new(wire), &watches{open: make(map[*watchStream]int)}
+	w, ws := new(wire), &watchCounter{open: make(map[*watchStream]int)}
 	config.DialOptions = append(config.DialOptions, embedtest.Intercept(w.intercept).DialOption(), grpc.WithChainStreamInterceptor(
 		func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			stream, err := open(ctx, desc, conn, method, opts...)
@@ -71,28 +72,28 @@ func watched(t testing.TB, config clientv3.Config, opts ...locker.Option) (*lock
 			}
 			return &watchStream{stream, ws}, nil
 		}))
-	c := newClient(t, connect(t, config), opts...)
+	c := locktest.NewClient(t, locktest.Connect(t, config), opts...)
 	locker.HedgeAfter(c, unhedged)
 	locker.KeepWatchesFor(c, 5*time.Second)
 	return c, w, ws
 }
 
-// relay passes a name to and fro between two clients.
+// relay passes a name back and forth between two clients.
 type relay struct {
 	clients [2]*locker.Client
-	turn    int // whose it is
+	turn    int // the client that holds, or waits to
 	present *locker.Lock
 }
 
 func newRelay(t testing.TB, first, second *locker.Client) *relay {
-	return &relay{clients: [2]*locker.Client{first, second}, present: lock(t, first, "a", "")}
+	return &relay{clients: [2]*locker.Client{first, second}, present: locktest.Lock(t, first, "a", "")}
 }
 
-// pass has the other client wait and then hold; between, if any, is called while it waits.
-func (r *relay) pass(t testing.TB, b bundle, between func()) {
+// pass makes the other client wait and then hold; between, if not nil, is called while it waits.
+func (r *relay) pass(t testing.TB, b locktest.Bundle, between func()) {
 	t.Helper()
 	r.turn = 1 - r.turn
-	other := lockAsync(within(t), r.clients[r.turn], "a", "")
+	other := locktest.LockAsync(locktest.Within(t), r.clients[r.turn], "a", "")
 	b.Queued(t, "a", 2)
 	if between != nil {
 		between()
@@ -100,20 +101,20 @@ func (r *relay) pass(t testing.TB, b bundle, between func()) {
 	if len(other) > 0 {
 		t.Fatal("it was served while another held")
 	}
-	unlock(t, r.present)
-	next := lockOf(t, other)
+	locktest.Unlock(t, r.present)
+	next := locktest.LockOf(t, other)
 	if next.Token() <= r.present.Token() {
 		t.Errorf("token %d after %d", next.Token(), r.present.Token())
 	}
-	b.holds(t, next)
+	b.WantHeldAlone(t, next)
 	r.present = next
 }
 
 func TestQueue_PassingANameToAndFroCostsFewReadsAndWatches(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	first, w1, ws1 := watched(t, b.Server.ClientConfig(), locker.WithTTL(unhurried))
-	second, w2, ws2 := watched(t, b.Server.ClientConfig(), locker.WithTTL(unhurried))
+	b := locktest.Setup(t)
+	first, w1, ws1 := watched(t, b.Server.ClientConfig(), locker.WithTTL(locktest.Unhurried))
+	second, w2, ws2 := watched(t, b.Server.ClientConfig(), locker.WithTTL(locktest.Unhurried))
 	r := newRelay(t, first, second)
 	const n = 100
 	for range n {
@@ -134,36 +135,36 @@ func TestQueue_PassingANameToAndFroCostsFewReadsAndWatches(t *testing.T) {
 	if opened := opened1 + opened2; ranges > n/4 || opened > n/4 || opened == 0 {
 		t.Errorf("%d hand-overs took %d reads and %d watches", n, ranges, opened)
 	}
-	unlock(t, r.present)
+	locktest.Unlock(t, r.present)
 	began := time.Now()
-	eventually(t, "no watch is left", func() bool {
+	locktest.Eventually(t, "no watch is left", func() bool {
 		_, open1 := ws1.count()
 		_, open2 := ws2.count()
 		return open1 == 0 && open2 == 0
 	})
-	if took := time.Since(began); took > prompt {
+	if took := time.Since(began); took > locktest.Prompt {
 		t.Errorf("watches were open for %v", took)
 	}
 }
 
 func TestQueue_AKeptWatchIsNotLeakedWhenAnotherIsKept(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, w, ws := watched(t, b.Server.ClientConfig(), locker.WithTTL(unhurried))
+	b := locktest.Setup(t)
+	c, w, ws := watched(t, b.Server.ClientConfig(), locker.WithTTL(locktest.Unhurried))
 	r := newRelay(t, b.Client(t), c)
 	for range 10 {
 		r.pass(t, b, nil) // which keeps a watch
 		r.pass(t, b, nil)
-		// Now its place in the queue is unknown, so that it has to look.
-		w.fail(1, func(req any) bool { return enqueues(req, "a") }, faultsOfARequest["its reply is lost"])
+		// Its place in the queue is unknown now, so it has to read the queue.
+		w.fail(1, func(req any) bool { return locktest.Enqueues(req, "a") }, requestFaults["its reply is lost"])
 		r.pass(t, b, nil)
 		r.pass(t, b, nil)
 	}
-	unlock(t, r.present)
+	locktest.Unlock(t, r.present)
 	began := time.Now()
-	eventually(t, "no watch is left", func() bool {
+	locktest.Eventually(t, "no watch is left", func() bool {
 		_, open := ws.count()
-		return open == 0 || time.Since(began) > prompt
+		return open == 0 || time.Since(began) > locktest.Prompt
 	})
 	if opened, open := ws.count(); open > 0 {
 		t.Errorf("%d of %d watches are open", open, opened)
@@ -172,17 +173,17 @@ func TestQueue_AKeptWatchIsNotLeakedWhenAnotherIsKept(t *testing.T) {
 
 func TestQueue_AKeptWatchMissesNoHandOver(t *testing.T) {
 	t.Parallel()
-	b := setup(t, embedtest.WithMembers(3))
+	b := locktest.Setup(t, embedtest.WithMembers(3))
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
+	c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Unhurried))
 	locker.KeepWatchesFor(c, 5*time.Second)
-	unlock(t, lock(t, c, "warm", ""))
+	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
 	faults := map[string]struct{ before, during func() }{
-		"reset before":  {before: func() { proxy.Reset() }},
-		"reset during":  {during: func() { proxy.Reset() }},
-		"compaction":    {during: func() { b.Server.Compact(t) }},
-		"another time":  {},
-		"both of these": {before: func() { proxy.Reset(); b.Server.Compact(t) }, during: func() { b.Server.Compact(t); proxy.Reset() }},
+		"reset before": {before: func() { proxy.Reset() }},
+		"reset during": {during: func() { proxy.Reset() }},
+		"compaction":   {during: func() { b.Server.Compact(t) }},
+		"no fault":     {},
+		"both":         {before: func() { proxy.Reset(); b.Server.Compact(t) }, during: func() { b.Server.Compact(t); proxy.Reset() }},
 	}
 	for member := range 3 {
 		faults[fmt.Sprint("member frozen before ", member)] = struct{ before, during func() }{before: func() { proxy.Freeze(member) }}
@@ -190,7 +191,7 @@ func TestQueue_AKeptWatchMissesNoHandOver(t *testing.T) {
 	}
 	r := newRelay(t, b.Client(t), c)
 	for _, fault := range faults {
-		r.pass(t, b, nil) // with a watch that is kept
+		r.pass(t, b, nil) // now it keeps a watch
 		r.pass(t, b, nil)
 		if fault.before != nil {
 			fault.before()
@@ -203,52 +204,52 @@ func TestQueue_AKeptWatchMissesNoHandOver(t *testing.T) {
 
 func TestQueue_AWaiterReadsAgainWhenItsWatchEnds(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c, _, ws := watched(t, proxy.ClientConfig(), locker.WithTTL(unhurried))
+	c, _, ws := watched(t, proxy.ClientConfig(), locker.WithTTL(locktest.Unhurried))
 	r := newRelay(t, b.Client(t), c)
 	for _, releasedMeanwhile := range []bool{true, false, true, false} {
-		r.pass(t, b, nil) // with a watch that is kept
+		r.pass(t, b, nil) // now it keeps a watch
 		r.pass(t, b, nil)
-		waiter := lockAsync(within(t), c, "a", "")
+		waiter := locktest.LockAsync(locktest.Within(t), c, "a", "")
 		b.Queued(t, "a", 2)
 		before, _ := ws.count()
 		proxy.Cut()
-		putKey(t, b.Etcd, "elsewhere", "")
+		locktest.PutKey(t, b.Etcd, "elsewhere", "")
 		if releasedMeanwhile {
-			unlock(t, r.present)
+			locktest.Unlock(t, r.present)
 		}
 		b.Server.Compact(t) // so that the watch cannot be resumed
 		proxy.Heal()
 		if !releasedMeanwhile {
-			eventually(t, "it watches again", func() bool {
+			locktest.Eventually(t, "it watches again", func() bool {
 				opened, _ := ws.count()
 				return opened > before+1 || len(waiter) > 0 // the first is an attempt to resume
 			})
 			if len(waiter) > 0 {
 				t.Fatal("it was served while another held")
 			}
-			unlock(t, r.present)
+			locktest.Unlock(t, r.present)
 		}
-		r.turn, r.present = 1, lockOf(t, waiter)
-		b.holds(t, r.present)
+		r.turn, r.present = 1, locktest.LockOf(t, waiter)
+		b.WantHeldAlone(t, r.present)
 		r.pass(t, b, nil)
 	}
 }
 
 func TestQueue_MoreWaitersThanTheLookaheadAreServedInOrder(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	clients := make([]*locker.Client, 12)
 	for i := range clients {
 		clients[i] = b.Client(t)
 	}
 	first := b.Client(t)
 	for range 2 { // the second time with watches that were kept
-		present := lock(t, first, "a", "")
-		waiters := make([]<-chan outcome, len(clients))
+		present := locktest.Lock(t, first, "a", "")
+		waiters := make([]<-chan locktest.Outcome, len(clients))
 		for i, c := range clients {
-			waiters[i] = lockAsync(ctx, c, "a", "")
+			waiters[i] = locktest.LockAsync(ctx, c, "a", "")
 			b.Queued(t, "a", i+2)
 		}
 		for i, waiter := range waiters {
@@ -259,24 +260,23 @@ func TestQueue_MoreWaitersThanTheLookaheadAreServedInOrder(t *testing.T) {
 				default:
 				}
 			}
-			unlock(t, present)
-			present = lockOf(t, waiter)
+			locktest.Unlock(t, present)
+			present = locktest.LockOf(t, waiter)
 		}
-		unlock(t, present)
+		locktest.Unlock(t, present)
 	}
 }
 
-// holdBack is an etcd that withholds what concerns an entry of "a", while it does, and
-// signals the first of that.
+// holdBack is an etcd that, while it is on, holds back transactions on the queue of "a", and signals each of them.
 type holdBack struct {
-	bundle
+	locktest.Bundle
 	on      atomic.Bool
 	held    chan struct{}
 	proceed chan struct{}
 }
 
 func newHoldBack(t *testing.T) (*holdBack, *locker.Client) {
-	h := &holdBack{bundle: setup(t), held: make(chan struct{}, 1000), proceed: make(chan struct{})}
+	h := &holdBack{Bundle: locktest.Setup(t), held: make(chan struct{}, 1000), proceed: make(chan struct{})}
 	etcd := h.Server.ClientWith(t, func(ctx context.Context, method string, request any, call func() error) error {
 		if txn, ok := request.(*pb.TxnRequest); ok && h.on.Load() && strings.Contains(txn.String(), locker.DefaultPrefix+"a/") {
 			h.held <- struct{}{}
@@ -288,19 +288,9 @@ func newHoldBack(t *testing.T) (*holdBack, *locker.Client) {
 		}
 		return call()
 	})
-	c := newClient(t, etcd, locker.WithTTL(time.Minute))
-	unlock(t, lock(t, c, "b", "v")) // opens the session
+	c := locktest.NewClient(t, etcd, locker.WithTTL(time.Minute))
+	locktest.Unlock(t, locktest.Lock(t, c, "b", "v")) // opens the session
 	return h, c
-}
-
-// tryAsync tries to lock "a" in another goroutine.
-func tryAsync(ctx context.Context, c *locker.Client) <-chan outcome {
-	result := make(chan outcome, 1)
-	go func() {
-		l, err := c.TryLock(ctx, "a", "try")
-		result <- outcome{Lock: l, Err: err}
-	}()
-	return result
 }
 
 func TestTryLock_WaitsForTheRemovalOfWhatIsOver(t *testing.T) {
@@ -309,18 +299,18 @@ func TestTryLock_WaitsForTheRemovalOfWhatIsOver(t *testing.T) {
 	over := map[string]func(t *testing.T, h *holdBack, c *locker.Client){
 		"a Lock that was given up": func(t *testing.T, h *holdBack, c *locker.Client) {
 			h.on.Store(true)
-			ctx, cancel := context.WithCancelCause(within(t))
-			result := lockAsync(ctx, c, "a", "v")
-			receive(t, h.held)
+			ctx, cancel := context.WithCancelCause(locktest.Within(t))
+			result := locktest.LockAsync(ctx, c, "a", "v")
+			locktest.Receive(t, h.held)
 			cancel(enough)
-			want(t, receive(t, result).Err, enough)
+			locktest.Want(t, locktest.Receive(t, result).Err, enough)
 		},
 		"an Unlock that was given up": func(t *testing.T, h *holdBack, c *locker.Client) {
-			l := lock(t, c, "a", "v")
+			l := locktest.Lock(t, c, "a", "v")
 			h.on.Store(true)
-			ctx, cancel := context.WithCancelCause(within(t))
+			ctx, cancel := context.WithCancelCause(locktest.Within(t))
 			cancel(enough)
-			want(t, l.Unlock(ctx), enough)
+			locktest.Want(t, l.Unlock(ctx), enough)
 		},
 	}
 	for what, end := range over {
@@ -328,23 +318,23 @@ func TestTryLock_WaitsForTheRemovalOfWhatIsOver(t *testing.T) {
 			t.Parallel()
 			h, c := newHoldBack(t)
 			end(t, h, c)
-			ctx, cancel := context.WithTimeoutCause(within(t), 200*time.Millisecond, enough)
+			ctx, cancel := context.WithTimeoutCause(locktest.Within(t), 200*time.Millisecond, enough)
 			defer cancel()
 			_, err := c.TryLock(ctx, "a", "try")
-			want(t, err, enough)
-			tried := tryAsync(within(t), c)
+			locktest.Want(t, err, enough)
+			tried := locktest.TryLockAsync(locktest.Within(t), c, "a", "try")
 			select {
 			case got := <-tried:
 				t.Errorf("it did not wait: %v", got.Err)
 			case <-time.After(200 * time.Millisecond):
 			}
 			close(h.proceed)
-			got := receive(t, tried)
+			got := locktest.Receive(t, tried)
 			if got.Err != nil {
 				t.Fatal(got.Err)
 			}
 			h.Queued(t, "a", 1)
-			unlock(t, got.Lock)
+			locktest.Unlock(t, got.Lock)
 		})
 	}
 }
@@ -352,22 +342,22 @@ func TestTryLock_WaitsForTheRemovalOfWhatIsOver(t *testing.T) {
 func TestTryLock_DoesNotWaitForThoseWhoAreNext(t *testing.T) {
 	t.Parallel()
 	h, c := newHoldBack(t)
-	l := lock(t, c, "a", "v")
+	l := locktest.Lock(t, c, "a", "v")
 	h.on.Store(true)
-	ended, cancel := context.WithCancel(within(t))
+	ended, cancel := context.WithCancel(locktest.Within(t))
 	cancel()
-	waiting := tryAsync(within(t), c)
-	want(t, receive(t, waiting).Err, locker.ErrLocked) // it is held
-	want(t, l.Unlock(ended), context.Canceled)
-	before := tryAsync(within(t), c) // waits for the removal
-	next := lockAsync(within(t), c, "a", "next")
-	eventually(t, "the next is in line", func() bool { return locker.Waiting(c, "a") == 1 })
-	want(t, receive(t, tryAsync(within(t), c)).Err, locker.ErrLocked)
+	waiting := locktest.TryLockAsync(locktest.Within(t), c, "a", "try")
+	locktest.Want(t, locktest.Receive(t, waiting).Err, locker.ErrLocked) // it is held
+	locktest.Want(t, l.Unlock(ended), context.Canceled)
+	before := locktest.TryLockAsync(locktest.Within(t), c, "a", "try") // waits for the removal
+	next := locktest.LockAsync(locktest.Within(t), c, "a", "next")
+	locktest.Eventually(t, "the next is in line", func() bool { return locker.Waiting(c, "a") == 1 })
+	locktest.Want(t, locktest.Receive(t, locktest.TryLockAsync(locktest.Within(t), c, "a", "try")).Err, locker.ErrLocked)
 	close(h.proceed)
-	if got := receive(t, next); got.Err != nil {
+	if got := locktest.Receive(t, next); got.Err != nil {
 		t.Fatal(got.Err)
 	}
-	if got := receive(t, before); !errors.Is(got.Err, locker.ErrLocked) {
+	if got := locktest.Receive(t, before); !errors.Is(got.Err, locker.ErrLocked) {
 		t.Errorf("it jumped the line, or waited for a holder: %v", got.Err)
 	}
 }
@@ -375,55 +365,55 @@ func TestTryLock_DoesNotWaitForThoseWhoAreNext(t *testing.T) {
 // dam is a transaction that is held back, so that others gather behind it.
 type dam struct {
 	barrier
-	lock <-chan outcome
+	lock <-chan locktest.Outcome
 }
 
 func newDam(t testing.TB, c *locker.Client, w *wire) dam {
 	t.Helper()
 	g := w.stop(t, false, func(req any) bool { return writes(req, "dam") })
-	d := dam{g, lockAsync(within(t), c, "dam", "")}
-	receive(t, g.arrived)
+	d := dam{g, locktest.LockAsync(locktest.Within(t), c, "dam", "")}
+	locktest.Receive(t, g.arrived)
 	return d
 }
 
-// burst lets everything flow.
+// burst sends the transaction, and with it what has gathered.
 func (d dam) burst(t testing.TB) {
 	t.Helper()
 	d.open()
-	unlock(t, lockOf(t, d.lock))
+	locktest.Unlock(t, locktest.LockOf(t, d.lock))
 }
 
-// gathered locks n names, and returns when their writes wait.
-func gathered(ctx context.Context, t testing.TB, c *locker.Client, n int) map[string]<-chan outcome {
+// gathered locks n names, and returns once their writes wait behind the one in flight.
+func gathered(ctx context.Context, t testing.TB, c *locker.Client, n int) map[string]<-chan locktest.Outcome {
 	t.Helper()
-	before, results := locker.Gathering(c), make(map[string]<-chan outcome)
+	before, results := locker.Gathering(c), make(map[string]<-chan locktest.Outcome)
 	for i := range n {
 		name := fmt.Sprint("name", i)
-		results[name] = lockAsync(ctx, c, name, "of "+name)
+		results[name] = locktest.LockAsync(ctx, c, name, "of "+name)
 	}
-	eventually(t, "they wait", func() bool { return locker.Gathering(c) == before+n })
+	locktest.Eventually(t, "the writes wait", func() bool { return locker.Gathering(c) == before+n })
 	return results
 }
 
-// wantEach wants each name to be held by the one who asked for it, and nobody else.
-func (b bundle) wantEach(t testing.TB, results map[string]<-chan outcome) (locks []*locker.Lock) {
+// wantEach fails the test unless each name is held by the call that locked it, and by no other.
+func wantEach(t testing.TB, b locktest.Bundle, results map[string]<-chan locktest.Outcome) (locks []*locker.Lock) {
 	t.Helper()
 	observer := b.Client(t)
 	for name, result := range results {
-		l := lockOf(t, result)
+		l := locktest.LockOf(t, result)
 		locks = append(locks, l)
-		b.holds(t, l)
-		if holder := get(t, observer, name); l.Name() != name || holder.Value != "of "+name || holder.Token != l.Token() {
+		b.WantHeldAlone(t, l)
+		if holder := locktest.Get(t, observer, name); l.Name() != name || holder.Value != "of "+name || holder.Token != l.Token() {
 			t.Errorf("%+v holds %s, want token %d", holder, name, l.Token())
 		}
 	}
 	return locks
 }
 
-// unlockAll unlocks all at once.
+// unlockAll unlocks all locks at once.
 func unlockAll(t testing.TB, locks []*locker.Lock) {
 	t.Helper()
-	ctx := within(t)
+	ctx := locktest.Within(t)
 	var wg sync.WaitGroup
 	for _, l := range locks {
 		wg.Go(func() {
@@ -435,26 +425,16 @@ func unlockAll(t testing.TB, locks []*locker.Lock) {
 	wg.Wait()
 }
 
-// nothingQueued wants all queues to be empty.
-func (b bundle) nothingQueued(t testing.TB) {
-	t.Helper()
-	for _, key := range b.Keys(t, locker.DefaultPrefix) {
-		if !strings.HasPrefix(key, locker.DefaultPrefix+"/") { // which are records
-			t.Errorf("left in a queue: %s", key)
-		}
-	}
-}
-
 func TestGroupCommit_ALoneWriteIsSentAtOnceAndAlone(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, w := b.wired(t)
+	b := locktest.Setup(t)
+	c, w := wired(t, b)
 	before := w.count()
 	quickest := time.Duration(1<<63 - 1)
 	const n = 10
 	for range n {
 		began := time.Now()
-		unlock(t, lock(t, c, "a", ""))
+		locktest.Unlock(t, locktest.Lock(t, c, "a", ""))
 		quickest = min(quickest, time.Since(began))
 	}
 	if requests := w.count() - before; requests != 2*n {
@@ -463,45 +443,45 @@ func TestGroupCommit_ALoneWriteIsSentAtOnceAndAlone(t *testing.T) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, req := range w.requests[before:] {
-		if !enqueues(req, "a") && !releases(req, "a") {
+		if !locktest.Enqueues(req, "a") && !locktest.Releases(req, "a") {
 			t.Errorf("not a plain transaction: %v", req)
 		}
 	}
 	if quickest > 200*time.Millisecond {
-		t.Errorf("a lone hold took %v at least", quickest)
+		t.Errorf("the quickest lone hold took %v", quickest)
 	}
 }
 
 func TestGroupCommit_WritesGatherWhileOneIsInFlightAndAreSentTogether(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, w := b.wired(t, locker.WithTTL(unhurried))
+	b := locktest.Setup(t)
+	c, w := wired(t, b, locker.WithTTL(locktest.Unhurried))
 	d := newDam(t, c, w)
 	const n = 50
 	before := len(w.transactions(0))
-	results := gathered(within(t), t, c, n)
+	results := gathered(locktest.Within(t), t, c, n)
 	if sent := w.transactions(before); len(sent) > 0 {
 		t.Errorf("sent while one was in flight: %v", sent)
 	}
 	d.open()
-	locks := b.wantEach(t, results)
+	locks := wantEach(t, b, results)
 	if sent := w.transactions(before); len(sent) != 1 || len(sent[0]) != n {
-		t.Errorf("%d writes left as %v", n, sent)
+		t.Errorf("%d writes were sent as %v", n, sent)
 	}
 	for _, l := range locks {
 		if l.Token() != locks[0].Token() {
-			t.Errorf("tokens %d and %d by one transaction", l.Token(), locks[0].Token())
+			t.Errorf("tokens %d and %d from one transaction", l.Token(), locks[0].Token())
 		}
 	}
-	unlockAll(t, append(locks, lockOf(t, d.lock)))
-	b.nothingQueued(t)
+	unlockAll(t, append(locks, locktest.LockOf(t, d.lock)))
+	b.WantNoEntries(t)
 }
 
 func TestGroupCommit_ATransactionHasAtMostOneWriteOfEachName(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	c, w := b.wired(t, locker.WithTTL(unhurried))
-	locks := []*locker.Lock{lock(t, c, "x", ""), lock(t, c, "y", "")}
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	c, w := wired(t, b, locker.WithTTL(locktest.Unhurried))
+	locks := []*locker.Lock{locktest.Lock(t, c, "x", ""), locktest.Lock(t, c, "y", "")}
 	d := newDam(t, c, w)
 	before := len(w.transactions(0))
 	var writers sync.WaitGroup
@@ -515,28 +495,28 @@ func TestGroupCommit_ATransactionHasAtMostOneWriteOfEachName(t *testing.T) {
 			})
 		}
 	}
-	eventually(t, "they wait", func() bool { return locker.Gathering(c) == 2*n })
+	locktest.Eventually(t, "the writes wait", func() bool { return locker.Gathering(c) == 2*n })
 	d.burst(t)
 	writers.Wait()
 	together := false
 	for _, txn := range w.transactions(before) {
 		names := make(map[string]bool)
-		for _, write := range txn {
-			if names[write.name] {
-				t.Errorf("a transaction of %v", txn)
+		for _, part := range txn {
+			if names[part.name] {
+				t.Errorf("one transaction writes %v", txn)
 			}
-			names[write.name] = true
+			names[part.name] = true
 		}
 		together = together || len(txn) > 1
 	}
 	if !together {
-		t.Error("none left together")
+		t.Error("no writes were sent together")
 	}
 	if refused := w.refusals(); len(refused) > 0 {
 		t.Errorf("etcd refused: %v", refused)
 	}
 	for _, l := range locks {
-		if holder := get(t, c, l.Name()); holder.Value != l.Value() || holder.Token != l.Token() {
+		if holder := locktest.Get(t, c, l.Name()); holder.Value != l.Value() || holder.Token != l.Token() {
 			t.Errorf("%+v there, %q here", holder, l.Value())
 		}
 	}
@@ -547,16 +527,16 @@ func TestGroupCommit_ServesManyThoughTheServerTakesFewOperations(t *testing.T) {
 	for _, limit := range []uint{4, 8, 16} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
 			t.Parallel()
-			b := setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxTxnOps = limit }))
-			c, w := b.wired(t, locker.WithTTL(unhurried))
+			b := locktest.Setup(t, embedtest.WithConfig(func(c *embed.Config) { c.MaxTxnOps = limit }))
+			c, w := wired(t, b, locker.WithTTL(locktest.Unhurried))
 			for range 4 {
 				d := newDam(t, c, w)
-				results := gathered(within(t), t, c, 40)
+				results := gathered(locktest.Within(t), t, c, 40)
 				d.burst(t)
-				unlockAll(t, b.wantEach(t, results))
-				b.nothingQueued(t)
+				unlockAll(t, wantEach(t, b, results))
+				b.WantNoEntries(t)
 			}
-			// Each refusal halves what leaves together, from 40 down to 1.
+			// Each refusal halves how many writes are sent together, from 40 down to 1.
 			if refused := w.refusals(); len(refused) == 0 || len(refused) > 7 {
 				t.Errorf("%d refusals", len(refused))
 			}
@@ -565,18 +545,18 @@ func TestGroupCommit_ServesManyThoughTheServerTakesFewOperations(t *testing.T) {
 }
 
 func TestGroupCommit_ManyWritersCanceledAtRandomLeaveNothing(t *testing.T) {
-	b := setup(t)
-	ctx, cancel := context.WithTimeout(within(t), 2*time.Second)
+	b := locktest.Setup(t)
+	ctx, cancel := context.WithTimeout(locktest.Within(t), 2*time.Second)
 	defer cancel()
 	var names [16]struct {
 		held  atomic.Bool
 		token atomic.Int64
 	}
-	var holds, cancelled atomic.Int64
+	var holds, canceled atomic.Int64
 	take := func(c *locker.Client) {
 		patience := rand.N(30 * time.Millisecond)
 		if rand.IntN(10) == 0 {
-			patience = time.Minute // however slow the machine is, some have their turn
+			patience = time.Minute // however slow the machine is, some calls succeed
 		}
 		short, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
@@ -586,7 +566,7 @@ func TestGroupCommit_ManyWritersCanceledAtRandomLeaveNothing(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}
-			cancelled.Add(1)
+			canceled.Add(1)
 			return
 		}
 		holds.Add(1)
@@ -603,7 +583,7 @@ func TestGroupCommit_ManyWritersCanceledAtRandomLeaveNothing(t *testing.T) {
 	}
 	clients := []*locker.Client{b.Client(t), b.Client(t)}
 	for _, c := range clients {
-		unlock(t, lock(t, c, "warm", ""))
+		locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
 	}
 	var wg sync.WaitGroup
 	for i := range 60 {
@@ -614,10 +594,10 @@ func TestGroupCommit_ManyWritersCanceledAtRandomLeaveNothing(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if holds.Load() == 0 || cancelled.Load() == 0 {
-		t.Errorf("%d holds, %d cancelled: it proves nothing", holds.Load(), cancelled.Load())
+	if holds.Load() == 0 || canceled.Load() == 0 {
+		t.Errorf("%d holds, %d canceled: the test proves nothing", holds.Load(), canceled.Load())
 	}
-	eventually(t, "nothing is queued", func() bool {
+	locktest.Eventually(t, "nothing is queued", func() bool {
 		for i := range names {
 			if len(b.Keys(t, locker.DefaultPrefix+fmt.Sprint("name", i)+"/")) > 0 {
 				return false

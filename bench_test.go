@@ -4,13 +4,14 @@ import (
 	"testing"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 func BenchmarkCacheGet(b *testing.B) {
-	s := setup(b)
+	s := locktest.Setup(b)
 	c := s.Client(b)
-	lock(b, c, "a", "1")
-	k := newCache(b, c, "")
+	locktest.Lock(b, c, "a", "1")
+	k := locktest.NewCache(b, c, "")
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
@@ -22,9 +23,9 @@ func BenchmarkCacheGet(b *testing.B) {
 }
 
 func BenchmarkLockUnlock(b *testing.B) {
-	s := setup(b)
+	s := locktest.Setup(b)
 	c := s.Client(b)
-	unlock(b, lock(b, c, "a", "1")) // opens the session
+	locktest.Unlock(b, locktest.Lock(b, c, "a", "1")) // opens the session
 	b.ReportAllocs()
 	for b.Loop() {
 		l, err := c.Lock(b.Context(), "a", "1")
@@ -37,29 +38,29 @@ func BenchmarkLockUnlock(b *testing.B) {
 	}
 }
 
-// BenchmarkHandOver measures from one hold to the next while two clients want the
-// same name all the time.
+// BenchmarkHandOver measures the time from one hold to the next while two clients
+// always want the same name.
 func BenchmarkHandOver(b *testing.B) {
-	s := setup(b)
-	handOver(b, s.Client(b), s.Client(b))
+	s := locktest.Setup(b)
+	benchmarkHandOver(b, s.Client(b), s.Client(b))
 }
 
-// BenchmarkHandOverInside is the same between two goroutines of one client.
+// BenchmarkHandOverInside is the same for two goroutines of one client.
 func BenchmarkHandOverInside(b *testing.B) {
-	c := setup(b).Client(b)
-	handOver(b, c, c)
+	c := locktest.Setup(b).Client(b)
+	benchmarkHandOver(b, c, c)
 }
 
-// BenchmarkLocalHandover is the same when they may share a hold.
+// BenchmarkLocalHandover is the same for two goroutines that may share a hold.
 func BenchmarkLocalHandover(b *testing.B) {
-	c := setup(b).Client(b, locker.WithLocalHandover(1000))
-	handOver(b, c, c)
+	c := locktest.Setup(b).Client(b, locker.WithLocalHandover(1000))
+	benchmarkHandOver(b, c, c)
 }
 
-func handOver(b *testing.B, clients ...*locker.Client) {
+func benchmarkHandOver(b *testing.B, clients ...*locker.Client) {
 	holds := make(chan struct{})
 	for _, c := range clients {
-		unlock(b, lock(b, c, "a", "1")) // opens the session
+		locktest.Unlock(b, locktest.Lock(b, c, "a", "1")) // opens the session
 	}
 	for _, c := range clients {
 		go func() {

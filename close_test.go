@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,77 +13,42 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
-
-// leases returns how many leases there are.
-func (b bundle) leases(t testing.TB) int {
-	t.Helper()
-	resp, err := b.Etcd.Leases(within(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(resp.Leases)
-}
-
-// verbs are all exported calls of a Client that take a context.
-func verbs(c *locker.Client) map[string]func(context.Context) error {
-	never := func(context.Context, *locker.Lock) error { return errors.New("fn was called") }
-	return map[string]func(context.Context) error{
-		"Lock":        func(ctx context.Context) error { _, err := c.Lock(ctx, "b", "v"); return err },
-		"TryLock":     func(ctx context.Context) error { _, err := c.TryLock(ctx, "b", "v"); return err },
-		"Do":          func(ctx context.Context) error { return c.Do(ctx, "b", "v", never) },
-		"Campaign":    func(ctx context.Context) error { return c.Campaign(ctx, "b", "v", never) },
-		"Get":         func(ctx context.Context) error { _, err := c.Get(ctx, "b"); return err },
-		"List":        func(ctx context.Context) error { _, err := c.List(ctx, ""); return err },
-		"Owners":      func(ctx context.Context) error { _, err := c.Owners(ctx); return err },
-		"Watch":       func(ctx context.Context) error { return lastError(c.Watch(ctx, "b")) },
-		"WatchPrefix": func(ctx context.Context) error { return lastError(c.WatchPrefix(ctx, "")) },
-		"NewCache":    func(ctx context.Context) error { _, err := c.NewCache(ctx, ""); return err },
-		"NewSession":  func(ctx context.Context) error { _, err := c.NewSession(ctx); return err },
-	}
-}
-
-// wantWrappedOnce fails the test unless err has the form in which errors leave the package.
-func wantWrappedOnce(t testing.TB, err error) {
-	t.Helper()
-	if text := fmt.Sprint(err); !strings.HasPrefix(text, "locker: ") || strings.Count(text, "locker: ") != 1 {
-		t.Errorf("not wrapped once: %s", text)
-	}
-}
 
 func TestEndedContext_LeadsToItsCauseAndNoRequest(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
+	b, enough := locktest.Setup(t), errors.New("enough")
 	etcd, requests := countedEtcd(t, b.Server)
-	c := newClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
-	l := lock(t, c, "a", "v")
+	c := locktest.NewClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
+	l := locktest.Lock(t, c, "a", "v")
 	calls := verbs(c)
 	calls["Commit"] = func(ctx context.Context) error { _, err := l.Commit(ctx, clientv3.OpPut("written", "yes")); return err }
 	calls["SetValue"] = func(ctx context.Context) error { return l.SetValue(ctx, "w") }
-	ctx, cancel := context.WithCancelCause(within(t))
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
 	cancel(enough)
 	for verb, call := range calls {
 		t.Run(verb, func(t *testing.T) {
 			before := requests.Load()
 			err := call(ctx)
-			want(t, err, enough)
+			locktest.Want(t, err, enough)
 			wantWrappedOnce(t, err)
 			if n := requests.Load() - before; n != 0 {
 				t.Errorf("%d requests", n)
 			}
 		})
 	}
-	if l.Err() != nil || l.Value() != "v" || get(t, c, "a").Value != "v" || b.value(t, "written") != "" {
-		t.Errorf("something was done: %v, %q", l.Err(), get(t, c, "a").Value)
+	if l.Err() != nil || l.Value() != "v" || locktest.Get(t, c, "a").Value != "v" || b.Value(t, "written") != "" {
+		t.Errorf("something has changed: %v, %q", l.Err(), locktest.Get(t, c, "a").Value)
 	}
 }
 
-// sweep locks "a" with a client of its own and a context that fault ends, and
-// expects that Lock returns and nothing is left.
-func sweep(t *testing.T, b bundle, present int, try bool, fault func(end func()) embedtest.Intercept) (ended bool) {
+// sweep locks "a" with a client of its own and a context that fault ends. Lock must return
+// and leave nothing behind. sweep reports whether the context ended it.
+func sweep(t *testing.T, b locktest.Bundle, present int, try bool, fault func(end func()) embedtest.Intercept) (ended bool) {
 	t.Helper()
 	enough := errors.New("enough")
-	ctx, cancel := context.WithCancelCause(within(t))
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
 	config := b.Server.ClientConfig()
 	config.DialOptions = append(config.DialOptions, fault(func() { cancel(enough) }).DialOption())
 	etcd, err := clientv3.New(config)
@@ -96,35 +60,30 @@ func sweep(t *testing.T, b bundle, present int, try bool, fault func(end func())
 	if err != nil {
 		t.Fatal(err)
 	}
-	call := c.Lock
+	call := locktest.LockAsync
 	if try {
-		call = c.TryLock
+		call = locktest.TryLockAsync
 	}
-	result := make(chan outcome, 1)
-	go func() {
-		l, err := call(ctx, "a", "v")
-		result <- outcome{Lock: l, Err: err}
-	}()
-	got := receive(t, result)
+	got := locktest.Receive(t, call(ctx, c, "a", "v"))
 	switch {
 	case got.Err == nil && present > 0:
-		t.Error("locked, while another holds")
+		t.Error("locked while another holds")
 	case got.Err == nil:
 		if got.Lock.Err() != nil {
-			t.Errorf("returned with the hold over: %v", got.Lock.Err())
+			t.Errorf("the hold ended before Lock returned: %v", got.Lock.Err())
 		}
-		unlock(t, got.Lock)
+		locktest.Unlock(t, got.Lock)
 	case try && errors.Is(got.Err, locker.ErrLocked):
 	default:
-		want(t, got.Err, enough)
+		locktest.Want(t, got.Err, enough)
 		ended = true
 	}
 	b.Queued(t, "a", present)
-	eventually(t, "the client has one lease at most", func() bool { return b.leases(t) <= present+1 })
+	locktest.Eventually(t, "the client has one lease at most", func() bool { return len(b.Leases(t)) <= present+1 })
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if n := b.leases(t); n != present {
+	if n := len(b.Leases(t)); n != present {
 		t.Errorf("%d leases are left, want %d", n, present)
 	}
 	cancel(nil)
@@ -138,9 +97,9 @@ func TestLock_MayBeCanceledAtAnyOfItsRequests(t *testing.T) {
 			for _, after := range []bool{false, true} {
 				t.Run(fmt.Sprintf("held=%d try=%v after=%v", present, try, after), func(t *testing.T) {
 					t.Parallel()
-					b := setup(t)
+					b := locktest.Setup(t)
 					if present > 0 {
-						lock(t, b.Client(t), "a", "present")
+						locktest.Lock(t, b.Client(t), "a", "present")
 					}
 					ends := 0
 					for at := int64(1); at <= 6; at++ {
@@ -161,11 +120,11 @@ func TestLock_MayBeCanceledAtAnyOfItsRequests(t *testing.T) {
 							ends++
 						}
 						if requests.Load() < at {
-							break // there was no such request to end it: Lock came to its end
+							break // Lock returned without making so many requests
 						}
 					}
 					if ends == 0 {
-						t.Error("the context ended none")
+						t.Error("the context ended no call")
 					}
 				})
 				if present > 0 && !try {
@@ -181,9 +140,9 @@ func TestLock_MayBeCanceledAtAnyTime(t *testing.T) {
 	for _, present := range []int{0, 1} {
 		t.Run(fmt.Sprintf("held=%d", present), func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			if present > 0 {
-				lock(t, b.Client(t), "a", "present")
+				locktest.Lock(t, b.Client(t), "a", "present")
 			}
 			ends := 0
 			for d := 50 * time.Microsecond; d < 50*time.Millisecond; d += d / 4 {
@@ -196,7 +155,7 @@ func TestLock_MayBeCanceledAtAnyTime(t *testing.T) {
 				}
 			}
 			if ends == 0 {
-				t.Error("the context ended none")
+				t.Error("the context ended no call")
 			}
 		})
 	}
@@ -204,81 +163,74 @@ func TestLock_MayBeCanceledAtAnyTime(t *testing.T) {
 
 func TestLine_ACanceledWaiterIsSkipped(t *testing.T) {
 	t.Parallel()
-	b, tired := setup(t), errors.New("tired")
+	b, tired := locktest.Setup(t), errors.New("tired")
 	c := b.Client(t)
-	l := lock(t, c, "a", "v")
-	ctx, cancel := context.WithCancelCause(within(t))
-	first := lockAsync(ctx, c, "a", "first")
-	eventually(t, "the first is in line", func() bool { return locker.Waiting(c, "a") == 1 })
-	second := lockAsync(within(t), c, "a", "second")
-	eventually(t, "the second is in line", func() bool { return locker.Waiting(c, "a") == 2 })
+	l := locktest.Lock(t, c, "a", "v")
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
+	first := locktest.LockAsync(ctx, c, "a", "first")
+	locktest.Eventually(t, "the first is in line", func() bool { return locker.Waiting(c, "a") == 1 })
+	second := locktest.LockAsync(locktest.Within(t), c, "a", "second")
+	locktest.Eventually(t, "the second is in line", func() bool { return locker.Waiting(c, "a") == 2 })
 	cancel(tired)
-	got := receive(t, first)
-	want(t, got.Err, tired)
+	got := locktest.Receive(t, first)
+	locktest.Want(t, got.Err, tired)
 	wantWrappedOnce(t, got.Err)
 	if got.Lock != nil || l.Err() != nil {
-		t.Errorf("a lock with an error, or the holder was disturbed: %v", l.Err())
+		t.Errorf("Lock returned a lock and an error, or the holder was disturbed: %v", l.Err())
 	}
 	b.Queued(t, "a", 1)
-	unlock(t, l)
-	if got := receive(t, second); got.Err != nil || get(t, c, "a").Value != "second" {
+	locktest.Unlock(t, l)
+	if got := locktest.Receive(t, second); got.Err != nil || locktest.Get(t, c, "a").Value != "second" {
 		t.Errorf("the second: %v", got.Err)
 	}
 }
 
 func TestQueue_ACanceledWaiterIsSkipped(t *testing.T) {
 	t.Parallel()
-	b, tired := setup(t), errors.New("tired")
-	l := lock(t, b.Client(t), "a", "v")
-	ctx, cancel := context.WithCancelCause(within(t))
-	first := lockAsync(ctx, b.Client(t), "a", "first")
+	b, tired := locktest.Setup(t), errors.New("tired")
+	l := locktest.Lock(t, b.Client(t), "a", "v")
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
+	first := locktest.LockAsync(ctx, b.Client(t), "a", "first")
 	b.Queued(t, "a", 2)
-	second := lockAsync(within(t), b.Client(t), "a", "second")
+	second := locktest.LockAsync(locktest.Within(t), b.Client(t), "a", "second")
 	b.Queued(t, "a", 3)
 	cancel(tired)
-	want(t, receive(t, first).Err, tired)
+	locktest.Want(t, locktest.Receive(t, first).Err, tired)
 	b.Queued(t, "a", 2)
 	select {
 	case got := <-second:
 		t.Fatalf("the second did not wait: %v", got.Err)
 	default:
 	}
-	unlock(t, l)
-	if got := receive(t, second); got.Err != nil {
+	locktest.Unlock(t, l)
+	if got := locktest.Receive(t, second); got.Err != nil {
 		t.Errorf("the second: %v", got.Err)
 	}
 }
 
 func TestClose_EndsEverythingAndLeavesNothing(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
-	foreign := lock(t, other, "foreign", "v")
-	l := lock(t, c, "a", "v")
-	s, err := c.NewSession(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	own := lock(t, c, "own", "v", locker.WithSession(s))
+	foreign := locktest.Lock(t, other, "foreign", "v")
+	l := locktest.Lock(t, c, "a", "v")
+	s := locktest.NewSession(t, c)
+	own := locktest.Lock(t, c, "own", "v", locker.WithSession(s))
 	cache, err := c.NewCache(ctx, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	results := make(map[string]<-chan error)
-	run := func(what string, call func() error) {
-		result := make(chan error, 1)
-		results[what] = result
-		go func() { result <- call() }()
-	}
+	run := func(what string, call func() error) { results[what] = locktest.Async(call) }
 	run("a local waiter", func() error { _, err := c.Lock(ctx, "a", "w"); return err })
-	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "a") == 1 })
+	locktest.Eventually(t, "it is in line", func() bool { return locker.Waiting(c, "a") == 1 })
 	run("a remote waiter", func() error { _, err := c.Lock(ctx, "foreign", "w"); return err })
 	run("a waiter behind it", func() error { _, err := c.Lock(ctx, "foreign", "w", locker.WithSession(s)); return err })
 	b.Queued(t, "foreign", 2)
 	started := make(chan string, 4)
 	running := func(ctx context.Context, l *locker.Lock) error {
 		started <- l.Name()
-		receive(t, ctx.Done())
+		locktest.Receive(t, ctx.Done())
 		return context.Cause(ctx)
 	}
 	run("Do", func() error { return c.Do(ctx, "do", "v", running) })
@@ -292,7 +244,7 @@ func TestClose_EndsEverythingAndLeavesNothing(t *testing.T) {
 				if !state.Held || state.Name == "own" {
 					select {
 					case started <- state.Name:
-					default: // the end of the hold, seen before that of the client
+					default: // the end of the hold, reported before that of the client
 					}
 				}
 			}
@@ -300,27 +252,27 @@ func TestClose_EndsEverythingAndLeavesNothing(t *testing.T) {
 		})
 	}
 	for range 4 {
-		receive(t, started)
+		locktest.Receive(t, started)
 	}
 
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if keys := b.Keys(t, ""); len(keys) != 2 || b.leases(t) != 1 { // the entry and the record of the other
-		t.Errorf("left behind: %d leases, keys %q", b.leases(t), keys)
+	if keys := b.Keys(t, ""); len(keys) != 2 || len(b.Leases(t)) != 1 { // the entry and the record of the other client
+		t.Errorf("left behind: %d leases, keys %q", len(b.Leases(t)), keys)
 	}
 	for what, result := range results {
-		if err := receive(t, result); !errors.Is(err, locker.ErrClosed) {
+		if err := locktest.Receive(t, result); !errors.Is(err, locker.ErrClosed) {
 			t.Errorf("%s returned %v", what, err)
 		}
 	}
 	for _, hold := range []*locker.Lock{l, own} {
-		want(t, context.Cause(hold.Context()), locker.ErrClosed)
-		want(t, hold.Err(), locker.ErrClosed)
-		want(t, hold.Unlock(ctx), locker.ErrClosed)
-		want(t, hold.SetValue(ctx, "w"), locker.ErrClosed)
+		locktest.Want(t, context.Cause(hold.Context()), locker.ErrClosed)
+		locktest.Want(t, hold.Err(), locker.ErrClosed)
+		locktest.Want(t, hold.Unlock(ctx), locker.ErrClosed)
+		locktest.Want(t, hold.SetValue(ctx, "w"), locker.ErrClosed)
 	}
-	want(t, context.Cause(s.Context()), locker.ErrClosed)
+	locktest.Want(t, context.Cause(s.Context()), locker.ErrClosed)
 	if holder, ok := cache.Get("a"); !ok || holder.Token != l.Token() {
 		t.Errorf("the cache has lost what it read: %+v", holder)
 	}
@@ -328,20 +280,17 @@ func TestClose_EndsEverythingAndLeavesNothing(t *testing.T) {
 	if foreign.Err() != nil {
 		t.Errorf("another client was disturbed: %v", foreign.Err())
 	}
-	lock(t, other, "a", "next")
+	locktest.Lock(t, other, "a", "next")
 }
 
 func TestClose_EveryCallAfterItReturnsErrClosed(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	etcd, requests := countedEtcd(t, b.Server)
-	c := newClient(t, etcd)
-	l := lock(t, c, "a", "v")
-	unlock(t, l)
-	s, err := c.NewSession(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := locktest.NewClient(t, etcd)
+	l := locktest.Lock(t, c, "a", "v")
+	locktest.Unlock(t, l)
+	s := locktest.NewSession(t, c)
 	for range 2 {
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -351,13 +300,13 @@ func TestClose_EveryCallAfterItReturnsErrClosed(t *testing.T) {
 	for verb, call := range verbs(c) {
 		t.Run(verb, func(t *testing.T) {
 			err := call(ctx)
-			want(t, err, locker.ErrClosed)
+			locktest.Want(t, err, locker.ErrClosed)
 			wantWrappedOnce(t, err)
 		})
 	}
-	_, err = c.Lock(ctx, "a", "v", locker.WithSession(s))
-	want(t, err, locker.ErrClosed)
-	want(t, l.Unlock(ctx), locker.ErrReleased)
+	_, err := c.Lock(ctx, "a", "v", locker.WithSession(s))
+	locktest.Want(t, err, locker.ErrClosed)
+	locktest.Want(t, l.Unlock(ctx), locker.ErrReleased)
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
@@ -368,11 +317,11 @@ func TestClose_EveryCallAfterItReturnsErrClosed(t *testing.T) {
 
 func TestClose_ConcurrentCallsReturnWhenNothingIsLeft(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	revoking, proceed := make(chan struct{}), make(chan struct{})
 	var revoked atomic.Bool
 	var once sync.Once // on a busy machine it may be sent twice
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		if method != "/etcdserverpb.Lease/LeaseRevoke" {
 			return call()
 		}
@@ -382,7 +331,7 @@ func TestClose_ConcurrentCallsReturnWhenNothingIsLeft(t *testing.T) {
 		revoked.Store(true)
 		return err
 	}))
-	lock(t, c, "a", "v")
+	locktest.Lock(t, c, "a", "v")
 	started, done := make(chan struct{}), make(chan error)
 	for range 4 {
 		go func() {
@@ -395,13 +344,13 @@ func TestClose_ConcurrentCallsReturnWhenNothingIsLeft(t *testing.T) {
 		}()
 	}
 	for range 4 {
-		receive(t, started)
+		locktest.Receive(t, started)
 	}
-	receive(t, revoking)
-	b.Queued(t, "a", 1) // some time in which one might return
+	locktest.Receive(t, revoking)
+	b.Queued(t, "a", 1) // gives a call time to return
 	close(proceed)
 	for range 4 {
-		if err := receive(t, done); err != nil {
+		if err := locktest.Receive(t, done); err != nil {
 			t.Error(err)
 		}
 	}

@@ -16,14 +16,10 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// What Compat.Lock has kept of the original, and the parts that tests of Compat share.
-
-// compat returns a Compat with a connection and a Client of its own, closed with the test.
-func (b bundle) compat(t testing.TB, opts ...locker.Option) *locker.Compat {
-	return newCompat(t, b.Client(t, opts...))
-}
+// Tests of what Compat.Lock has kept of the original, and what all tests of Compat use.
 
 // newCompat returns a Compat over client, closed with the test.
 func newCompat(t testing.TB, client *locker.Client) *locker.Compat {
@@ -32,63 +28,56 @@ func newCompat(t testing.TB, client *locker.Client) *locker.Compat {
 	return c
 }
 
-// calling makes a call that blocks in another goroutine.
-func calling(call func() error) <-chan error {
-	result := make(chan error, 1)
-	go func() { result <- call() }()
-	return result
+// compatCall is a call of Compat.Lock or Compat.Watch, with its channels.
+type compatCall[T any] struct {
+	reported chan T // owned or valueChanges
+	quit     chan bool
+	result   <-chan error
 }
 
-// call is a call of Compat.Lock or Compat.Watch with its channels.
-type call[T any] struct {
-	told   chan T // owned or valueChanges
-	quit   chan bool
-	result <-chan error
+// contend calls Lock in another goroutine, with a channel that buffers so many events.
+func contend(c *locker.Compat, name, value string, events int) compatCall[bool] {
+	owned, quit := make(chan bool, events), make(chan bool)
+	return compatCall[bool]{owned, quit, locktest.Async(func() error { return c.Lock(name, value, owned, quit) })}
 }
 
-// contend locks name, with a channel for so many events.
-func contend(c *locker.Compat, name, value string, events int) call[bool] {
-	told, quit := make(chan bool, events), make(chan bool)
-	return call[bool]{told, quit, calling(func() error { return c.Lock(name, value, told, quit) })}
+// follow calls Watch in another goroutine, with a channel that buffers so many events.
+func follow(c *locker.Compat, name string, events int) compatCall[string] {
+	changes, quit := make(chan string, events), make(chan bool)
+	return compatCall[string]{changes, quit, locktest.Async(func() error { return c.Watch(name, changes, quit) })}
 }
 
-// follow watches name, with a channel for so many events.
-func follow(c *locker.Compat, name string, events int) call[string] {
-	told, quit := make(chan string, events), make(chan bool)
-	return call[string]{told, quit, calling(func() error { return c.Watch(name, told, quit) })}
-}
-
-// tells wants these events next.
-func (k call[T]) tells(t testing.TB, want ...T) {
+// reports fails the test unless these events come next.
+func (k compatCall[T]) reports(t testing.TB, want ...T) {
 	t.Helper()
 	for i, w := range want {
-		if got := receive(t, k.told); any(got) != any(w) {
+		if got := locktest.Receive(t, k.reported); any(got) != any(w) {
 			t.Fatalf("event %d is %v, want %v", i, got, w)
 		}
 	}
 }
 
-// silent wants no event, now, and the channel to be open.
-func (k call[T]) silent(t testing.TB) {
+// silent fails the test if there is an event now, or the channel is closed.
+func (k compatCall[T]) silent(t testing.TB) {
 	t.Helper()
 	select {
-	case v, open := <-k.told:
-		t.Errorf("told %v (open: %v)", v, open)
+	case v, open := <-k.reported:
+		t.Errorf("reported %v (open: %v)", v, open)
 	default:
 	}
 }
 
-// ends sends to quit and wants the call to return nil and to tell nothing more.
-func (k call[T]) ends(t testing.TB) {
+// ends sends to quit, and fails the test unless the call returns nil and reports nothing more.
+func (k compatCall[T]) ends(t testing.TB) {
 	t.Helper()
 	bySend(t, k.quit)
 	k.ended(t)
 }
 
-// ended wants the call to return nil and to have told nothing more.
-func (k call[T]) ended(t testing.TB) {
+// ended fails the test unless the call returns nil and has reported nothing more.
+func (k compatCall[T]) ended(t testing.TB) {
 	t.Helper()
-	if err := receive(t, k.result); err != nil {
+	if err := locktest.Receive(t, k.result); err != nil {
 		t.Error(err)
 	}
 	k.silent(t)
@@ -99,8 +88,8 @@ func bySend(t testing.TB, quit chan bool) {
 	t.Helper()
 	select {
 	case quit <- true:
-	case <-time.After(patience):
-		t.Fatal("nobody receives from quit")
+	case <-time.After(locktest.Patience):
+		t.Fatal("nothing receives from quit")
 	}
 }
 
@@ -108,8 +97,8 @@ func byClose(_ testing.TB, quit chan bool) { close(quit) }
 
 func TestCompatLock_BlocksUntilQuit(t *testing.T) {
 	t.Parallel()
-	k := contend(setup(t).compat(t), "a", "v", 0)
-	k.tells(t, true)
+	k := contend(newCompat(t, locktest.Setup(t).Client(t)), "a", "v", 0)
+	k.reports(t, true)
 	select {
 	case err := <-k.result:
 		t.Fatalf("returned %v", err)
@@ -120,34 +109,34 @@ func TestCompatLock_BlocksUntilQuit(t *testing.T) {
 
 func TestCompatLock_SendsTheOutcomeOfTheFirstAttempt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.compat(t)
-	contend(c, "a", "v", 0).tells(t, true)
-	contend(c, "a", "v", 0).tells(t, false)
-	contend(b.compat(t), "a", "v", 0).tells(t, false)
+	b := locktest.Setup(t)
+	c := newCompat(t, b.Client(t))
+	contend(c, "a", "v", 0).reports(t, true)
+	contend(c, "a", "v", 0).reports(t, false)
+	contend(newCompat(t, b.Client(t)), "a", "v", 0).reports(t, false)
 }
 
 func TestCompatLock_SendsTwoCompetingCallersWhatTheOriginalDid(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	first := contend(b.compat(t, locker.WithTTL(brief)), "a", "1", 9)
-	first.tells(t, true)
-	second := contend(b.compat(t, locker.WithTTL(brief)), "a", "2", 9)
-	second.tells(t, false)
+	b := locktest.Setup(t)
+	first := contend(newCompat(t, b.Client(t, locker.WithTTL(locktest.Brief))), "a", "1", 9)
+	first.reports(t, true)
+	second := contend(newCompat(t, b.Client(t, locker.WithTTL(locktest.Brief))), "a", "2", 9)
+	second.reports(t, false)
 	b.Queued(t, "a", 2)
-	outlast(t, b, brief)
+	outlast(t, b, locktest.Brief)
 	second.silent(t)
 	first.ends(t)
-	second.tells(t, true)
+	second.reports(t, true)
 	second.ends(t)
 }
 
-// expire ends the lease of the holder of name, remove removes its entry.
-func expire(t testing.TB, b bundle, h locker.Holder) { b.Server.ExpireLease(t, h.Lease) }
-func remove(t testing.TB, b bundle, h locker.Holder) {
+// expire ends the lease of the holder, remove deletes its entry.
+func expire(t testing.TB, b locktest.Bundle, h locker.Holder) { b.Server.ExpireLease(t, h.Lease) }
+func remove(t testing.TB, b locktest.Bundle, h locker.Holder) {
 	t.Helper()
 	for _, key := range b.Keys(t, locker.DefaultPrefix+h.Name+"/") {
-		if _, err := b.Etcd.Delete(within(t), key); err != nil {
+		if _, err := b.Etcd.Delete(locktest.Within(t), key); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -155,17 +144,17 @@ func remove(t testing.TB, b bundle, h locker.Holder) {
 
 func TestCompatLock_SendsLossAndReacquisition(t *testing.T) {
 	t.Parallel()
-	for name, lose := range map[string]func(testing.TB, bundle, locker.Holder){"lease expired": expire, "entry deleted": remove} {
+	for name, lose := range map[string]func(testing.TB, locktest.Bundle, locker.Holder){"lease expired": expire, "entry deleted": remove} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			observer := b.Client(t)
 			for _, events := range []int{0, 9} {
-				k := contend(b.compat(t, locker.WithTTL(brief)), "a", "v", events)
-				k.tells(t, true)
+				k := contend(newCompat(t, b.Client(t, locker.WithTTL(locktest.Brief))), "a", "v", events)
+				k.reports(t, true)
 				for range 2 {
-					lose(t, b, get(t, observer, "a"))
-					k.tells(t, false, true)
+					lose(t, b, locktest.Get(t, observer, "a"))
+					k.reports(t, false, true)
 				}
 				k.ends(t)
 			}
@@ -175,61 +164,61 @@ func TestCompatLock_SendsLossAndReacquisition(t *testing.T) {
 
 func TestCompatLock_GoesOnContendingAfterFalse(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	present := lock(t, b.Client(t), "a", "present")
-	k := contend(b.compat(t, locker.WithTTL(brief)), "a", "v", 9)
-	k.tells(t, false)
-	for range 2 { // its place in the queue is lost, which is no news
+	b := locktest.Setup(t)
+	present := locktest.Lock(t, b.Client(t), "a", "present")
+	k := contend(newCompat(t, b.Client(t, locker.WithTTL(locktest.Brief))), "a", "v", 9)
+	k.reports(t, false)
+	for range 2 { // it loses its place in the queue, which is not reported
 		b.Queued(t, "a", 2)
 		keys := b.Keys(t, locker.DefaultPrefix+"a/")
 		mine := slices.DeleteFunc(keys, func(key string) bool { return key == present.Key() })[0]
-		if _, err := b.Etcd.Delete(within(t), mine); err != nil {
+		if _, err := b.Etcd.Delete(locktest.Within(t), mine); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it queues again", func() bool {
-			resp, err := b.Etcd.Get(within(t), mine)
+		locktest.Eventually(t, "it queues again", func() bool {
+			resp, err := b.Etcd.Get(locktest.Within(t), mine)
 			return err == nil && len(resp.Kvs) == 1
 		})
 	}
 	b.Queued(t, "a", 2)
 	k.silent(t)
-	unlock(t, present)
-	k.tells(t, true)
+	locktest.Unlock(t, present)
+	k.reports(t, true)
 	k.ends(t)
 }
 
 func TestCompat_AcceptsNilForEveryChannel(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.Client(t, locker.WithTTL(brief)).Compat()
-	held := calling(func() error { return c.Lock("a", "v", nil, nil) })
-	eventually(t, "it is locked", func() bool { v, err := c.Get("a"); return v == "v" && err == nil })
-	waiting := calling(func() error { return c.Lock("a", "w", nil, nil) })
-	watching := calling(func() error { return c.Watch("a", nil, nil) })
+	b := locktest.Setup(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief)).Compat()
+	held := locktest.Async(func() error { return c.Lock("a", "v", nil, nil) })
+	locktest.Eventually(t, "it is locked", func() bool { v, err := c.Get("a"); return v == "v" && err == nil })
+	waiting := locktest.Async(func() error { return c.Lock("a", "w", nil, nil) })
+	watching := locktest.Async(func() error { return c.Watch("a", nil, nil) })
 	remove(t, b, locker.Holder{Name: "a"})
-	eventually(t, "it is locked again", func() bool { v, err := c.Get("a"); return v != "" && err == nil })
+	locktest.Eventually(t, "it is locked again", func() bool { v, err := c.Get("a"); return v != "" && err == nil })
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
 	for _, result := range []<-chan error{held, waiting, watching} {
-		want(t, receive(t, result), locker.ErrClosed)
+		locktest.Want(t, locktest.Receive(t, result), locker.ErrClosed)
 	}
 }
 
 func TestCompat_NeverClosesAChannel(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.compat(t)
-	for _, end := range []func(k call[bool], w call[string]){
-		func(k call[bool], w call[string]) { byClose(t, k.quit); byClose(t, w.quit) },
-		func(call[bool], call[string]) { _ = c.Close() },
+	b := locktest.Setup(t)
+	c := newCompat(t, b.Client(t))
+	for _, end := range []func(k compatCall[bool], w compatCall[string]){
+		func(k compatCall[bool], w compatCall[string]) { byClose(t, k.quit); byClose(t, w.quit) },
+		func(compatCall[bool], compatCall[string]) { _ = c.Close() },
 	} {
 		k, w := contend(c, "a", "v", 9), follow(c, "b", 9)
-		k.tells(t, true)
-		w.tells(t, "")
+		k.reports(t, true)
+		w.reports(t, "")
 		end(k, w)
-		receive(t, k.result)
-		receive(t, w.result)
+		locktest.Receive(t, k.result)
+		locktest.Receive(t, w.result)
 		k.silent(t)
 		w.silent(t)
 	}
@@ -240,23 +229,23 @@ func TestCompatLock_QuitsByASendAndByAClose(t *testing.T) {
 	for way, quit := range map[string]func(testing.TB, chan bool){"send": bySend, "close": byClose} {
 		t.Run("while holding, by "+way, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			k := contend(b.compat(t), "a", "v", 1)
-			k.tells(t, true)
+			b := locktest.Setup(t)
+			k := contend(newCompat(t, b.Client(t)), "a", "v", 1)
+			k.reports(t, true)
 			quit(t, k.quit)
 			k.ended(t)
 			b.Queued(t, "a", 0)
 		})
 		t.Run("while waiting, by "+way, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			present, c := lock(t, b.Client(t), "a", "present"), b.compat(t)
+			b := locktest.Setup(t)
+			present, c := locktest.Lock(t, b.Client(t), "a", "present"), newCompat(t, b.Client(t))
 			k := contend(c, "a", "v", 1)
-			k.tells(t, false)
+			k.reports(t, false)
 			b.Queued(t, "a", 2)
 			behind := contend(c, "a", "v", 1)
-			behind.tells(t, false)
-			for _, k := range []call[bool]{behind, k} {
+			behind.reports(t, false)
+			for _, k := range []compatCall[bool]{behind, k} {
 				quit(t, k.quit)
 				k.ended(t)
 			}
@@ -267,12 +256,12 @@ func TestCompatLock_QuitsByASendAndByAClose(t *testing.T) {
 		})
 		t.Run("while a send on owned is pending, by "+way, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			c := b.compat(t)
+			b := locktest.Setup(t)
+			c := newCompat(t, b.Client(t))
 			k := contend(c, "a", "v", 0)
-			eventually(t, "it is locked", func() bool { _, err := c.Get("a"); return err == nil })
+			locktest.Eventually(t, "it is locked", func() bool { _, err := c.Get("a"); return err == nil })
 			behind := contend(c, "a", "v", 0)
-			for _, k := range []call[bool]{behind, k} {
+			for _, k := range []compatCall[bool]{behind, k} {
 				quit(t, k.quit)
 				k.ended(t)
 			}
@@ -280,13 +269,13 @@ func TestCompatLock_QuitsByASendAndByAClose(t *testing.T) {
 		})
 		t.Run("during the first attempt, by "+way, func(t *testing.T) {
 			t.Parallel()
-			b, begun, passed, once := setup(t), make(chan struct{}), make(chan struct{}), sync.Once{}
+			b, begun, passed, once := locktest.Setup(t), make(chan struct{}), make(chan struct{}), sync.Once{}
 			etcd := b.Server.ClientWith(t, gate(func(string) {
 				once.Do(func() { close(begun) })
 				<-passed
 			}))
-			k := contend(newCompat(t, newClient(t, etcd)), "a", "v", 1)
-			receive(t, begun)
+			k := contend(newCompat(t, locktest.NewClient(t, etcd)), "a", "v", 1)
+			locktest.Receive(t, begun)
 			quit(t, k.quit)
 			k.ended(t)
 			close(passed)
@@ -298,17 +287,17 @@ func TestCompatLock_QuitsByASendAndByAClose(t *testing.T) {
 func TestCompat_ACallThatIsToQuitBeforeItBeginsMakesNoRequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
-	c := newCompat(t, newClient(t, etcd))
+	c := newCompat(t, locktest.NewClient(t, etcd))
 	closed := make(chan bool)
 	close(closed)
-	for range 200 { // to have every order of what goes on side by side
+	for range 200 { // so that its goroutines run in every order
 		sent := make(chan bool, 2)
 		sent <- true
 		sent <- true
 		for _, quit := range []chan bool{sent, closed} {
 			owned, changes := make(chan bool, 1), make(chan string, 1)
-			call[bool]{owned, quit, calling(func() error { return c.Lock("a", "v", owned, quit) })}.ended(t)
-			call[string]{changes, quit, calling(func() error { return c.Watch("a", changes, quit) })}.ended(t)
+			compatCall[bool]{owned, quit, locktest.Async(func() error { return c.Lock("a", "v", owned, quit) })}.ended(t)
+			compatCall[string]{changes, quit, locktest.Async(func() error { return c.Watch("a", changes, quit) })}.ended(t)
 		}
 	}
 	if n := requests.Load(); n != 0 {
@@ -318,15 +307,15 @@ func TestCompat_ACallThatIsToQuitBeforeItBeginsMakesNoRequest(t *testing.T) {
 
 func TestCompat_UsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := locker.NewCompat(b.Server.Client(t))
 	defer c.Close()
-	contend(c, "a", "v", 0).tells(t, true)
+	contend(c, "a", "v", 0).reports(t, true)
 	keys := b.Keys(t, "locker/a/")
 	if len(keys) != 1 || path.Dir(keys[0]) != "locker/a" {
 		t.Errorf("the keys are %v", keys)
 	}
-	lease, err := b.Etcd.TimeToLive(within(t), get(t, b.Client(t), "a").Lease)
+	lease, err := b.Etcd.TimeToLive(locktest.Within(t), locktest.Get(t, b.Client(t), "a").Lease)
 	if err != nil || lease.GrantedTTL != 5 {
 		t.Errorf("the lease is %+v, %v; want a TTL of 5 s", lease, err)
 	}
@@ -334,11 +323,12 @@ func TestCompat_UsesTheDirectoryAndTheTTLOfTheOriginal(t *testing.T) {
 
 func TestCompat_ReturnsOtherErrors(t *testing.T) {
 	t.Parallel()
-	b := setup(t, embedtest.WithAuth())
+	b := locktest.Setup(t, embedtest.WithAuth())
 	config := b.Server.ClientConfig()
-	config.Username = addUser(t, b, "guest", "elsewhere/")
-	config.Password = config.Username
-	c, guest := b.compat(t), newCompat(t, newClient(t, connect(t, config)))
+	config.Username, config.Password = "guest", "guest"
+	b.AddUser(t, "guest")
+	b.Permit(t, "guest", clientv3.PermissionType(clientv3.PermReadWrite), "elsewhere/")
+	c, guest := newCompat(t, b.Client(t)), newCompat(t, locktest.NewClient(t, locktest.Connect(t, config)))
 	_, invalid := c.Get("")
 	_, refused := guest.Get("a")
 	for name, test := range map[string]struct{ err, is error }{
@@ -361,39 +351,38 @@ func TestCompat_ReturnsOtherErrors(t *testing.T) {
 
 func TestCompatLock_ReturnsAnErrorOfEtcdAlsoWhileItWaits(t *testing.T) {
 	t.Parallel()
-	b := setup(t, embedtest.WithAuth())
+	b := locktest.Setup(t, embedtest.WithAuth())
 	config := b.Server.ClientConfig()
-	config.Username = addUser(t, b, "member", "locker/")
-	config.Password = config.Username
-	c := newCompat(t, newClient(t, connect(t, config), locker.WithTTL(brief)))
-	lock(t, b.Client(t), "a", "present")
+	config.Username, config.Password = "member", "member"
+	b.AddUser(t, "member")
+	b.Permit(t, "member", clientv3.PermissionType(clientv3.PermReadWrite), "locker/")
+	c := newCompat(t, locktest.NewClient(t, locktest.Connect(t, config), locker.WithTTL(locktest.Brief)))
+	locktest.Lock(t, b.Client(t), "a", "present")
 	k, behind := contend(c, "a", "v", 9), contend(c, "a", "w", 9)
-	k.tells(t, false)
-	behind.tells(t, false)
-	if _, err := b.Etcd.RoleRevokePermission(within(t), "member", "locker/", clientv3.GetPrefixRangeEnd("locker/")); err != nil {
-		t.Fatal(err)
-	}
-	for _, k := range []call[bool]{k, behind} {
-		err := receive(t, k.result)
-		want(t, err, rpctypes.ErrPermissionDenied)
+	k.reports(t, false)
+	behind.reports(t, false)
+	b.Forbid(t, "member", "locker/")
+	for _, k := range []compatCall[bool]{k, behind} {
+		err := locktest.Receive(t, k.result)
+		locktest.Want(t, err, rpctypes.ErrPermissionDenied)
 		wantWrappedOnce(t, err)
 		k.silent(t)
 	}
 	if text := fmt.Sprint(c.Lock("a", "v", nil, nil)); !strings.Contains(text, "permission denied") {
-		t.Errorf("%s does not tell why", text)
+		t.Errorf("%s does not say why", text)
 	}
 }
 
-// legacy is all that a program on the original could call.
+// legacy is what a program for the original could call.
 type legacy interface {
 	Lock(name, value string, owned chan<- bool, quit <-chan bool) error
 	Watch(name string, valueChanges chan<- string, quit <-chan bool) error
 	Get(name string) (string, error)
 }
 
-// legacyProgram is written after the original's README, with nothing newer: a
-// service that serves while it owns its name, follows the service it depends on,
-// and gives up its name when that has gone. It reports what it does.
+// legacyProgram follows the original's README and uses nothing newer: a service
+// that serves while it owns its name, watches the service it depends on, and
+// releases its name when that service is gone. It reports what it does.
 func legacyProgram(client legacy, name, dependency string, report func(...any)) error {
 	value, err := client.Get(dependency)
 	if notFound, ok := err.(locker.LockNotFound); ok {
@@ -433,68 +422,68 @@ func legacyProgram(client legacy, name, dependency string, report func(...any)) 
 
 func TestCompat_RunsAProgramWrittenForTheOriginal(t *testing.T) {
 	t.Parallel()
-	client := locker.NewCompat(embedtest.Start(t).Client(t)) // the line that has changed
+	client := locker.NewCompat(embedtest.Start(t).Client(t)) // the only line that has changed
 	t.Cleanup(func() { _ = client.Close() })
 
 	b, reports := contend(client, "service-b", "ok", 0), make(chan string, 9)
-	b.tells(t, true)
+	b.reports(t, true)
 	w := follow(client, "service-a", 0)
-	w.tells(t, "")
-	result := calling(func() error {
+	w.reports(t, "")
+	result := locktest.Async(func() error {
 		return legacyProgram(client, "service-a", "service-b", func(words ...any) { reports <- fmt.Sprintln(words...) })
 	})
-	w.tells(t, "ok")
-	got := []string{receive(t, reports), receive(t, reports)}
+	w.reports(t, "ok")
+	got := []string{locktest.Receive(t, reports), locktest.Receive(t, reports)}
 	b.ends(t)
-	if err := receive(t, result); err != nil {
+	if err := locktest.Receive(t, result); err != nil {
 		t.Error(err)
 	}
-	w.tells(t, "")
-	got = append(got, receive(t, reports))
+	w.reports(t, "")
+	got = append(got, locktest.Receive(t, reports))
 	if want := []string{"service-b is ok\n", "owns service-a true\n", "service-b is gone\n"}; !slices.Equal(got, want) {
 		t.Errorf("the program reports %q, want %q", got, want)
 	}
 }
 
-// What Compat.Watch and Compat.Get have kept of the original.
+// Tests of what Compat.Watch and Compat.Get have kept of the original.
 
 func TestCompatWatch_SendsTheFirstValueAtOnce(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.compat(t)
-	lock(t, b.Client(t), "a", "v")
-	follow(c, "a", 0).tells(t, "v")
-	follow(c, "nobody", 0).tells(t, "")
+	b := locktest.Setup(t)
+	c := newCompat(t, b.Client(t))
+	locktest.Lock(t, b.Client(t), "a", "v")
+	follow(c, "a", 0).reports(t, "v")
+	follow(c, "nobody", 0).reports(t, "")
 }
 
 func TestCompatWatch_SendsChangesOnly(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	holder := b.Client(t)
-	w := follow(b.compat(t), "a", 9)
-	w.tells(t, "")
+	w := follow(newCompat(t, b.Client(t)), "a", 9)
+	w.reports(t, "")
 	for _, value := range []string{"v", "w"} {
-		l := lock(t, holder, "a", value)
-		w.tells(t, value)
-		setValue(t, l, value) // an event of etcd, but no change
-		unlock(t, l)
-		w.tells(t, "")
+		l := locktest.Lock(t, holder, "a", value)
+		w.reports(t, value)
+		locktest.SetValue(t, l, value) // an event in etcd, but no change
+		locktest.Unlock(t, l)
+		w.reports(t, "")
 	}
-	unlock(t, lock(t, holder, "a", "")) // cannot be told from nobody
-	lock(t, holder, "a", "x")
-	w.tells(t, "x")
+	locktest.Unlock(t, locktest.Lock(t, holder, "a", "")) // looks like nobody
+	locktest.Lock(t, holder, "a", "x")
+	w.reports(t, "x")
 	w.ends(t)
 }
 
 func TestCompatWatch_QuitsByASendAndByAClose(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.compat(t)
+	b := locktest.Setup(t)
+	c := newCompat(t, b.Client(t))
 	for _, quit := range []func(testing.TB, chan bool){bySend, byClose} {
 		read := follow(c, "a", 0)
-		read.tells(t, "")
+		read.reports(t, "")
 		unread := follow(c, "a", 0)
-		for _, w := range []call[string]{read, unread} {
+		for _, w := range []compatCall[string]{read, unread} {
 			quit(t, w.quit)
 			w.ended(t)
 		}
@@ -503,45 +492,45 @@ func TestCompatWatch_QuitsByASendAndByAClose(t *testing.T) {
 
 func TestCompatWatch_QuitsWhileEtcdIsUnreachable(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	w := follow(b.compat(t), "a", 1)
+	b := locktest.Setup(t)
+	w := follow(newCompat(t, b.Client(t)), "a", 1)
 	b.Server.Stop(t, 0)
-	if len(w.told) == 1 {
-		w.tells(t, "")
+	if len(w.reported) == 1 {
+		w.reports(t, "")
 	}
-	unread := follow(b.compat(t), "a", 1)
+	unread := follow(newCompat(t, b.Client(t)), "a", 1)
 	w.ends(t)
 	unread.ends(t)
 }
 
 func TestCompatWatch_SendsALateReaderTheNewest(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, holder := b.compat(t), b.Client(t)
+	b := locktest.Setup(t)
+	c, holder := newCompat(t, b.Client(t)), b.Client(t)
 	w, brisk := follow(c, "a", 0), follow(c, "a", 9)
-	brisk.tells(t, "")
+	brisk.reports(t, "")
 	for _, value := range []string{"1", "2", "3"} {
-		l := lock(t, holder, "a", value)
-		brisk.tells(t, value)
+		l := locktest.Lock(t, holder, "a", value)
+		brisk.reports(t, value)
 		if value != "3" {
-			unlock(t, l)
-			brisk.tells(t, "")
+			locktest.Unlock(t, l)
+			brisk.reports(t, "")
 		}
 	}
-	// It may be about to hear of the newest, but does not stay behind.
-	for value := ""; value != "3"; value = receive(t, w.told) {
+	// An older value may come first, but the newest one follows.
+	for value := ""; value != "3"; value = locktest.Receive(t, w.reported) {
 	}
 	w.ends(t)
 }
 
 func TestCompatWatch_ReturnsAnErrorWhenEtcdIsUnreachableForTheTTL(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, proxy := b.cut(t, brief)
+	b := locktest.Setup(t)
+	c, proxy := proxiedCompat(t, b, locktest.Brief)
 	w := follow(c, "a", 9)
-	w.tells(t, "")
+	w.reports(t, "")
 	proxy.Cut()
-	if err := receive(t, w.result); !errors.Is(err, context.DeadlineExceeded) {
+	if err := locktest.Receive(t, w.result); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Watch returned %v", err)
 	}
 	w.silent(t)
@@ -549,23 +538,23 @@ func TestCompatWatch_ReturnsAnErrorWhenEtcdIsUnreachableForTheTTL(t *testing.T) 
 
 func TestCompatWatch_SurvivesAnOutageShorterThanTheTTL(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, proxy := b.cut(t, unhurried)
+	b := locktest.Setup(t)
+	c, proxy := proxiedCompat(t, b, locktest.Unhurried)
 	w := follow(c, "a", 9)
-	w.tells(t, "")
+	w.reports(t, "")
 	proxy.Cut()
-	outlast(t, b, brief)
-	lock(t, b.Client(t), "a", "v")
+	outlast(t, b, locktest.Brief)
+	locktest.Lock(t, b.Client(t), "a", "v")
 	w.silent(t)
 	proxy.Heal()
-	w.tells(t, "v")
+	w.reports(t, "v")
 	w.ends(t)
 }
 
 func TestCompatGet_ReturnsTheValueOrLockNotFound(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.compat(t)
+	b := locktest.Setup(t)
+	c := newCompat(t, b.Client(t))
 	_, err := c.Get("a")
 	if _, ok := err.(locker.LockNotFound); !ok {
 		t.Errorf("%T is not a LockNotFound", err)
@@ -573,11 +562,11 @@ func TestCompatGet_ReturnsTheValueOrLockNotFound(t *testing.T) {
 	if err == nil || err.Error() != "Lock not found: a" {
 		t.Errorf("the text is %q", err)
 	}
-	want(t, err, locker.ErrNotFound)
+	locktest.Want(t, err, locker.ErrNotFound)
 	if errors.Is(err, locker.ErrLocked) {
-		t.Error("it is ErrLocked as well")
+		t.Error("it is also ErrLocked")
 	}
-	lock(t, b.Client(t), "a", "v")
+	locktest.Lock(t, b.Client(t), "a", "v")
 	if value, err := c.Get("a"); value != "v" || err != nil {
 		t.Errorf("%q, %v", value, err)
 	}
@@ -586,7 +575,7 @@ func TestCompatGet_ReturnsTheValueOrLockNotFound(t *testing.T) {
 func TestCompatGet_DoesNotReportAnUnreachableEtcdAsLockNotFound(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
-	c := newCompat(t, newClient(t, server.Client(t), locker.WithTTL(brief)))
+	c := newCompat(t, locktest.NewClient(t, server.Client(t), locker.WithTTL(locktest.Brief)))
 	server.Stop(t, 0)
 	_, err := c.Get("a")
 	if err == nil || errors.Is(err, locker.ErrNotFound) {
@@ -601,8 +590,8 @@ func TestCompat_LockDeniedHasItsOldText(t *testing.T) {
 	if err.Error() != "Lock attempt was denied: " {
 		t.Errorf("the text is %q", err)
 	}
-	want(t, err, locker.ErrLocked)
+	locktest.Want(t, err, locker.ErrLocked)
 	if errors.Is(err, locker.ErrNotFound) {
-		t.Error("it is ErrNotFound as well")
+		t.Error("it is also ErrNotFound")
 	}
 }

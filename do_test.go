@@ -9,16 +9,20 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
+// errOwn is what the function of a Do returns.
 var errOwn = errors.New("of fn")
+
+// doFunc is Do or Campaign.
+type doFunc func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
 
 func TestDo_HoldsWhileItsFunctionRuns(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), context.WithValue(within(t), contextKey{}, "kept")
+	b, ctx := locktest.Setup(t), context.WithValue(locktest.Within(t), contextKey{}, "kept")
 	c, other := b.Client(t), b.Client(t)
 	var inner context.Context
 	err := c.Do(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
@@ -26,7 +30,7 @@ func TestDo_HoldsWhileItsFunctionRuns(t *testing.T) {
 		if ctx.Err() != nil || l.Err() != nil || ctx.Value(contextKey{}) != "kept" {
 			t.Errorf("%v, %v, %v", ctx.Err(), l.Err(), ctx.Value(contextKey{}))
 		}
-		if holder := get(t, other, "a"); holder != b.HolderOf(t, l) || holder.Value != "v" {
+		if holder := locktest.Get(t, other, "a"); holder != b.HolderOf(t, l) || holder.Value != "v" {
 			t.Errorf("holder %+v", holder)
 		}
 		return nil
@@ -42,7 +46,7 @@ func TestDo_HoldsWhileItsFunctionRuns(t *testing.T) {
 
 func TestDo_UnlocksHoweverItsFunctionEnds(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
 	ends := map[string]struct {
 		fn     func(context.Context, *locker.Lock) error
@@ -52,8 +56,8 @@ func TestDo_UnlocksHoweverItsFunctionEnds(t *testing.T) {
 		"returns":      {fn: func(context.Context, *locker.Lock) error { return nil }},
 		"fails":        {fn: func(context.Context, *locker.Lock) error { return errOwn }, err: errOwn},
 		"panics":       {fn: func(context.Context, *locker.Lock) error { panic("of fn") }, panics: "of fn"},
-		"unlocks":      {fn: func(_ context.Context, l *locker.Lock) error { return l.Unlock(within(t)) }},
-		"fails unlock": {fn: func(ctx context.Context, l *locker.Lock) error { unlock(t, l); return l.Unlock(ctx) }, err: locker.ErrReleased},
+		"unlocks":      {fn: func(_ context.Context, l *locker.Lock) error { return l.Unlock(locktest.Within(t)) }},
+		"fails unlock": {fn: func(ctx context.Context, l *locker.Lock) error { locktest.Unlock(t, l); return l.Unlock(ctx) }, err: locker.ErrReleased},
 	}
 	for what, end := range ends {
 		func() {
@@ -71,29 +75,29 @@ func TestDo_UnlocksHoweverItsFunctionEnds(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: not unlocked when Do returned: %v", what, err)
 		}
-		unlock(t, l)
+		locktest.Unlock(t, l)
 	}
 }
 
 func TestDo_ItsFunctionMayUnlockWithItsOwnContext(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
 	for range 20 {
 		err := c.Do(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
-			if err := l.Unlock(ctx); err != nil { // ctx ends by that, which is no reason not to wait
+			if err := l.Unlock(ctx); err != nil { // which ends ctx, but waits all the same
 				return err
 			}
-			next, err := other.TryLock(within(t), "a", "next")
+			next, err := other.TryLock(locktest.Within(t), "a", "next")
 			if err != nil {
 				return err
 			}
-			return next.Unlock(within(t))
+			return next.Unlock(locktest.Within(t))
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := lock(t, c, "b", "v")
+		l := locktest.Lock(t, c, "b", "v")
 		if err := l.Unlock(l.Context()); err != nil {
 			t.Fatalf("with the context of the hold: %v", err)
 		}
@@ -102,19 +106,19 @@ func TestDo_ItsFunctionMayUnlockWithItsOwnContext(t *testing.T) {
 
 func TestDo_TheContextOfItsFunctionEndsWithThatOfDo(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
+	b, enough := locktest.Setup(t), errors.New("enough")
 	c := b.Client(t)
-	ctx, cancel := context.WithCancelCause(within(t))
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
 	err := c.Do(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		cancel(enough)
-		receive(t, ctx.Done())
-		want(t, context.Cause(ctx), enough)
+		locktest.Receive(t, ctx.Done())
+		locktest.Want(t, context.Cause(ctx), enough)
 		if l.Err() != nil {
 			t.Errorf("the hold ended with the context: %v", l.Err())
 		}
 		return errOwn
 	})
-	want(t, err, errOwn)
+	locktest.Want(t, err, errOwn)
 	if errors.Is(err, locker.ErrLost) {
 		t.Errorf("not lost: %v", err)
 	}
@@ -123,83 +127,80 @@ func TestDo_TheContextOfItsFunctionEndsWithThatOfDo(t *testing.T) {
 
 func TestDo_TheContextOfItsFunctionEndsWithTheHold(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	losses := map[locker.Reason]func(*testing.T, *locker.Client, *locker.Lock){
-		locker.Deleted: func(t *testing.T, _ *locker.Client, l *locker.Lock) { b.delete(t, l) },
+		locker.Deleted: func(t *testing.T, _ *locker.Client, l *locker.Lock) { b.Delete(t, l) },
 		locker.Revoked: func(t *testing.T, c *locker.Client, l *locker.Lock) {
-			b.Server.ExpireLease(t, get(t, c, l.Name()).Lease)
+			b.Server.ExpireLease(t, locktest.Get(t, c, l.Name()).Lease)
 		},
 	}
 	for reason, lose := range losses {
 		t.Run(reason.String(), func(t *testing.T) {
 			t.Parallel()
-			c, name := b.Client(t, locker.WithTTL(brief)), reason.String()
+			c, name := b.Client(t, locker.WithTTL(locktest.Brief)), reason.String()
 			for _, own := range []error{nil, errOwn} {
 				var lost *locker.Lock
-				err := c.Do(within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
+				err := c.Do(locktest.Within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
 					lose(t, c, l)
-					receive(t, ctx.Done())
-					wantLost(t, context.Cause(ctx), l, reason)
+					locktest.Receive(t, ctx.Done())
+					locktest.WantLost(t, context.Cause(ctx), l, reason)
 					lost = l
 					return own
 				})
-				wantLost(t, err, lost, reason)
+				locktest.WantLost(t, err, lost, reason)
 				if own != nil {
-					want(t, err, own)
+					locktest.Want(t, err, own)
 				}
 			}
-			err := c.Do(within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
+			err := c.Do(locktest.Within(t), name, "v", func(ctx context.Context, l *locker.Lock) error {
 				lose(t, c, l)
-				receive(t, ctx.Done())
+				locktest.Receive(t, ctx.Done())
 				return context.Cause(ctx)
 			})
-			want(t, err, locker.ErrLost)
+			locktest.Want(t, err, locker.ErrLost)
 		})
 	}
 }
 
 func TestDo_DoesNotCallItsFunctionWithoutTheLock(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
-	lock(t, b.Client(t), "a", "v")
-	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
-	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
+	b, enough := locktest.Setup(t), errors.New("enough")
+	locktest.Lock(t, b.Client(t), "a", "v")
 	c := b.Client(t)
-	for _, call := range []verb{c.Do, c.Campaign} {
-		ctx, cancel := context.WithCancelCause(within(t))
-		result := make(chan error, 1)
-		go func() { result <- call(ctx, "a", "v", never) }()
+	for _, call := range []doFunc{c.Do, c.Campaign} {
+		ctx, cancel := context.WithCancelCause(locktest.Within(t))
+		result := locktest.Async(func() error { return call(ctx, "a", "v", neverCalled(t)) })
 		b.Queued(t, "a", 2)
 		cancel(enough)
-		want(t, receive(t, result), enough)
+		locktest.Want(t, locktest.Receive(t, result), enough)
 		b.Queued(t, "a", 1)
 	}
 }
 
 func TestClose_WithinDoEndsIt(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c := sim.Client()
 		err := c.Do(sim.Context(), "a", "v", func(ctx context.Context, l *locker.Lock) error {
-			if err := c.Close(); err != nil { // after it has waited for fn within its bound
+			if err := c.Close(); err != nil { // which waits for fn as long as its bound allows
 				sim.Error(err)
 			}
-			want(sim, context.Cause(ctx), locker.ErrClosed)
+			locktest.Want(sim, context.Cause(ctx), locker.ErrClosed)
 			return nil
 		})
-		want(sim, err, locker.ErrClosed)
+		locktest.Want(sim, err, locker.ErrClosed)
 	})
 }
 
 func TestCampaign_HoldsAgainAfterALoss(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.Client(t, locker.WithTTL(brief))
+	b := locktest.Setup(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
 	var holds []*locker.Lock
-	err := c.Campaign(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+	err := c.Campaign(locktest.Within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		if len(holds) > 0 {
 			before := holds[len(holds)-1]
-			want(t, before.Err(), locker.ErrLost)
+			locktest.Want(t, before.Err(), locker.ErrLost)
 			if before.Token() >= l.Token() {
 				t.Errorf("token %d after %d", l.Token(), before.Token())
 			}
@@ -207,16 +208,16 @@ func TestCampaign_HoldsAgainAfterALoss(t *testing.T) {
 		holds = append(holds, l)
 		switch len(holds) {
 		case 1:
-			b.delete(t, l)
+			b.Delete(t, l)
 		case 2:
-			b.Server.ExpireLease(t, get(t, c, "a").Lease)
+			b.Server.ExpireLease(t, locktest.Get(t, c, "a").Lease)
 		default:
-			if get(t, c, "a") != b.HolderOf(t, l) {
-				t.Error("somebody else holds")
+			if locktest.Get(t, c, "a") != b.HolderOf(t, l) {
+				t.Error("another client holds")
 			}
 			return nil
 		}
-		receive(t, ctx.Done())
+		locktest.Receive(t, ctx.Done())
 		return errOwn // discarded, as the hold was lost
 	})
 	if err != nil || len(holds) != 3 {
@@ -227,7 +228,7 @@ func TestCampaign_HoldsAgainAfterALoss(t *testing.T) {
 
 func TestCampaign_EndsWithWhatItsFunctionReturnsWhileHolding(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
 	for _, result := range []error{nil, errOwn} {
 		calls := 0
@@ -240,19 +241,19 @@ func TestCampaign_EndsWithWhatItsFunctionReturnsWhileHolding(t *testing.T) {
 
 func TestCampaign_EndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
-	c := b.Client(t, locker.WithTTL(brief))
+	b, enough := locktest.Setup(t), errors.New("enough")
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
 	for what, lose := range map[string]bool{"while holding": false, "after a loss": true} {
-		ctx, cancel := context.WithCancelCause(within(t))
+		ctx, cancel := context.WithCancelCause(locktest.Within(t))
 		calls := 0
 		err := c.Campaign(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 			calls++
 			if lose {
-				b.delete(t, l)
-				receive(t, l.Context().Done())
+				b.Delete(t, l)
+				locktest.Receive(t, l.Context().Done())
 			}
 			cancel(enough)
-			receive(t, ctx.Done())
+			locktest.Receive(t, ctx.Done())
 			return enough
 		})
 		if !errors.Is(err, enough) || calls != 1 {
@@ -264,41 +265,36 @@ func TestCampaign_EndsWithItsContext(t *testing.T) {
 
 func TestCampaign_EndsWithItsOwnSession(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	c := b.Client(t, locker.WithTTL(brief))
-	s, err := c.NewSession(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
+	s := locktest.NewSession(t, c)
 	calls := 0
-	err = c.Campaign(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
+	err := c.Campaign(ctx, "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		if calls++; calls == 1 {
-			b.delete(t, l) // this one is worth another try
+			b.Delete(t, l) // after this loss Campaign tries again
 		} else {
 			b.Server.ExpireLease(t, s.Lease())
 		}
-		receive(t, ctx.Done())
+		locktest.Receive(t, ctx.Done())
 		return nil
 	}, locker.WithSession(s))
 	if !errors.Is(err, locker.ErrLost) || calls != 2 {
 		t.Errorf("%v after %d calls", err, calls)
 	}
-	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
-	want(t, c.Campaign(ctx, "a", "v", never, locker.WithSession(s)), locker.ErrLost)
+	locktest.Want(t, c.Campaign(ctx, "a", "v", neverCalled(t), locker.WithSession(s)), locker.ErrLost)
 }
 
 func TestCampaign_EndsWithARefusal(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
-	err := c.Campaign(within(t), "a", string(make([]byte, 1600<<10)), never)
-	want(t, err, rpctypes.ErrRequestTooLarge)
+	err := c.Campaign(locktest.Within(t), "a", string(make([]byte, 1600<<10)), neverCalled(t))
+	locktest.Want(t, err, rpctypes.ErrRequestTooLarge)
 }
 
 func TestCampaign_CandidatesHoldInOrderOfArrival(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	order, results := make(chan int, 3), make(chan error, 3)
 	for i := range 3 {
 		c := b.Client(t)
@@ -317,18 +313,18 @@ func TestCampaign_CandidatesHoldInOrderOfArrival(t *testing.T) {
 		}
 	}
 	for i := range 3 {
-		if got := receive(t, order); got != i {
-			t.Errorf("campaign %d in place of %d", got, i)
+		if got := locktest.Receive(t, order); got != i {
+			t.Errorf("campaign %d held, want %d", got, i)
 		}
 	}
 	for range 3 {
-		if err := receive(t, results); err != nil {
+		if err := locktest.Receive(t, results); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// callback is a function of Do that tells how far it is.
+// callback is a function for Do that signals how far it has come.
 type callback struct {
 	started, ended, proceed chan struct{}
 }
@@ -337,7 +333,7 @@ func newCallback() *callback {
 	return &callback{make(chan struct{}), make(chan struct{}), make(chan struct{})}
 }
 
-// run waits for its context to end, and then for the test.
+// run waits until its context ends, and then until the test lets it proceed.
 func (f *callback) run(ctx context.Context, _ *locker.Lock) error {
 	close(f.started)
 	<-ctx.Done()
@@ -348,25 +344,19 @@ func (f *callback) run(ctx context.Context, _ *locker.Lock) error {
 
 func TestClose_WaitsForTheFunctionsOfDoBeforeItReleasesTheirLocks(t *testing.T) {
 	t.Parallel()
-	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
-	closings := map[string]func(t *testing.T, b bundle, c *locker.Client) (run verb, closing func() error, opts []locker.LockOption){
-		"Do": func(_ *testing.T, _ bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
+	closings := map[string]func(t *testing.T, b locktest.Bundle, c *locker.Client) (run doFunc, closing func() error, opts []locker.LockOption){
+		"Do": func(_ *testing.T, _ locktest.Bundle, c *locker.Client) (doFunc, func() error, []locker.LockOption) {
 			return c.Do, c.Close, nil
 		},
-		"Campaign": func(_ *testing.T, _ bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
+		"Campaign": func(_ *testing.T, _ locktest.Bundle, c *locker.Client) (doFunc, func() error, []locker.LockOption) {
 			return c.Campaign, c.Close, nil
 		},
-		"own session": func(t *testing.T, _ bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
-			s := newSession(t, c)
+		"own session": func(t *testing.T, _ locktest.Bundle, c *locker.Client) (doFunc, func() error, []locker.LockOption) {
+			s := locktest.NewSession(t, c)
 			return c.Do, s.Close, []locker.LockOption{locker.WithSession(s)}
 		},
-		"adopted session": func(t *testing.T, b bundle, c *locker.Client) (verb, func() error, []locker.LockOption) {
-			foreign, err := concurrency.NewSession(b.Etcd)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = foreign.Close() })
-			s, err := c.AdoptSession(foreign)
+		"adopted session": func(t *testing.T, b locktest.Bundle, c *locker.Client) (doFunc, func() error, []locker.LockOption) {
+			s, err := c.AdoptSession(locktest.ConcurrencySession(t, b.Etcd, 60))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -376,31 +366,30 @@ func TestClose_WaitsForTheFunctionsOfDoBeforeItReleasesTheirLocks(t *testing.T) 
 	for what, prepare := range closings {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			b, f := setup(t), newCallback()
+			b, f := locktest.Setup(t), newCallback()
 			c, other := b.Client(t), b.Client(t)
 			run, closing, opts := prepare(t, b, c)
-			result, closed := make(chan error, 1), make(chan error, 1)
-			go func() { result <- run(within(t), "a", "v", f.run, opts...) }()
-			receive(t, f.started)
-			go func() { closed <- closing() }()
-			receive(t, f.ended) // its context ends at once
-			next := lockAsync(within(t), other, "a", "next")
+			result := locktest.Async(func() error { return run(locktest.Within(t), "a", "v", f.run, opts...) })
+			locktest.Receive(t, f.started)
+			closed := locktest.Async(closing)
+			locktest.Receive(t, f.ended) // its context ends at once
+			next := locktest.LockAsync(locktest.Within(t), other, "a", "next")
 			b.Queued(t, "a", 2)
-			_, err := other.TryLock(within(t), "a", "try")
-			want(t, err, locker.ErrLocked)
+			_, err := other.TryLock(locktest.Within(t), "a", "try")
+			locktest.Want(t, err, locker.ErrLocked)
 			select {
 			case err := <-closed:
 				t.Errorf("Close returned %v before the function did", err)
 			case <-next:
-				t.Error("the lock was given away under the function")
+				t.Error("the next held while the function ran")
 			case <-time.After(200 * time.Millisecond):
 			}
 			close(f.proceed)
-			want(t, receive(t, result), locker.ErrClosed)
-			if err := receive(t, closed); err != nil {
+			locktest.Want(t, locktest.Receive(t, result), locker.ErrClosed)
+			if err := locktest.Receive(t, closed); err != nil {
 				t.Error(err)
 			}
-			if got := receive(t, next); got.Err != nil {
+			if got := locktest.Receive(t, next); got.Err != nil {
 				t.Error(got.Err)
 			}
 		})
@@ -409,10 +398,9 @@ func TestClose_WaitsForTheFunctionsOfDoBeforeItReleasesTheirLocks(t *testing.T) 
 
 func TestClose_DoesNotWaitForAFunctionLongerThanItsBound(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c, f := sim.Client(locker.WithTTL(8*time.Second)), newCallback()
-		result := make(chan error, 1)
-		go func() { result <- c.Do(sim.Context(), "a", "v", f.run) }()
+		result := locktest.Async(func() error { return c.Do(sim.Context(), "a", "v", f.run) })
 		<-f.started
 		began := time.Now()
 		if err := c.Close(); err != nil {
@@ -423,7 +411,7 @@ func TestClose_DoesNotWaitForAFunctionLongerThanItsBound(t *testing.T) {
 		}
 		next, err := sim.Client().TryLock(sim.Context(), "a", "next")
 		if err != nil {
-			sim.Errorf("it was not given up: %v", err)
+			sim.Errorf("the lock was not released: %v", err)
 		} else if err := next.Unlock(sim.Context()); err != nil {
 			sim.Error(err)
 		}
@@ -436,17 +424,16 @@ func TestClose_DoesNotWaitForAFunctionLongerThanItsBound(t *testing.T) {
 
 func TestClose_KeepsTheLeaseWhileItWaitsForAFunction(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c, other, f := sim.Client(locker.WithTTL(9*time.Second)), sim.Client(), newCallback()
 		go func() { _ = c.Do(sim.Context(), "a", "v", f.run) }()
 		<-f.started
 		sim.At(2900 * time.Millisecond) // just before a renewal: the lease would run out at 9 s
-		closed := make(chan error, 1)
-		go func() { closed <- c.Close() }()
+		closed := locktest.Async(c.Close)
 		<-f.ended
 		sim.At(9500 * time.Millisecond)
 		if _, err := other.TryLock(sim.Context(), "a", "next"); !errors.Is(err, locker.ErrLocked) {
-			sim.Errorf("the lock was lost under the function: %v", err)
+			sim.Errorf("the lock was lost while the function ran: %v", err)
 		}
 		close(f.proceed)
 		if err := <-closed; err != nil {
@@ -457,14 +444,12 @@ func TestClose_KeepsTheLeaseWhileItWaitsForAFunction(t *testing.T) {
 
 func TestClose_DoesNotWaitForAFunctionThatHasUnlocked(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t, locker.WithTTL(2*time.Minute))
-	s := newSession(t, c)
-	err := c.Do(within(t), "a", "v", func(_ context.Context, l *locker.Lock) error {
-		unlock(t, l)
-		closed := make(chan error, 1)
-		go func() { closed <- s.Close() }()
-		return receive(t, closed)
+	s := locktest.NewSession(t, c)
+	err := c.Do(locktest.Within(t), "a", "v", func(_ context.Context, l *locker.Lock) error {
+		locktest.Unlock(t, l)
+		return locktest.Receive(t, locktest.Async(s.Close))
 	}, locker.WithSession(s))
 	if err != nil {
 		t.Error(err)
@@ -482,7 +467,7 @@ func lockingVerbs(c *locker.Client, name string) map[string]func(context.Context
 	}
 }
 
-// unlocked unlocks what was locked.
+// unlocked unlocks l, if it was locked.
 func unlocked(l *locker.Lock, err error) error {
 	if err != nil {
 		return err
@@ -505,11 +490,10 @@ func wantNested(t *testing.T, ctx context.Context, c *locker.Client, name string
 
 func TestLock_WithinDoOfTheSameNameIsRefused(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c, other := b.Client(t), b.Client(t)
-	type verb func(context.Context, string, string, func(context.Context, *locker.Lock) error, ...locker.LockOption) error
-	for what, run := range map[string]verb{"Do": c.Do, "Campaign": c.Campaign} {
-		err := run(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+	for what, run := range map[string]doFunc{"Do": c.Do, "Campaign": c.Campaign} {
+		err := run(locktest.Within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 			derived, cancel := context.WithCancel(context.WithValue(ctx, contextKey{}, "v"))
 			defer cancel()
 			wantNested(t, derived, c, "a")
@@ -522,9 +506,9 @@ func TestLock_WithinDoOfTheSameNameIsRefused(t *testing.T) {
 				}
 			}
 			_, err := other.TryLock(ctx, "a", "w") // another client
-			want(t, err, locker.ErrLocked)
-			_, err = c.TryLock(within(t), "a", "w") // another context
-			want(t, err, locker.ErrLocked)
+			locktest.Want(t, err, locker.ErrLocked)
+			_, err = c.TryLock(locktest.Within(t), "a", "w") // another context
+			locktest.Want(t, err, locker.ErrLocked)
 			return c.Do(ctx, "b", "v", func(ctx context.Context, inner *locker.Lock) error {
 				wantNested(t, ctx, c, "a")
 				wantNested(t, ctx, c, "b")
@@ -536,29 +520,29 @@ func TestLock_WithinDoOfTheSameNameIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	l := lock(t, c, "a", "v")
+	l := locktest.Lock(t, c, "a", "v")
 	wantNested(t, l.Context(), c, "a")
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	b.Queued(t, "a", 0)
 }
 
 func TestLock_WithTheContextOfAHoldThatIsOverIsNotRefused(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	var outlives context.Context
 	var inner *locker.Lock
-	err := c.Do(within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
+	err := c.Do(locktest.Within(t), "a", "v", func(ctx context.Context, l *locker.Lock) error {
 		outlives = context.WithoutCancel(ctx)
-		inner = lock(t, c, "b", "v")
+		inner = locktest.Lock(t, c, "b", "v")
 		var err error
 		if inner, err = c.Lock(ctx, "c", "v"); err != nil {
 			return err
 		}
-		if err := l.Unlock(within(t)); err != nil {
+		if err := l.Unlock(locktest.Within(t)); err != nil {
 			return err
 		}
-		want(t, unlocked(c.Lock(ctx, "a", "w")), locker.ErrReleased) // ctx has ended
+		locktest.Want(t, unlocked(c.Lock(ctx, "a", "w")), locker.ErrReleased) // ctx has ended
 		return unlocked(c.Lock(context.WithoutCancel(ctx), "a", "w"))
 	})
 	if err != nil {
@@ -575,17 +559,17 @@ func TestLock_WithTheContextOfAHoldThatIsOverIsNotRefused(t *testing.T) {
 
 func TestLock_OfANameThatOnlyAnOuterContextHasIsNotRefused(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	first := lock(t, c, "a", "v")
+	first := locktest.Lock(t, c, "a", "v")
 	second, err := c.Lock(first.Context(), "b", "v") // does not end with the first
 	if err != nil {
 		t.Fatal(err)
 	}
-	third := lockAsync(second.Context(), c, "a", "w")
-	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "a") == 1 })
-	unlock(t, first)
-	if got := receive(t, third); got.Err != nil {
+	third := locktest.LockAsync(second.Context(), c, "a", "w")
+	locktest.Eventually(t, "it is in line", func() bool { return locker.Waiting(c, "a") == 1 })
+	locktest.Unlock(t, first)
+	if got := locktest.Receive(t, third); got.Err != nil {
 		t.Error(got.Err)
 	}
 }

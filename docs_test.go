@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// The documents name the test of each promise: a test that was renamed or removed
-// must not leave its promise behind.
+// The documents name the tests of each promise, so a promise must not outlive its
+// test: this fails if a test was renamed or removed.
 func TestDocs_EveryTestTheyNameExists(t *testing.T) {
 	t.Parallel()
 	const least = 80 // of those named in docs/guarantees.md and docs/faults.md
@@ -66,7 +66,7 @@ func contents(t *testing.T, path string) string {
 	return string(text)
 }
 
-// deps returns the modules, or the packages, that an importer of pkg links.
+// deps returns what go list prints, in that format, for pkg and everything it links.
 func deps(t *testing.T, format, pkg string) map[string]bool {
 	t.Helper()
 	var stderr bytes.Buffer
@@ -101,7 +101,7 @@ func TestDeps_AnImporterLinksNoServer(t *testing.T) {
 	t.Parallel()
 	linked := deps(t, "{{.ImportPath}}", "github.com/jagregory/locker/v2")
 	if !linked["go.etcd.io/etcd/client/v3"] {
-		t.Fatal("the list of packages is not what it should be")
+		t.Fatal("the list of packages lacks etcd's client")
 	}
 	for pkg := range linked {
 		if strings.HasPrefix(pkg, "go.etcd.io/etcd/server/") || strings.HasSuffix(pkg, "/embedtest") {
@@ -110,8 +110,8 @@ func TestDeps_AnImporterLinksNoServer(t *testing.T) {
 	}
 }
 
-// TestImports_GoOneWay keeps the rooms below internal apart: none of them knows the library, none of the middle
-// row (txn, watchmux, line) knows another, and the library knows no other room.
+// TestImports_GoOneWay keeps the packages below internal apart: none of them imports the library, none of txn,
+// watchmux and line imports another, and the library imports no others.
 func TestImports_GoOneWay(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/jagregory/locker/v2"
@@ -146,6 +146,6 @@ func TestImports_GoOneWay(t *testing.T) {
 		}
 	}
 	if seen != len(allowed) {
-		t.Errorf("there are %d of %d rooms", seen, len(allowed))
+		t.Errorf("go list reports %d of %d packages", seen, len(allowed))
 	}
 }

@@ -64,7 +64,7 @@ func ExampleClient_Lock() {
 	defer lock.Unlock(ctx)
 
 	select {
-	case <-lock.Context().Done(): // give this to what must stop when the lock is lost
+	case <-lock.Context().Done(): // pass this context to whatever must stop when the lock is lost
 		fmt.Println(context.Cause(lock.Context()))
 	default:
 		fmt.Println("held")
@@ -127,7 +127,7 @@ func ExampleClient_Campaign() {
 		if terms++; terms == 1 {
 			etcd.Delete(ctx, lock.Key()) // an operator takes the lock away
 		} else {
-			cancel() // this program is told to stop
+			cancel() // this program is to stop
 		}
 		fmt.Println("leading, term", terms)
 		<-ctx.Done()
@@ -319,7 +319,7 @@ func ExampleLock_Commit() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	etcd.Delete(ctx, lock.Key()) // an operator takes the lock away, and nobody told us yet
+	etcd.Delete(ctx, lock.Key()) // an operator takes the lock away, and the holder does not know yet
 
 	_, err = lock.Commit(ctx, clientv3.OpPut("invoices/last", "1042"))
 	resp, _ := etcd.Get(ctx, "invoices/last")
@@ -358,7 +358,7 @@ func ExampleClient_NewSession() {
 	defer client.Close()
 	ctx := context.Background()
 
-	session, err := client.NewSession(ctx) // what is locked with it is held and lost together
+	session, err := client.NewSession(ctx) // its locks are held and lost together
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -413,7 +413,7 @@ func ExampleLock_Guard() {
 		log.Fatal(err)
 	}
 
-	// A transaction of one's own, with conditions of one's own beside the guard.
+	// A transaction of the program, with a condition besides the guard.
 	unpaid := clientv3.Compare(clientv3.CreateRevision("/paid/4711"), "=", 0)
 	pay := func() bool {
 		resp, err := etcd.Txn(ctx).If(append(lock.Guard(), unpaid)...).Then(clientv3.OpPut("/paid/4711", "yes")).Commit()
@@ -441,7 +441,7 @@ func ExampleClient_AdoptSession() {
 	}
 	defer client.Close()
 	ctx := context.Background()
-	theirs, err := concurrency.NewSession(etcd) // that the program has for other things
+	theirs, err := concurrency.NewSession(etcd) // which the program uses for other things too
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -455,14 +455,14 @@ func ExampleClient_AdoptSession() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	theirs.Orphan() // the program gives its session up, and the lock with it
+	theirs.Orphan() // the program abandons its session, and with it the lock
 	<-lock.Context().Done()
 	fmt.Println("same lease:", session.Lease() == theirs.Lease(), "- lost:", errors.Is(lock.Err(), locker.ErrLost))
 	// Output: same lease: true - lost: true
 }
 
-// The programs of the original's README. What comes before NewCompat is the
-// etcd client that is created elsewhere and passed in.
+// The programs of the original's README. The etcd client, which they create elsewhere,
+// comes first.
 
 func ExampleNewCompat() {
 	etcd, stop := startEtcd()
@@ -488,7 +488,7 @@ func ExampleClient_Compat() {
 		log.Fatal(err)
 	}
 	defer client.Close()
-	old := client.Compat() // for the parts of a program that are yet to be changed
+	old := client.Compat() // for the parts of a program that have not been changed yet
 	defer old.Close()
 
 	_, err = old.Get("key")
@@ -573,14 +573,14 @@ func ExampleCompat_nameServer() {
 	go client.Watch("www.example.com", valueChanges, nil)
 	redirectRequestsToNewIp(<-valueChanges)
 
-	// Another host stands by for the name, and the first one goes.
+	// Another host waits for the name, and the first one releases it.
 	standby := make(chan bool)
 	go client.Lock("www.example.com", "10.1.1.2", standby, nil)
 	<-standby
 	quit <- true
 
 	for newIp := range valueChanges {
-		if newIp != "" { // between the two nobody has it
+		if newIp != "" { // between the two, nobody holds it
 			redirectRequestsToNewIp(newIp)
 			break
 		}
@@ -591,8 +591,8 @@ func ExampleCompat_nameServer() {
 	// requests go to 10.1.1.2
 }
 
-// Health monitoring: each service locks a record of its own while it is healthy,
-// and kills its lock when it is not, or when one that it depends on is not.
+// Health monitoring: each service locks a record of its own while it is healthy, and
+// releases it when it is not, or when a service that it depends on is not.
 func ExampleCompat_healthMesh() {
 	etcd, stop := startEtcd()
 	defer stop()

@@ -66,8 +66,8 @@ func FuzzOptions(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = etcd.Close() })
-	f.Fuzz(func(t *testing.T, prefix string, ttl, margin int64, turns int) {
-		c, err := New(etcd, WithPrefix(prefix), WithTTL(time.Duration(ttl)), WithSafetyMargin(time.Duration(margin)), WithLocalHandover(turns))
+	f.Fuzz(func(t *testing.T, prefix string, ttl, margin int64, shares int) {
+		c, err := New(etcd, WithPrefix(prefix), WithTTL(time.Duration(ttl)), WithSafetyMargin(time.Duration(margin)), WithLocalHandover(shares))
 		if err != nil {
 			if !errors.Is(err, ErrInvalid) || c != nil {
 				t.Errorf("%v, %v", c, err)
@@ -76,7 +76,7 @@ func FuzzOptions(f *testing.F) {
 		}
 		defer c.Close()
 		if c.ttl < time.Second || c.margin <= 0 || c.margin > c.ttl/2 || c.shares < 1 || !strings.HasSuffix(c.keys.Queue(""), "//") {
-			t.Errorf("accepted: TTL %v, margin %v, %d turns, prefix %q", c.ttl, c.margin, c.shares, c.keys.Queue(""))
+			t.Errorf("accepted: TTL %v, margin %v, %d shares, prefix %q", c.ttl, c.margin, c.shares, c.keys.Queue(""))
 		}
 		// etcd may grant another TTL: whatever it is, the deadline lies before its end.
 		for _, granted := range []time.Duration{time.Second, c.ttl, 4 * c.ttl} {
@@ -87,7 +87,7 @@ func FuzzOptions(f *testing.F) {
 	})
 }
 
-// FuzzEntries has other programs put whatever they want: what is read of it agrees.
+// FuzzEntries lets other programs put anything: all calls must report the same of it.
 func FuzzEntries(f *testing.F) {
 	for i, s := range foreign {
 		f.Add(s, s, foreign[(i+1)%len(foreign)])
@@ -107,9 +107,9 @@ func FuzzEntries(f *testing.F) {
 	}
 	f.Cleanup(func() { _ = c.Close() })
 	f.Fuzz(func(t *testing.T, first, value, second string) {
-		for _, key := range []string{first, second} {
-			server.Write(key, value, 0)
-			defer server.Delete(key)
+		for _, k := range []string{first, second} {
+			server.Write(k, value, 0)
+			defer server.Delete(k)
 		}
 		ctx := t.Context()
 		list, err := c.List(ctx, "")
@@ -117,7 +117,7 @@ func FuzzEntries(f *testing.F) {
 			t.Fatal(list, err)
 		}
 		if !slices.IsSortedFunc(list, func(a, b Holder) int { return cmp.Compare(a.Name, b.Name) }) {
-			t.Errorf("not by name: %+v", list)
+			t.Errorf("not sorted by name: %+v", list)
 		}
 		cache, err := c.NewCache(ctx, "")
 		if err != nil {
@@ -137,7 +137,7 @@ func FuzzEntries(f *testing.F) {
 	})
 }
 
-// agree wants all that tells of a holder to tell the same.
+// agree fails the test unless all calls report the same holder.
 func agree(t *testing.T, c *Client, holder Holder) {
 	t.Helper()
 	ctx := t.Context()
@@ -156,8 +156,8 @@ func agree(t *testing.T, c *Client, holder Holder) {
 	}
 }
 
-// FuzzChanges plays changes of keys, a byte each: what a follower makes of them is what
-// there is.
+// FuzzChanges applies changes of keys, a byte each: the view of a follower must match the
+// content of etcd.
 func FuzzChanges(f *testing.F) {
 	f.Add(strings.Join(foreign, "\n"), []byte("\x00\x01\x82\x41\x00\x80\x21\x05\x09\x89\x0f\xc0"))
 	f.Add("locker/a/1\nlocker/a/2\nlocker/b/1", []byte("\x00\x01\x02\x40\x80\x81\x40\x00\x41"))
@@ -175,22 +175,22 @@ func FuzzChanges(f *testing.F) {
 		}
 		h.commit(t)
 		if changed := h.queueView.load(h.all(), ""); len(changed) > 0 {
-			t.Errorf("a read after all changes brought news: %+v", changed)
+			t.Errorf("a read after all changes reported %+v", changed)
 		}
 	})
 }
 
-// history is what etcd has, and what a follower makes of it.
+// history is the content of etcd, and the view that a follower has of it.
 type history struct {
 	keys      []string
 	space     key.Space
 	queueView queueView
 	revision  int64
-	present   map[string]*mvccpb.KeyValue // key by key
+	present   map[string]*mvccpb.KeyValue // by key
 	events    []*mvccpb.Event             // of the revision to come
 }
 
-// change puts or deletes a key; the third bit says that a revision ends here.
+// change puts or deletes the key that b picks. One bit of b says which, another that a revision ends before it.
 func (h *history) change(t *testing.T, b byte) {
 	const deletes, ends = 0x80, 0x40
 	if b&ends != 0 {
@@ -224,7 +224,7 @@ func (h *history) put(kv *mvccpb.KeyValue) {
 	h.events = append(h.events, &mvccpb.Event{Type: mvccpb.Event_PUT, Kv: kv})
 }
 
-// commit ends a revision, and wants the follower to tell what has changed with it.
+// commit ends a revision, and fails the test unless the follower reports what has changed in it.
 func (h *history) commit(t *testing.T) {
 	if len(h.events) == 0 {
 		return
@@ -239,7 +239,7 @@ func (h *history) commit(t *testing.T) {
 	heads := make(map[string]*mvccpb.KeyValue)
 	for _, kv := range h.present {
 		name, ok := h.space.Name(string(kv.Key))
-		if head := heads[name]; ok && (head == nil || kv.CreateRevision < head.CreateRevision) {
+		if first := heads[name]; ok && (first == nil || kv.CreateRevision < first.CreateRevision) {
 			heads[name] = kv
 		}
 	}
@@ -256,11 +256,11 @@ func (h *history) commit(t *testing.T) {
 	}
 	slices.SortFunc(want, func(a, b State) int { return cmp.Compare(a.Name, b.Name) })
 	if !slices.Equal(changed, want) {
-		t.Fatalf("at revision %d it tells %+v, not %+v", h.revision, changed, want)
+		t.Fatalf("at revision %d it reports %+v, want %+v", h.revision, changed, want)
 	}
 }
 
-// all is a read of everything.
+// all returns the answer to a read of everything.
 func (h *history) all() *pb.RangeResponse {
 	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: h.revision}}
 	for _, k := range slices.Sorted(maps.Keys(h.present)) {

@@ -12,7 +12,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
 )
 
-// lockOnFake returns a lock on an etcd in memory, all of which ends with the test.
+// lockOnFake returns a lock on an etcd in memory. Both end with the test.
 func lockOnFake(t *testing.T) (*Lock, *fakeetcd.Server) {
 	t.Helper()
 	server := fakeetcd.New()
@@ -46,7 +46,7 @@ func pause(t *testing.T, s *Session, server *fakeetcd.Server) {
 	}
 }
 
-// uses are what a holder may do first when it goes on.
+// uses are what a holder may do first after a pause.
 var uses = map[string]func(*testing.T, *Lock) error{
 	"Err": func(_ *testing.T, l *Lock) error { return l.Err() },
 	"Commit": func(t *testing.T, l *Lock) error {
@@ -57,8 +57,8 @@ var uses = map[string]func(*testing.T, *Lock) error{
 	"Unlock":   func(t *testing.T, l *Lock) error { return l.Unlock(t.Context()) },
 }
 
-// wantExpired wants the first use of l after its deadline to say that it is lost, and
-// to make no request.
+// wantExpired fails the test unless the first use of l after its deadline reports that it
+// is lost, without a request.
 func wantExpired(t *testing.T, l *Lock, server *fakeetcd.Server, use func(*testing.T, *Lock) error) {
 	t.Helper()
 	before := len(server.Calls(fakeetcd.Txn))
@@ -93,15 +93,15 @@ func TestDeadline_IsNoticedAtTheFirstUseAfterAPauseOfTheProcess(t *testing.T) {
 	}
 }
 
-// jumped returns moment as it would read had the wall clock, and it alone, been moved
-// forward by d since. A test cannot move the clock, so it moves what is compared with it.
+// jumped returns moment as it would read if the wall clock alone had been moved forward by
+// d since. A test cannot move the clock, so it moves what is compared with it.
 func jumped(t *testing.T, moment time.Time, d time.Duration) time.Time {
 	t.Helper()
 	// The seconds of the wall clock are above 30 bits of nanoseconds (time.Time).
 	moved := moment
 	*(*uint64)(unsafe.Pointer(&moved)) -= uint64(d/time.Second) << 30
 	if moved.Sub(moment) != 0 || moment.Round(0).Sub(moved.Round(0)) != d {
-		t.Fatalf("%v became %v: time.Time is not made as it was", moment, moved)
+		t.Fatalf("%v became %v: the layout of time.Time has changed", moment, moved)
 	}
 	return moved
 }
@@ -202,20 +202,20 @@ func TestLock_OfAFreeNameAfterTheWallClockWasSetForwardIsOnANewSession(t *testin
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			held, server := lockOnFake(t)
-			s := held.session
+			former, server := lockOnFake(t)
+			s := former.session
 			pause(t, s, server)
 			s.mu.Lock()
 			s.deadline = jumped(t, s.deadline, time.Hour)
 			s.mu.Unlock()
-			l, err := call(held.client, t)
+			l, err := call(former.client, t)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if l.session == s || l.Err() != nil {
 				t.Errorf("%v, on the session that is over: %v", l.Err(), l.session == s)
 			}
-			if err := held.Err(); !errors.Is(err, ErrLost) {
+			if err := former.Err(); !errors.Is(err, ErrLost) {
 				t.Errorf("the lock that was held: %v", err)
 			}
 		})

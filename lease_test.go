@@ -14,37 +14,14 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
-
-// delete deletes the entry of l, as an operator might.
-func (b bundle) delete(t testing.TB, l *locker.Lock) {
-	t.Helper()
-	resp, err := b.Etcd.Delete(within(t), l.Key())
-	if err != nil || resp.Deleted != 1 {
-		t.Fatalf("delete the entry of %q: %v", l.Name(), err)
-	}
-}
-
-// value returns what is at key, or "" if nothing is.
-func (b bundle) value(t testing.TB, key string) string {
-	t.Helper()
-	resp, err := b.Etcd.Get(within(t), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(resp.Kvs) == 0 {
-		return ""
-	}
-	return string(resp.Kvs[0].Value)
-}
-
-type contextKey struct{}
 
 func TestHold_OutlivesTheContextThatAcquiredIt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	ctx, cancel := context.WithTimeout(context.WithValue(within(t), contextKey{}, "kept"), patience/2)
+	ctx, cancel := context.WithTimeout(context.WithValue(locktest.Within(t), contextKey{}, "kept"), locktest.Patience/2)
 	l, err := c.Lock(ctx, "a", "v")
 	if err != nil {
 		t.Fatal(err)
@@ -56,25 +33,25 @@ func TestHold_OutlivesTheContextThatAcquiredIt(t *testing.T) {
 	if l.Context().Value(contextKey{}) != "kept" {
 		t.Error("the context of the hold has lost the values")
 	}
-	if err := l.SetValue(within(t), "w"); err != nil {
+	if err := l.SetValue(locktest.Within(t), "w"); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestUnlock_EndsTheHold(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	l := lock(t, b.Client(t), "a", "v")
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, b.Client(t), "a", "v")
 	if l.Err() != nil || l.Context().Err() != nil {
 		t.Fatalf("not held: %v", l.Err())
 	}
-	unlock(t, l)
-	want(t, context.Cause(l.Context()), locker.ErrReleased)
-	want(t, l.Err(), locker.ErrReleased)
-	want(t, l.SetValue(within(t), "w"), locker.ErrReleased)
-	_, err := l.Commit(within(t), clientv3.OpPut("written", "yes"))
-	want(t, err, locker.ErrReleased)
-	if b.value(t, "written") != "" {
+	locktest.Unlock(t, l)
+	locktest.Want(t, context.Cause(l.Context()), locker.ErrReleased)
+	locktest.Want(t, l.Err(), locker.ErrReleased)
+	locktest.Want(t, l.SetValue(locktest.Within(t), "w"), locker.ErrReleased)
+	_, err := l.Commit(locktest.Within(t), clientv3.OpPut("written", "yes"))
+	locktest.Want(t, err, locker.ErrReleased)
+	if b.Value(t, "written") != "" {
 		t.Error("Commit wrote after Unlock")
 	}
 	b.Queued(t, "a", 0)
@@ -82,9 +59,9 @@ func TestUnlock_EndsTheHold(t *testing.T) {
 
 func TestUnlock_TheSecondReturnsErrReleased(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	l := lock(t, c, "a", "v")
+	l := locktest.Lock(t, c, "a", "v")
 	var released, repeated atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
@@ -103,24 +80,24 @@ func TestUnlock_TheSecondReturnsErrReleased(t *testing.T) {
 	if released.Load() != 1 || repeated.Load() != 7 {
 		t.Errorf("released %d times, repeated %d times", released.Load(), repeated.Load())
 	}
-	newer := lock(t, c, "a", "newer")
-	want(t, l.Unlock(ctx), locker.ErrReleased)
-	if newer.Err() != nil || get(t, c, "a").Token != newer.Token() {
+	newer := locktest.Lock(t, c, "a", "newer")
+	locktest.Want(t, l.Unlock(ctx), locker.ErrReleased)
+	if newer.Err() != nil || locktest.Get(t, c, "a").Token != newer.Token() {
 		t.Errorf("the newer hold was touched: %v", newer.Err())
 	}
 }
 
 func TestUnlock_WithAnEndedContextReleasesAllTheSame(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
-	l := lock(t, b.Client(t), "a", "v")
-	ctx, cancel := context.WithCancelCause(within(t))
+	b, enough := locktest.Setup(t), errors.New("enough")
+	l := locktest.Lock(t, b.Client(t), "a", "v")
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
 	cancel(enough)
 	if err := l.Unlock(ctx); err != nil && !errors.Is(err, enough) {
 		t.Error(err)
 	}
-	want(t, context.Cause(l.Context()), locker.ErrReleased)
-	lock(t, b.Client(t), "a", "next")
+	locktest.Want(t, context.Cause(l.Context()), locker.ErrReleased)
+	locktest.Lock(t, b.Client(t), "a", "next")
 }
 
 func TestHold_AStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
@@ -136,26 +113,26 @@ func TestHold_AStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
 	for verb, use := range uses {
 		t.Run(verb, func(t *testing.T) {
 			t.Parallel()
-			b, ctx := setup(t), within(t)
-			l := lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v") // too long to notice by itself
-			b.delete(t, l)
-			for _, key := range []string{l.Key(), "kept"} { // the very key, of another incarnation
+			b, ctx := locktest.Setup(t), locktest.Within(t)
+			l := locktest.Lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v") // so long that nothing is noticed meanwhile
+			b.Delete(t, l)
+			for _, key := range []string{l.Key(), "kept"} { // the same key, created again
 				if _, err := b.Etcd.Put(ctx, key, "newer"); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if l.Err() != nil {
-				t.Fatalf("it was noticed before: %v", l.Err())
+				t.Fatalf("it was noticed already: %v", l.Err())
 			}
-			wantLost(t, use(ctx, l), l, locker.Deleted)
-			if verb == "Unlock" { // which ends the hold at once, before it learns that it was lost
-				want(t, context.Cause(l.Context()), locker.ErrReleased)
+			locktest.WantLost(t, use(ctx, l), l, locker.Deleted)
+			if verb == "Unlock" { // which ends the hold before it learns of the loss
+				locktest.Want(t, context.Cause(l.Context()), locker.ErrReleased)
 			} else {
-				wantLost(t, context.Cause(l.Context()), l, locker.Deleted)
-				want(t, l.Err(), locker.ErrLost)
+				locktest.WantLost(t, context.Cause(l.Context()), l, locker.Deleted)
+				locktest.Want(t, l.Err(), locker.ErrLost)
 			}
-			if b.value(t, l.Key()) != "newer" || b.value(t, "kept") != "newer" || b.value(t, "written") != "" {
-				t.Errorf("the stale handle wrote: %q, %q, %q", b.value(t, l.Key()), b.value(t, "kept"), b.value(t, "written"))
+			if b.Value(t, l.Key()) != "newer" || b.Value(t, "kept") != "newer" || b.Value(t, "written") != "" {
+				t.Errorf("the stale handle wrote: %q, %q, %q", b.Value(t, l.Key()), b.Value(t, "kept"), b.Value(t, "written"))
 			}
 		})
 	}
@@ -163,49 +140,49 @@ func TestHold_AStaleHandleLeavesANewerEntryUntouched(t *testing.T) {
 
 func TestHold_ThatIsLostStaysLostBesideANewerOne(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	c := b.Client(t, locker.WithTTL(brief))
-	stale := lock(t, c, "a", "stale")
-	b.delete(t, stale)
-	receive(t, stale.Context().Done())
-	newer := lock(t, c, "a", "newer")
-	// The same key, or the other of the two if it was about to be handed over.
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
+	stale := locktest.Lock(t, c, "a", "stale")
+	b.Delete(t, stale)
+	locktest.Receive(t, stale.Context().Done())
+	newer := locktest.Lock(t, c, "a", "newer")
+	// The same key, or the other one of the two that hand-overs alternate between.
 	if key := strings.TrimSuffix(stale.Key(), ".2"); !strings.HasPrefix(newer.Key(), key) || newer.Token() <= stale.Token() {
 		t.Fatalf("%s, token %d after %s, token %d", newer.Key(), newer.Token(), stale.Key(), stale.Token())
 	}
-	wantLost(t, stale.Unlock(ctx), stale, locker.Deleted)
-	wantLost(t, stale.Unlock(ctx), stale, locker.Deleted)
-	wantLost(t, stale.SetValue(ctx, "stale"), stale, locker.Deleted)
+	locktest.WantLost(t, stale.Unlock(ctx), stale, locker.Deleted)
+	locktest.WantLost(t, stale.Unlock(ctx), stale, locker.Deleted)
+	locktest.WantLost(t, stale.SetValue(ctx, "stale"), stale, locker.Deleted)
 	_, err := stale.Commit(ctx, clientv3.OpPut("written", "yes"))
-	wantLost(t, err, stale, locker.Deleted)
-	if b.value(t, "written") != "" || newer.Err() != nil || get(t, c, "a") != b.HolderOf(t, newer) {
+	locktest.WantLost(t, err, stale, locker.Deleted)
+	if b.Value(t, "written") != "" || newer.Err() != nil || locktest.Get(t, c, "a") != b.HolderOf(t, newer) {
 		t.Errorf("the newer hold was touched: %v", newer.Err())
 	}
-	unlock(t, newer)
+	locktest.Unlock(t, newer)
 }
 
 func TestHold_EndsWhenItsLeaseIsRevoked(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	c := b.Client(t, locker.WithTTL(brief))
-	l := lock(t, c, "a", "v")
-	waiter := lockAsync(ctx, c, "a", "next") // of the same client, on a session that is yet to come
-	b.Server.ExpireLease(t, get(t, c, "a").Lease)
-	receive(t, l.Context().Done())
-	wantLost(t, context.Cause(l.Context()), l, locker.Revoked)
-	wantLost(t, l.Err(), l, locker.Revoked)
-	wantLost(t, l.Unlock(ctx), l, locker.Revoked)
-	if got := receive(t, waiter); got.Err != nil || got.Lock.Token() <= l.Token() {
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
+	l := locktest.Lock(t, c, "a", "v")
+	waiter := locktest.LockAsync(ctx, c, "a", "next") // of the same client, on its next session
+	b.Server.ExpireLease(t, locktest.Get(t, c, "a").Lease)
+	locktest.Receive(t, l.Context().Done())
+	locktest.WantLost(t, context.Cause(l.Context()), l, locker.Revoked)
+	locktest.WantLost(t, l.Err(), l, locker.Revoked)
+	locktest.WantLost(t, l.Unlock(ctx), l, locker.Revoked)
+	if got := locktest.Receive(t, waiter); got.Err != nil || got.Lock.Token() <= l.Token() {
 		t.Errorf("next: %v", got.Err)
 	}
 }
 
 func TestDeadline_MovesWithTheRenewals(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	l := lock(t, b.Client(t, locker.WithTTL(brief)), "a", "v")
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, b.Client(t, locker.WithTTL(locktest.Brief)), "a", "v")
 	first := l.Deadline()
-	eventually(t, "the deadline has moved by more than the TTL", func() bool { return l.Err() != nil || l.Deadline().Sub(first) > brief })
+	locktest.Eventually(t, "the deadline has moved by more than the TTL", func() bool { return l.Err() != nil || l.Deadline().Sub(first) > locktest.Brief })
 	if l.Err() != nil {
 		t.Error(l.Err())
 	}
@@ -213,7 +190,7 @@ func TestDeadline_MovesWithTheRenewals(t *testing.T) {
 
 func TestGuard_HoldsInEtcdAsLongAsTheLock(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
 	guarded := func(l *locker.Lock, value string) bool {
 		resp, err := b.Etcd.Txn(ctx).If(l.Guard()...).Then(clientv3.OpPut("resource", value)).Commit()
@@ -222,68 +199,68 @@ func TestGuard_HoldsInEtcdAsLongAsTheLock(t *testing.T) {
 		}
 		return resp.Succeeded
 	}
-	first := lock(t, c, "a", "v")
+	first := locktest.Lock(t, c, "a", "v")
 	if !guarded(first, "first") {
 		t.Error("refused while held")
 	}
 	if err := first.SetValue(ctx, "w"); err != nil || !guarded(first, "first") {
 		t.Errorf("refused after SetValue: %v", err)
 	}
-	unlock(t, first)
+	locktest.Unlock(t, first)
 	if guarded(first, "stale") {
 		t.Error("accepted after the release")
 	}
-	second := lock(t, c, "a", "v")
-	if guarded(first, "stale") || !guarded(second, "second") || b.value(t, "resource") != "second" {
-		t.Errorf("the guard does not tell holds apart: %q", b.value(t, "resource"))
+	second := locktest.Lock(t, c, "a", "v")
+	if guarded(first, "stale") || !guarded(second, "second") || b.Value(t, "resource") != "second" {
+		t.Errorf("the guard does not distinguish the holds: %q", b.Value(t, "resource"))
 	}
 }
 
 func TestCommit_AppliesAllOrNothing(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	l := lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v")
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	l := locktest.Lock(t, b.Client(t, locker.WithTTL(time.Minute)), "a", "v")
 	resp, err := l.Commit(ctx, clientv3.OpPut("x", "1"), clientv3.OpPut("y", "1"), clientv3.OpGet("x"))
 	if err != nil || len(resp.Responses) != 3 || string(resp.Responses[2].GetResponseRange().Kvs[0].Value) != "1" {
 		t.Fatalf("%v, %v", err, resp)
 	}
-	if b.value(t, "x") != "1" || b.value(t, "y") != "1" {
+	if b.Value(t, "x") != "1" || b.Value(t, "y") != "1" {
 		t.Error("not all was applied")
 	}
 	_, err = l.Commit(ctx, clientv3.OpPut("x", "2"), clientv3.OpPut("x", "3"))
-	want(t, err, rpctypes.ErrDuplicateKey)
-	if l.Err() != nil || b.value(t, "x") != "1" {
-		t.Errorf("after a refusal by etcd: %v, %q", l.Err(), b.value(t, "x"))
+	locktest.Want(t, err, rpctypes.ErrDuplicateKey)
+	if l.Err() != nil || b.Value(t, "x") != "1" {
+		t.Errorf("after a refusal by etcd: %v, %q", l.Err(), b.Value(t, "x"))
 	}
-	b.delete(t, l)
+	b.Delete(t, l)
 	resp, err = l.Commit(ctx, clientv3.OpPut("x", "4"), clientv3.OpPut("y", "4"))
-	wantLost(t, err, l, locker.Deleted)
-	if resp != nil || b.value(t, "x") != "1" || b.value(t, "y") != "1" {
-		t.Errorf("applied without the lock: %q, %q", b.value(t, "x"), b.value(t, "y"))
+	locktest.WantLost(t, err, l, locker.Deleted)
+	if resp != nil || b.Value(t, "x") != "1" || b.Value(t, "y") != "1" {
+		t.Errorf("applied without the lock: %q, %q", b.Value(t, "x"), b.Value(t, "y"))
 	}
 }
 
 func TestSetValue_IsSeenByOthers(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	l, other := lock(t, b.Client(t), "a", "v"), b.Client(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	l, other := locktest.Lock(t, b.Client(t), "a", "v"), b.Client(t)
 	before := b.HolderOf(t, l)
 	for _, value := range []string{"w", "", "w", "w", "ä\x00\xff"} {
 		if err := l.SetValue(ctx, value); err != nil {
 			t.Fatal(err)
 		}
 		before.Value = value
-		if l.Value() != value || get(t, other, "a") != before {
-			t.Errorf("%q, %+v, want %+v", l.Value(), get(t, other, "a"), before)
+		if l.Value() != value || locktest.Get(t, other, "a") != before {
+			t.Errorf("%q, %+v, want %+v", l.Value(), locktest.Get(t, other, "a"), before)
 		}
 	}
 }
 
 func TestSetValue_ConcurrentCallsEndInTheSameValueEverywhere(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	l := lock(t, c, "a", "v")
+	l := locktest.Lock(t, c, "a", "v")
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -295,9 +272,9 @@ func TestSetValue_ConcurrentCallsEndInTheSameValueEverywhere(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	holder := get(t, c, "a")
+	holder := locktest.Get(t, c, "a")
 	if l.Value() != holder.Value || !strings.HasSuffix(holder.Value, "-4") || holder.Token != l.Token() {
-		t.Errorf("%q here, %+v there", l.Value(), holder)
+		t.Errorf("the value is %q for its holder, %+v in etcd", l.Value(), holder)
 	}
 	resp, err := b.Etcd.Get(ctx, l.Key())
 	if err != nil || resp.Kvs[0].Version != 1+8*5 {
@@ -307,11 +284,11 @@ func TestSetValue_ConcurrentCallsEndInTheSameValueEverywhere(t *testing.T) {
 
 func TestCommit_RefusesToWriteTheLockItself(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	etcd, requests := countedEtcd(t, b.Server)
-	c := newClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
-	s := newSession(t, c)
-	l := lock(t, c, "a", "v", locker.WithSession(s))
+	c := locktest.NewClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
+	s := locktest.NewSession(t, c)
+	l := locktest.Lock(t, c, "a", "v", locker.WithSession(s))
 	records := b.Keys(t, locker.DefaultPrefix+"/")
 	if len(records) != 1 {
 		t.Fatalf("records %q", records)
@@ -352,8 +329,8 @@ func TestCommit_RefusesToWriteTheLockItself(t *testing.T) {
 	}
 	_, err := l.Commit(ctx, clientv3.Op{})
 	wantInvalid(t, err, "operation")
-	if l.Err() != nil || b.value(t, "written") != "" {
-		t.Errorf("something was done: %v", l.Err())
+	if l.Err() != nil || b.Value(t, "written") != "" {
+		t.Errorf("something has changed: %v", l.Err())
 	}
 	if err := c.Close(); err != nil || len(b.Keys(t, "")) > 0 {
 		t.Errorf("%v, left: %q", err, b.Keys(t, ""))

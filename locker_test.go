@@ -20,11 +20,12 @@ import (
 	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 func TestLock_HasOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	var inside, last, holds atomic.Int64
 	var wg sync.WaitGroup
 	for range 3 {
@@ -61,73 +62,50 @@ func TestLock_HasOneHolderAtATimeWithGrowingTokens(t *testing.T) {
 
 func TestLock_OfTheSameNameTwiceInOneClientWaits(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	own, err := c.NewSession(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := lock(t, c, "a", "first")
-	second := lockAsync(ctx, c, "a", "second", locker.WithSession(own))
-	eventually(t, "the second is in line", func() bool { return locker.Waiting(c, "a") == 1 })
-	if holder := get(t, c, "a"); holder != b.HolderOf(t, first) {
+	own := locktest.NewSession(t, c)
+	first := locktest.Lock(t, c, "a", "first")
+	second := locktest.LockAsync(ctx, c, "a", "second", locker.WithSession(own))
+	locktest.Eventually(t, "the second is in line", func() bool { return locker.Waiting(c, "a") == 1 })
+	if holder := locktest.Get(t, c, "a"); holder != b.HolderOf(t, first) {
 		t.Errorf("holder %+v", holder)
 	}
-	unlock(t, first)
-	got := receive(t, second)
-	if got.Err != nil || got.Lock.Token() <= first.Token() || get(t, c, "a").Value != "second" {
+	locktest.Unlock(t, first)
+	got := locktest.Receive(t, second)
+	if got.Err != nil || got.Lock.Token() <= first.Token() || locktest.Get(t, c, "a").Value != "second" {
 		t.Errorf("%v, token %d after %d", got.Err, got.Lock.Token(), first.Token())
 	}
 }
 
 func TestLine_GoroutinesOfOneClientAreServedInOrder(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	present := lock(t, c, "a", "v")
-	var waiters []<-chan outcome
+	present := locktest.Lock(t, c, "a", "v")
+	var waiters []<-chan locktest.Outcome
 	for i := range 6 {
-		waiters = append(waiters, lockAsync(ctx, c, "a", fmt.Sprint(i)))
-		eventually(t, "one more is in line", func() bool { return locker.Waiting(c, "a") == i+1 })
+		waiters = append(waiters, locktest.LockAsync(ctx, c, "a", fmt.Sprint(i)))
+		locktest.Eventually(t, "one more is in line", func() bool { return locker.Waiting(c, "a") == i+1 })
 	}
-	serveInOrder(t, present, waiters)
+	wantServedInOrder(t, present, waiters)
 }
 
 func TestQueue_ClientsAreServedInOrder(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	present := lock(t, b.Client(t), "a", "v")
-	var waiters []<-chan outcome
-	for i := range 9 { // more than a waiter follows one by one
-		waiters = append(waiters, lockAsync(ctx, b.Client(t), "a", fmt.Sprint(i)))
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	present := locktest.Lock(t, b.Client(t), "a", "v")
+	var waiters []<-chan locktest.Outcome
+	for i := range 9 { // more than the predecessors that a waiter follows one by one
+		waiters = append(waiters, locktest.LockAsync(ctx, b.Client(t), "a", fmt.Sprint(i)))
 		b.Queued(t, "a", i+2)
 	}
-	serveInOrder(t, present, waiters)
-}
-
-// serveInOrder unlocks one after the other, and fails the test if the waiters do not hold in turn.
-func serveInOrder(t *testing.T, present *locker.Lock, waiters []<-chan outcome) {
-	t.Helper()
-	for i, waiter := range waiters {
-		for j, later := range waiters[i:] {
-			select {
-			case got := <-later:
-				t.Fatalf("waiter %d was served while another held: %v", i+j, got.Err)
-			default:
-			}
-		}
-		unlock(t, present)
-		got := receive(t, waiter)
-		if got.Err != nil || got.Lock.Token() <= present.Token() {
-			t.Fatalf("waiter %d: %v", i, got.Err)
-		}
-		present = got.Lock
-	}
+	wantServedInOrder(t, present, waiters)
 }
 
 func TestNames_AreIndependentOfEachOther(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
 	names := []string{"a", "a/b", "a//", "a%2Fb", "a/", "a%", "a%2F", "/", "/a", "%", " ", "a b", "ä", "..", "locker/a"}
 	var holders []locker.Holder
@@ -144,7 +122,7 @@ func TestNames_AreIndependentOfEachOther(t *testing.T) {
 	for _, holder := range holders {
 		_, err := other.TryLock(ctx, holder.Name, "v")
 		var locked *locker.LockedError
-		if !errors.As(err, &locked) || locked.Holder != holder || get(t, other, holder.Name) != holder {
+		if !errors.As(err, &locked) || locked.Holder != holder || locktest.Get(t, other, holder.Name) != holder {
 			t.Errorf("%v, want %+v", err, holder)
 		}
 	}
@@ -156,22 +134,22 @@ func TestNames_AreIndependentOfEachOther(t *testing.T) {
 
 func TestNames_MayHaveMaxNameLengthBytes(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	for _, char := range []string{"a", "/", "%"} {
 		name := strings.Repeat(char, 1024)
-		l := lock(t, b.Client(t), name, "v")
-		if holder := get(t, b.Client(t), name); holder.Name != name || holder.Token != l.Token() {
+		l := locktest.Lock(t, b.Client(t), name, "v")
+		if holder := locktest.Get(t, b.Client(t), name); holder.Name != name || holder.Token != l.Token() {
 			t.Errorf("holder %+v", holder)
 		}
-		unlock(t, l)
+		locktest.Unlock(t, l)
 	}
 }
 
 func TestTryLock_ReportsTheHolderAndDoesNotQueue(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	l := lock(t, c, "a", "v")
+	l := locktest.Lock(t, c, "a", "v")
 	remote := b.Client(t)
 	for what, client := range map[string]*locker.Client{"remote": remote, "local": c} {
 		_, err := client.TryLock(ctx, "a", "other")
@@ -181,19 +159,19 @@ func TestTryLock_ReportsTheHolderAndDoesNotQueue(t *testing.T) {
 		}
 	}
 	b.Queued(t, "a", 1)
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	for _, client := range []*locker.Client{remote, c} {
 		again, err := client.TryLock(ctx, "a", "again")
 		if err != nil {
 			t.Fatalf("after the release: %v", err)
 		}
-		unlock(t, again)
+		locktest.Unlock(t, again)
 	}
 }
 
 func TestLock_OfAValueTooLargeReturnsEtcdsErrorAndLeavesNothing(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
 	for _, size := range []int{1600 << 10, 4 << 20} { // too large for the server, and for its client
 		_, err := c.Lock(ctx, "a", strings.Repeat("v", size))
@@ -206,44 +184,44 @@ func TestLock_OfAValueTooLargeReturnsEtcdsErrorAndLeavesNothing(t *testing.T) {
 		}
 	}
 	b.Queued(t, "a", 0) // what is left is removed in the background
-	l := lock(t, c, "a", "small")
+	l := locktest.Lock(t, c, "a", "small")
 	if err := l.SetValue(ctx, strings.Repeat("v", 1600<<10)); !errors.Is(err, rpctypes.ErrRequestTooLarge) {
 		t.Error(err)
 	}
-	if l.Err() != nil || l.Value() != "small" || get(t, c, "a").Value != "small" {
+	if l.Err() != nil || l.Value() != "small" || locktest.Get(t, c, "a").Value != "small" {
 		t.Errorf("%v, %d bytes", l.Err(), len(l.Value()))
 	}
 }
 
 func TestGet_ReportsTheHolder(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
 	_, err := c.Get(ctx, "a")
 	var missing *locker.NotFoundError
 	if !errors.Is(err, locker.ErrNotFound) || !errors.As(err, &missing) || missing.Name != "a" {
 		t.Error(err)
 	}
-	l := lock(t, c, "a", "v")
-	waiter := lockAsync(ctx, other, "a", "waiting")
+	l := locktest.Lock(t, c, "a", "v")
+	waiter := locktest.LockAsync(ctx, other, "a", "waiting")
 	b.Queued(t, "a", 2)
-	if holder := get(t, other, "a"); holder != b.HolderOf(t, l) {
+	if holder := locktest.Get(t, other, "a"); holder != b.HolderOf(t, l) {
 		t.Errorf("holder %+v", holder)
 	}
-	unlock(t, l)
-	unlock(t, receive(t, waiter).Lock)
+	locktest.Unlock(t, l)
+	locktest.Unlock(t, locktest.Receive(t, waiter).Lock)
 	_, err = c.Get(ctx, "a")
-	want(t, err, locker.ErrNotFound)
+	locktest.Want(t, err, locker.ErrNotFound)
 }
 
 func TestList_ReturnsTheHoldersBelowAPrefixByName(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
 	for _, name := range []string{"a/z", "b", "a/%", "a", "a%2Fz", "a/b/c", "ab"} {
-		lock(t, c, name, "v")
+		locktest.Lock(t, c, name, "v")
 	}
-	lockAsync(ctx, other, "a/z", "waiting")
+	locktest.LockAsync(ctx, other, "a/z", "waiting")
 	b.Queued(t, "a%2Fz", 2)
 	for prefix, names := range map[string][]string{
 		"":       {"a", "a%2Fz", "a/%", "a/b/c", "a/z", "ab", "b"},
@@ -271,7 +249,7 @@ func TestList_ReturnsTheHoldersBelowAPrefixByName(t *testing.T) {
 
 func TestList_IsTrueAtOneRevision(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
 	const left, right = locker.DefaultPrefix + "a/1", locker.DefaultPrefix + "z/1"
 	if _, err := b.Etcd.Put(ctx, left, ""); err != nil {
@@ -302,19 +280,16 @@ func TestList_IsTrueAtOneRevision(t *testing.T) {
 		seen[list[0].Name] = true
 	}
 	close(stop)
-	receive(t, stopped)
+	locktest.Receive(t, stopped)
 }
 
 func TestOwners_ReportsWhichProcessHolds(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	lock(t, c, "a", "v")
-	own, err := c.NewSession(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lock(t, c, "b", "v", locker.WithSession(own))
+	locktest.Lock(t, c, "a", "v")
+	own := locktest.NewSession(t, c)
+	locktest.Lock(t, c, "b", "v", locker.WithSession(own))
 	if _, err := b.Etcd.Put(ctx, locker.DefaultPrefix+"/foreign", "no record"); err != nil {
 		t.Fatal(err)
 	}
@@ -347,8 +322,8 @@ var (
 	statesType  = reflect.TypeFor[iter.Seq2[locker.State, error]]()
 )
 
-// invoke calls a method of a value with good arguments, and ctx where it takes a context. It
-// returns the errors that the method returned, or yielded, and what else it returned.
+// invoke calls a method of a value with valid arguments, and with ctx where it takes a context. It
+// returns the errors that the method returned or yielded, and its other results.
 func invoke(t *testing.T, on any, method string, ctx context.Context, given map[reflect.Type]any) (errs []error, others []reflect.Value) {
 	t.Helper()
 	m := reflect.ValueOf(on).MethodByName(method)
@@ -384,9 +359,9 @@ func invoke(t *testing.T, on any, method string, ctx context.Context, given map[
 	return errs, others
 }
 
-// arguments are those that are neither contexts, strings nor channels.
+// arguments returns valid arguments by type, except contexts, strings and channels.
 func arguments(t *testing.T) map[reflect.Type]any {
-	never := func(context.Context, *locker.Lock) error { t.Error("fn was called"); return nil }
+	never := neverCalled(t)
 	return map[reflect.Type]any{reflect.TypeOf(never): never, reflect.TypeFor[*concurrency.Session](): new(concurrency.Session)}
 }
 
@@ -402,11 +377,11 @@ func TestZeroValues_SayThatNewIsNeeded(t *testing.T) {
 			method := of.Method(i).Name
 			t.Run(fmt.Sprintf("%v.%s", of.Elem(), method), func(t *testing.T) {
 				if of == reflect.TypeFor[*locker.Compat]() && method == "Close" {
-					return // there is something to close if it came from a Client
+					return // its result depends on where the Compat came from
 				}
-				errs, others := invoke(t, value, method, within(t), arguments(t))
+				errs, others := invoke(t, value, method, locktest.Within(t), arguments(t))
 				for _, err := range errs {
-					want(t, err, locker.ErrInvalid)
+					locktest.Want(t, err, locker.ErrInvalid)
 					wantWrappedOnce(t, err)
 					if !strings.Contains(err.Error(), "use New") {
 						t.Errorf("%v", err)
@@ -415,12 +390,12 @@ func TestZeroValues_SayThatNewIsNeeded(t *testing.T) {
 				for _, other := range others {
 					switch v := other.Interface().(type) {
 					case context.Context:
-						want(t, context.Cause(v), locker.ErrInvalid)
+						locktest.Want(t, context.Cause(v), locker.ErrInvalid)
 					case time.Duration:
 						if v < time.Hour {
 							t.Errorf("an age of %v", v)
 						}
-					case []clientv3.Cmp, *locker.Compat: // etcd refuses the one, the other refuses
+					case []clientv3.Cmp, *locker.Compat: // etcd refuses these compares, and such a Compat every call
 					case []locker.Holder:
 						if len(v) > 0 {
 							t.Errorf("holders %v", v)
@@ -434,36 +409,36 @@ func TestZeroValues_SayThatNewIsNeeded(t *testing.T) {
 			})
 		}
 	}
-	want(t, noLock.Unlock(within(t)), locker.ErrInvalid)
-	want(t, noLock.SetValue(within(t), "v"), locker.ErrInvalid)
-	want(t, noLock.Err(), locker.ErrInvalid)
-	want(t, noClient.Close(), locker.ErrInvalid)
-	want(t, noSession.Close(), locker.ErrInvalid)
-	_, err := noClient.Lock(within(t), "a", "v")
-	want(t, err, locker.ErrInvalid)
-	want(t, new(locker.Compat).Close(), locker.ErrInvalid)
+	locktest.Want(t, noLock.Unlock(locktest.Within(t)), locker.ErrInvalid)
+	locktest.Want(t, noLock.SetValue(locktest.Within(t), "v"), locker.ErrInvalid)
+	locktest.Want(t, noLock.Err(), locker.ErrInvalid)
+	locktest.Want(t, noClient.Close(), locker.ErrInvalid)
+	locktest.Want(t, noSession.Close(), locker.ErrInvalid)
+	_, err := noClient.Lock(locktest.Within(t), "a", "v")
+	locktest.Want(t, err, locker.ErrInvalid)
+	locktest.Want(t, new(locker.Compat).Close(), locker.ErrInvalid)
 }
 
 func TestZeroValues_AreRefusedAsArguments(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
 	_, err := c.Lock(ctx, "a", "v", locker.WithSession(new(locker.Session)))
-	want(t, err, locker.ErrInvalid)
+	locktest.Want(t, err, locker.ErrInvalid)
 	_, err = c.AdoptSession(new(concurrency.Session))
-	want(t, err, locker.ErrInvalid)
+	locktest.Want(t, err, locker.ErrInvalid)
 	_, err = b.Etcd.Txn(ctx).If(new(locker.Lock).Guard()...).Then(clientv3.OpPut("written", "yes")).Commit()
-	if err == nil || b.value(t, "written") != "" {
+	if err == nil || b.Value(t, "written") != "" {
 		t.Errorf("written under the guard of no lock: %v", err)
 	}
 }
 
 func TestNilContext_IsRefusedBeforeAnythingChanges(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	etcd, requests := countedEtcd(t, b.Server)
-	c := newClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
-	l := lock(t, c, "a", "v")
+	c := locktest.NewClient(t, etcd, locker.WithTTL(5*time.Minute)) // so that nothing is renewed meanwhile
+	l := locktest.Lock(t, c, "a", "v")
 	tried := make(map[string]bool)
 	for _, value := range []any{c, l} {
 		of := reflect.TypeOf(value)
@@ -492,21 +467,21 @@ func TestNilContext_IsRefusedBeforeAnythingChanges(t *testing.T) {
 	if l.Err() != nil || l.Value() != "v" || !tried["Unlock"] {
 		t.Errorf("the hold has changed: %v, %q", l.Err(), l.Value())
 	}
-	unlock(t, l)
-	unlock(t, lock(t, c, "a", "next")) // the name is not dead
-	unlock(t, lock(t, c, "b", "next"))
+	locktest.Unlock(t, l)
+	locktest.Unlock(t, locktest.Lock(t, c, "a", "next")) // the name can still be locked
+	locktest.Unlock(t, locktest.Lock(t, c, "b", "next"))
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-// The program closes the etcd client that it has lent.
+// Tests of a program that closes the etcd client it has passed to New.
 
-// longTTL is one that no test waits for.
+// longTTL is a TTL that no test waits for.
 const longTTL = 10 * time.Minute
 
-// wantEtcdClosed fails the test unless err says that etcd was closed, and nothing that a
-// caller may take for its own time-out.
+// wantEtcdClosed fails the test unless err says that the etcd client was closed, and does
+// not look like a timeout of the caller's own.
 func wantEtcdClosed(t testing.TB, what string, err error) {
 	t.Helper()
 	if !errors.Is(err, locker.ErrEtcdClosed) || errors.Is(err, context.DeadlineExceeded) {
@@ -514,34 +489,29 @@ func wantEtcdClosed(t testing.TB, what string, err error) {
 	}
 }
 
-// soon is within, for what must not wait for the TTL or a time-out of its context.
-func soon(t testing.TB, what string, call func() error) {
+// wantEtcdClosedSoon wants that error from a call, which must not wait for the TTL or the end
+// of its context.
+func wantEtcdClosedSoon(t testing.TB, what string, call func() error) {
 	t.Helper()
-	result := make(chan error, 1)
-	go func() { result <- call() }()
 	select {
-	case err := <-result:
+	case err := <-locktest.Async(call):
 		wantEtcdClosed(t, what, err)
-	case <-time.After(patience / 2):
+	case <-time.After(locktest.Patience / 2):
 		t.Errorf("%s does not return", what)
 	}
 }
 
 func TestEtcdClosed_IsReportedByEveryCallAtOnce(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), t.Context()
+	b, ctx := locktest.Setup(t), t.Context()
 	etcd, err := clientv3.New(b.Server.ClientConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newClient(t, etcd, locker.WithTTL(longTTL))
-	foreign, err := concurrency.NewSession(b.Etcd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = foreign.Close() })
-	s := newSession(t, c)
-	held, own := lock(t, c, "held", "v"), lock(t, c, "own", "v", locker.WithSession(s))
+	c := locktest.NewClient(t, etcd, locker.WithTTL(longTTL))
+	foreign := locktest.ConcurrencySession(t, b.Etcd, 60)
+	s := locktest.NewSession(t, c)
+	held, own := locktest.Lock(t, c, "held", "v"), locktest.Lock(t, c, "own", "v", locker.WithSession(s))
 	compat := c.Compat()
 	if err := etcd.Close(); err != nil {
 		t.Fatal(err)
@@ -558,46 +528,42 @@ func TestEtcdClosed_IsReportedByEveryCallAtOnce(t *testing.T) {
 	calls["Compat.Watch"] = func(context.Context) error { return compat.Watch("b", nil, nil) }
 	calls["Compat.Get"] = func(context.Context) error { _, err := compat.Get("b"); return err }
 	for verb, call := range calls {
-		soon(t, verb, func() error { return call(ctx) })
+		wantEtcdClosedSoon(t, verb, func() error { return call(ctx) })
 	}
 	for _, l := range []*locker.Lock{held, own} {
 		var lost *locker.LostError
-		receive(t, l.Context().Done())
+		locktest.Receive(t, l.Context().Done())
 		if err := context.Cause(l.Context()); !errors.As(err, &lost) || lost.Cause != locker.ErrEtcdClosed {
 			t.Errorf("the hold of %s ended with %v", l.Name(), err)
 		}
 	}
-	soon(t, "Close", c.Close)
+	wantEtcdClosedSoon(t, "Close", c.Close)
 	if err := c.Close(); err != nil {
-		t.Errorf("Close, once more: %v", err)
+		t.Errorf("a second Close: %v", err)
 	}
 	_, err = c.Get(ctx, "a")
-	want(t, err, locker.ErrClosed)
+	locktest.Want(t, err, locker.ErrClosed)
 }
 
 func TestEtcdClosed_EndsAllThatIsUnderWay(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), t.Context()
+	b, ctx := locktest.Setup(t), t.Context()
 	etcd, err := clientv3.New(b.Server.ClientConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newClient(t, etcd, locker.WithTTL(longTTL))
-	lock(t, b.Client(t), "foreign", "v")
+	c := locktest.NewClient(t, etcd, locker.WithTTL(longTTL))
+	locktest.Lock(t, b.Client(t), "foreign", "v")
 	cache, err := c.NewCache(ctx, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newSession(t, c)
+	s := locktest.NewSession(t, c)
 	results := make(map[string]<-chan error)
-	run := func(what string, call func() error) {
-		result := make(chan error, 1)
-		results[what] = result
-		go func() { result <- call() }()
-	}
-	lock(t, c, "held", "v")
+	run := func(what string, call func() error) { results[what] = locktest.Async(call) }
+	locktest.Lock(t, c, "held", "v")
 	run("a waiter in the client's line", func() error { _, err := c.Lock(ctx, "held", "w"); return err })
-	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "held") == 1 })
+	locktest.Eventually(t, "it is in line", func() bool { return locker.Waiting(c, "held") == 1 })
 	run("a waiter in etcd's queue", func() error { _, err := c.Lock(ctx, "foreign", "w", locker.WithSession(s)); return err })
 	b.Queued(t, "foreign", 2)
 	started := make(chan struct{}, 4)
@@ -620,27 +586,27 @@ func TestEtcdClosed_EndsAllThatIsUnderWay(t *testing.T) {
 		})
 	}
 	for range 4 {
-		receive(t, started)
+		locktest.Receive(t, started)
 	}
 	if err := etcd.Close(); err != nil {
 		t.Fatal(err)
 	}
 	for what, result := range results {
-		wantEtcdClosed(t, what, receive(t, result))
+		wantEtcdClosed(t, what, locktest.Receive(t, result))
 	}
 	cache.Close()
-	soon(t, "Close", c.Close)
+	wantEtcdClosedSoon(t, "Close", c.Close)
 }
 
 func TestEtcdClosed_AfterTheClientIsNoError(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	etcd, err := clientv3.New(b.Server.ClientConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newClient(t, etcd)
-	unlock(t, lock(t, c, "a", "v"))
+	c := locktest.NewClient(t, etcd)
+	locktest.Unlock(t, locktest.Lock(t, c, "a", "v"))
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
@@ -648,32 +614,32 @@ func TestEtcdClosed_AfterTheClientIsNoError(t *testing.T) {
 		t.Error(err)
 	}
 	_, err = c.Get(t.Context(), "a")
-	want(t, err, locker.ErrClosed)
+	locktest.Want(t, err, locker.ErrClosed)
 	if errors.Is(err, locker.ErrEtcdClosed) {
-		t.Errorf("it was closed before: %v", err)
+		t.Errorf("the Client was closed before: %v", err)
 	}
 }
 
 func TestErrors_CutTextsAtACharacter(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c, other := b.Client(t), b.Client(t)
 	for _, character := range []string{"é", "€", "😀", "\u0301"} {
 		for shift := range 4 {
 			long := strings.Repeat("x", shift) + strings.Repeat(character, 600)
 			name := long[:strings.LastIndex(long[:1001], character)]
 			_, tooLong := c.Lock(ctx, long, "v")
-			l := lock(t, c, name, long)
+			l := locktest.Lock(t, c, name, long)
 			_, locked := other.TryLock(ctx, name, "w")
-			unlock(t, l)
+			locktest.Unlock(t, l)
 			_, notFound := c.Get(ctx, name)
 			for _, err := range []error{tooLong, locked, notFound} {
 				if text := err.Error(); !utf8.ValidString(text) || strings.Contains(text, `\x`) || len(text) > 700 {
-					t.Errorf("not fit to be printed: %s", text)
+					t.Errorf("not printable: %s", text)
 				}
 			}
 		}
 	}
 	_, err := c.Lock(ctx, strings.Repeat("\x80", 2000), "v")
-	want(t, err, locker.ErrInvalid)
+	locktest.Want(t, err, locker.ErrInvalid)
 }

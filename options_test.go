@@ -8,85 +8,27 @@ import (
 	"math"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/namespace"
 	"go.etcd.io/etcd/server/v3/embed"
-	"google.golang.org/grpc"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
-
-// countedEtcd returns a connection and the number of requests and streams that were begun on it.
-func countedEtcd(t testing.TB, server *embedtest.Server) (*clientv3.Client, *atomic.Int64) {
-	var requests atomic.Int64
-	count := embedtest.Intercept(func(_ context.Context, _ string, _ any, call func() error) error {
-		requests.Add(1)
-		return call()
-	})
-	config := server.ClientConfig()
-	config.DialOptions = append(config.DialOptions, count.DialOption(), grpc.WithChainStreamInterceptor(
-		func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			requests.Add(1)
-			return stream(ctx, desc, conn, method, opts...)
-		}))
-	etcd, err := clientv3.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { etcd.Close() })
-	return etcd, &requests
-}
-
-// wantInvalid fails the test unless err says that the argument is invalid.
-func wantInvalid(t testing.TB, err error, argument string) {
-	t.Helper()
-	var invalid *locker.InvalidError
-	if !errors.Is(err, locker.ErrInvalid) || !errors.As(err, &invalid) {
-		t.Fatalf("not an InvalidError: %v", err)
-	}
-	if invalid.Argument != argument || invalid.Problem == "" {
-		t.Errorf("an InvalidError for %q, want %q: %v", invalid.Argument, argument, err)
-	}
-	if len(err.Error()) > 500 || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' }) {
-		t.Errorf("not fit to be printed: %q", err)
-	}
-}
-
-// lastError returns the error that ends a sequence.
-func lastError[T any](seq func(func(T, error) bool)) error {
-	for _, err := range seq {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// recovered returns what f returned, or an error if it panicked.
-func recovered(f func() error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = errors.New("a panic")
-		}
-	}()
-	return f()
-}
 
 func TestNames_BadOnesAreRefusedWithoutARequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
-	c, ctx := newClient(t, etcd), within(t)
-	never := func(context.Context, *locker.Lock) error { t.Error("called"); return nil }
+	c, ctx := locktest.NewClient(t, etcd), locktest.Within(t)
 	calls := map[string]func(string) error{
 		"Lock":     func(name string) error { _, err := c.Lock(ctx, name, "v"); return err },
 		"TryLock":  func(name string) error { _, err := c.TryLock(ctx, name, "v"); return err },
-		"Do":       func(name string) error { return c.Do(ctx, name, "v", never) },
-		"Campaign": func(name string) error { return c.Campaign(ctx, name, "v", never) },
+		"Do":       func(name string) error { return c.Do(ctx, name, "v", neverCalled(t)) },
+		"Campaign": func(name string) error { return c.Campaign(ctx, name, "v", neverCalled(t)) },
 		"Get":      func(name string) error { _, err := c.Get(ctx, name); return err },
 		"Watch":    func(name string) error { return lastError(c.Watch(ctx, name)) },
 	}
@@ -107,7 +49,7 @@ func TestNames_BadOnesAreRefusedWithoutARequest(t *testing.T) {
 		t.Errorf("%d requests were made", n)
 	}
 	if err := c.Do(ctx, "a", "v", func(context.Context, *locker.Lock) error { return nil }); err != nil || requests.Load() == 0 {
-		t.Errorf("a good name: %v, %d requests", err, requests.Load())
+		t.Errorf("a valid name: %v, %d requests", err, requests.Load())
 	}
 }
 
@@ -142,7 +84,7 @@ func TestOptions_BadOnesAreRefusedWithoutARequest(t *testing.T) {
 			c, err := locker.New(etcd, test.options...)
 			wantInvalid(t, err, test.argument)
 			if c != nil {
-				t.Error("a client with an error")
+				t.Error("New returned a client and an error")
 			}
 		})
 	}
@@ -162,9 +104,9 @@ func TestOptions_BadOnesAreRefusedWithoutARequest(t *testing.T) {
 
 func TestSession_ABadOneIsRefusedWithoutARequest(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	etcd, requests := countedEtcd(t, b.Server)
-	c, ctx := newClient(t, etcd), within(t)
+	c, ctx := locktest.NewClient(t, etcd), locktest.Within(t)
 	foreign, err := b.Client(t).NewSession(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +124,7 @@ func TestSession_ABadOneIsRefusedWithoutARequest(t *testing.T) {
 		s, err := c.NewSession(ctx, locker.WithSessionTTL(ttl))
 		wantInvalid(t, err, "TTL")
 		if s != nil {
-			t.Error("a session with an error")
+			t.Error("NewSession returned a session and an error")
 		}
 	}
 	_, err = c.AdoptSession(nil)
@@ -195,7 +137,7 @@ func TestSession_ABadOneIsRefusedWithoutARequest(t *testing.T) {
 func TestOptions_OfCallsAreRefusedIfNil(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
-	c, ctx := newClient(t, etcd), within(t)
+	c, ctx := locktest.NewClient(t, etcd), locktest.Within(t)
 	calls := map[string]func() error{
 		"Lock":       func() error { _, err := c.Lock(ctx, "a", "v", nil); return err },
 		"TryLock":    func() error { _, err := c.TryLock(ctx, "a", "v", nil); return err },
@@ -214,7 +156,7 @@ func TestOptions_OfCallsAreRefusedIfNil(t *testing.T) {
 func TestNew_MakesNoRequest(t *testing.T) {
 	t.Parallel()
 	etcd, requests := countedEtcd(t, embedtest.Start(t))
-	c := newClient(t, etcd)
+	c := locktest.NewClient(t, etcd)
 	if err := c.Close(); err != nil || requests.Load() != 0 {
 		t.Errorf("%v, %d requests", err, requests.Load())
 	}
@@ -222,13 +164,13 @@ func TestNew_MakesNoRequest(t *testing.T) {
 
 func TestOptions_TheTTLIsRoundedUpToSeconds(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	l := lock(t, b.Client(t, locker.WithTTL(8100*time.Millisecond)), "a", "v")
-	holder, err := b.Client(t).Get(within(t), l.Name())
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, b.Client(t, locker.WithTTL(8100*time.Millisecond)), "a", "v")
+	holder, err := b.Client(t).Get(locktest.Within(t), l.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease, err := b.Etcd.TimeToLive(within(t), holder.Lease)
+	lease, err := b.Etcd.TimeToLive(locktest.Within(t), holder.Lease)
 	if err != nil || lease.GrantedTTL != 9 {
 		t.Errorf("%v, granted %d s, want 9", err, lease.GrantedTTL)
 	}
@@ -236,14 +178,14 @@ func TestOptions_TheTTLIsRoundedUpToSeconds(t *testing.T) {
 
 func TestOptions_AHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	for margin, options := range map[time.Duration][]locker.Option{
 		6 * time.Second:  {locker.WithTTL(time.Minute)},
 		29 * time.Second: {locker.WithSafetyMargin(29 * time.Second), locker.WithTTL(time.Minute)},
 	} {
 		c := b.Client(t, options...)
 		before := time.Now()
-		l := lock(t, c, margin.String(), "v")
+		l := locktest.Lock(t, c, margin.String(), "v")
 		after := time.Now()
 		sent := l.Deadline().Add(margin - time.Minute)
 		if sent.Before(before) || sent.After(after) {
@@ -254,35 +196,35 @@ func TestOptions_AHoldEndsTheSafetyMarginBeforeItsLease(t *testing.T) {
 
 func TestOptions_APrefixGetsASlash(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	l := lock(t, b.Client(t, locker.WithPrefix("a/b")), "c", "v")
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, b.Client(t, locker.WithPrefix("a/b")), "c", "v")
 	if !strings.HasPrefix(l.Key(), "a/b/c/") {
 		t.Errorf("key %q", l.Key())
 	}
-	if _, err := b.Client(t, locker.WithPrefix("a/b/")).TryLock(within(t), "c", "v"); !errors.Is(err, locker.ErrLocked) {
+	if _, err := b.Client(t, locker.WithPrefix("a/b/")).TryLock(locktest.Within(t), "c", "v"); !errors.Is(err, locker.ErrLocked) {
 		t.Errorf("the same prefix with its slash: %v", err)
 	}
-	lock(t, b.Client(t, locker.WithPrefix("a/x")), "c", "v") // another prefix, another name
+	locktest.Lock(t, b.Client(t, locker.WithPrefix("a/x")), "c", "v") // another prefix, another name
 }
 
 func TestOptions_TheLoggerReportsALoss(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	var text syncBuffer
 	logger := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	l := lock(t, b.Client(t, locker.WithTTL(brief), locker.WithLogger(logger)), "a", "v")
+	l := locktest.Lock(t, b.Client(t, locker.WithTTL(locktest.Brief), locker.WithLogger(logger)), "a", "v")
 	if text.String() != "" {
 		t.Errorf("logged with nothing wrong: %s", text.String())
 	}
-	if _, err := b.Etcd.Delete(within(t), l.Key()); err != nil {
+	if _, err := b.Etcd.Delete(locktest.Within(t), l.Key()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the loss is logged", func() bool {
+	locktest.Eventually(t, "the loss is logged", func() bool {
 		return strings.Contains(text.String(), "level=WARN") && strings.Contains(text.String(), "name=a")
 	})
 }
 
-// syncBuffer is a buffer that several goroutines write to.
+// syncBuffer is a buffer that several goroutines may use.
 type syncBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -319,43 +261,43 @@ func TestClientConfig_PingsAsEtcdPermits(t *testing.T) {
 	}
 }
 
-// A connection that is dead, and nobody says so: one address stands before all of etcd.
+// The connection is dead, but nothing closes it: one address stands for all of etcd.
 func TestClientConfig_LeavesADeadConnectionThatNobodyResets(t *testing.T) {
 	t.Parallel()
 	for name, ttl := range map[string]time.Duration{"the lock is lost": locker.DefaultTTL, "the lock is kept": time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			proxy := b.Server.Proxy(t)
-			v := newVictim(t, connect(t, locker.ClientConfig(proxy.Endpoints()...)), ttl)
+			v := newVictim(t, locktest.Connect(t, locker.ClientConfig(proxy.Endpoints()...)), ttl)
 			other := b.Client(t)
-			lock(t, other, "watched", "before")
-			leader := lock(t, other, "role", "other")
+			locktest.Lock(t, other, "watched", "before")
+			leader := locktest.Lock(t, other, "role", "other")
 			v.start(t)
 			b.Queued(t, "role", 2)
 
 			proxy.FreezeConnections()
 			start := time.Now()
-			unlock(t, leader)
-			lock(t, other, "new", "after")
+			locktest.Unlock(t, leader)
+			locktest.Lock(t, other, "new", "after")
 			get := make(chan error, 1)
 			go func() {
-				_, err := v.client.Get(within(t), "new")
+				_, err := v.client.Get(locktest.Within(t), "new")
 				get <- err
 			}()
-			for what, back := range map[string]<-chan error{
+			for what, works := range map[string]<-chan error{
 				"Get": get, "Watch": v.watch, "Cache": v.cache, "Campaign": v.campaign, "the lock": v.held,
 			} {
-				if err := receive(t, back); err != nil {
+				if err := locktest.Receive(t, works); err != nil {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
-			t.Logf("all is back after %v", time.Since(start))
+			t.Logf("everything works again after %v", time.Since(start))
 		})
 	}
 }
 
-// A victim does everything through one connection, and says what is back.
+// victim does everything through one connection, and signals what works again.
 type victim struct {
 	client                       *locker.Client
 	watch, cache, campaign, held chan error
@@ -363,17 +305,17 @@ type victim struct {
 
 func newVictim(t *testing.T, etcd *clientv3.Client, ttl time.Duration) *victim {
 	return &victim{
-		newClient(t, etcd, locker.WithTTL(ttl)),
+		locktest.NewClient(t, etcd, locker.WithTTL(ttl)),
 		make(chan error, 1), make(chan error, 1), make(chan error, 1), make(chan error, 1),
 	}
 }
 
-// start returns when all is under way: what is waited for is the name "new", and the lock
-// of "role" and of "held", whoever lost it.
+// start returns when everything is under way: the victim waits for "new" to be locked, for its
+// turn at "role", and then commits under "held", which it locks again if it has lost it.
 func (v *victim) start(t *testing.T) {
-	ctx, c := within(t), v.client
+	ctx, c := locktest.Within(t), v.client
 	ready := make(chan struct{}, 3)
-	seen := make(chan struct{}) // that "new" is locked, which is after the cut
+	seen := make(chan struct{}) // closed when "new" is locked, which is after the cut
 	go func() {
 		for state, err := range c.WatchPrefix(ctx, "") {
 			switch {
@@ -430,21 +372,21 @@ func (v *victim) start(t *testing.T) {
 		}
 		return nil
 	})
-	receive(t, ready)
-	receive(t, ready)
+	locktest.Receive(t, ready)
+	locktest.Receive(t, ready)
 }
 
 func TestClientConfig_CarriesALargeValueOverANarrowLink(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	etcd := connect(t, locker.ClientConfig(proxy.Endpoints()...))
-	if _, err := etcd.Put(within(t), "key", "connected"); err != nil {
+	etcd := locktest.Connect(t, locker.ClientConfig(proxy.Endpoints()...))
+	if _, err := etcd.Put(locktest.Within(t), "key", "connected"); err != nil {
 		t.Fatal(err)
 	}
 	proxy.Throttle(64 << 10)
 	proxy.Delay(200 * time.Millisecond)
-	// A machine that is busy may keep a ping waiting once, a narrow link would each time.
+	// A busy machine may delay a ping once, a narrow link would each time.
 	tried := func(what string, call func() error) {
 		t.Helper()
 		const tries = 5
@@ -457,11 +399,11 @@ func TestClientConfig_CarriesALargeValueOverANarrowLink(t *testing.T) {
 		t.Errorf("%s failed %d times: %v", what, tries, err)
 	}
 	tried("the put", func() error {
-		_, err := etcd.Put(within(t), "key", strings.Repeat("x", 256<<10))
+		_, err := etcd.Put(locktest.Within(t), "key", strings.Repeat("x", 256<<10))
 		return err
 	})
 	tried("the get", func() error {
-		resp, err := etcd.Get(within(t), "key")
+		resp, err := etcd.Get(locktest.Within(t), "key")
 		if err == nil && len(resp.Kvs[0].Value) != 256<<10 {
 			t.Errorf("%d bytes", len(resp.Kvs[0].Value))
 		}

@@ -12,22 +12,12 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
-
-// leaseOf returns the lease of a hold.
-func leaseOf(t testing.TB, c *locker.Client, l *locker.Lock) clientv3.LeaseID {
-	t.Helper()
-	holder, err := c.Get(within(t), l.Name())
-	if err != nil || holder.Token != l.Token() {
-		t.Fatalf("held by %+v, %v, and not by token %d", holder, err, l.Token())
-	}
-	return holder.Lease
-}
 
 func TestHold_ThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *testing.T) {
 	t.Parallel()
@@ -47,33 +37,33 @@ func TestHold_ThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *t
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			holder := b.Client(t, locker.WithTTL(ttl))
-			l := lock(t, holder, "a", "")
-			other := lock(t, holder, "other", "") // on the same lease
-			waiting := lockAsync(within(t), b.Client(t), "a", "")
+			l := locktest.Lock(t, holder, "a", "")
+			other := locktest.Lock(t, holder, "other", "") // on the same lease
+			waiting := locktest.LockAsync(locktest.Within(t), b.Client(t), "a", "")
 			b.Queued(t, "a", 2)
-			if err := test.end(within(t), b.Etcd, l.Key(), leaseOf(t, holder, l)); err != nil {
+			if err := test.end(locktest.Within(t), b.Etcd, l.Key(), holderLease(t, holder, l)); err != nil {
 				t.Fatal(err)
 			}
 			ended := time.Now()
-			next := receive(t, waiting)
+			next := locktest.Receive(t, waiting)
 			if next.Err != nil {
 				t.Fatal(next.Err)
 			}
-			lost(t, l, test.reason)
+			locktest.Lost(t, l, test.reason)
 			if took := time.Since(ended); took > ttl*2/3 {
 				t.Errorf("it took %v to notice", took)
 			}
-			if err := l.Unlock(within(t)); !errors.Is(err, locker.ErrLost) {
+			if err := l.Unlock(locktest.Within(t)); !errors.Is(err, locker.ErrLost) {
 				t.Errorf("Unlock returned %v", err)
 			}
-			if holder := leaseOf(t, holder, next.Lock); holder == 0 {
+			if holder := holderLease(t, holder, next.Lock); holder == 0 {
 				t.Error("the next hold has no lease")
 			}
 			if test.reason == locker.Revoked {
-				lost(t, other, test.reason)
-			} else if renewed(t, other); other.Err() != nil {
+				locktest.Lost(t, other, test.reason)
+			} else if locktest.Renewed(t, other); other.Err() != nil {
 				t.Errorf("another lock: %v", other.Err())
 			}
 		})
@@ -82,13 +72,13 @@ func TestHold_ThatAnOperatorEndsIsLostWithinARenewalIntervalAndTheNextHolds(t *t
 
 func TestSession_ThatIsLostEndsItsWaitersAtOnce(t *testing.T) {
 	t.Parallel()
-	revoke := func(t *testing.T, b bundle, _ *embedtest.Proxy, lease clientv3.LeaseID) {
+	revoke := func(t *testing.T, b locktest.Bundle, _ *embedtest.Proxy, lease clientv3.LeaseID) {
 		b.Server.ExpireLease(t, lease)
 	}
-	cut := func(_ *testing.T, _ bundle, proxy *embedtest.Proxy, _ clientv3.LeaseID) { proxy.Cut() }
+	cut := func(_ *testing.T, _ locktest.Bundle, proxy *embedtest.Proxy, _ clientv3.LeaseID) { proxy.Cut() }
 	for name, test := range map[string]struct {
 		own   bool // a session of its own, and not a shared one
-		fault func(*testing.T, bundle, *embedtest.Proxy, clientv3.LeaseID)
+		fault func(*testing.T, locktest.Bundle, *embedtest.Proxy, clientv3.LeaseID)
 	}{
 		"own session revoked":    {true, revoke},
 		"own session cut off":    {true, cut},
@@ -97,25 +87,25 @@ func TestSession_ThatIsLostEndsItsWaitersAtOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			holder := lock(t, b.Client(t), "a", "")
+			b := locktest.Setup(t)
+			holder := locktest.Lock(t, b.Client(t), "a", "")
 			proxy := b.Server.Proxy(t)
-			c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
+			c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Brief))
 			var opts []locker.LockOption
 			if test.own {
-				opts = append(opts, locker.WithSession(newSession(t, c)))
+				opts = append(opts, locker.WithSession(locktest.NewSession(t, c)))
 			}
-			waiting := lockAsync(within(t), c, "a", "", opts...)
+			waiting := locktest.LockAsync(locktest.Within(t), c, "a", "", opts...)
 			b.Queued(t, "a", 2)
 			var lease clientv3.LeaseID
 			for id := range b.Leases(t) {
-				if id != leaseOf(t, b.Client(t), holder) {
+				if id != holderLease(t, b.Client(t), holder) {
 					lease = id
 				}
 			}
 			test.fault(t, b, proxy, lease)
-			// The cut is not healed: what it waits for is its deadline.
-			if result := receive(t, waiting); result.Lock != nil || !errors.Is(result.Err, locker.ErrLost) {
+			// The cut is not healed, so the session is lost at its deadline.
+			if result := locktest.Receive(t, waiting); result.Lock != nil || !errors.Is(result.Err, locker.ErrLost) {
 				t.Errorf("Lock returned a lock: %v, and %v", result.Lock != nil, result.Err)
 			}
 			if err := holder.Err(); err != nil {
@@ -128,34 +118,34 @@ func TestSession_ThatIsLostEndsItsWaitersAtOnce(t *testing.T) {
 
 func TestSession_ThatIsLostIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
-	own := newSession(t, c)
-	held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
+	c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Brief))
+	own := locktest.NewSession(t, c)
+	held, shared := locktest.Lock(t, c, "own", "", locker.WithSession(own)), locktest.Lock(t, c, "shared", "")
 	before := b.Leases(t)
 	if !before[own.Lease()] || len(before) != 2 {
 		t.Errorf("session %x has none of the leases %v", own.Lease(), before)
 	}
 	proxy.Cut()
-	lost(t, held, locker.Expired)
-	lost(t, shared, locker.Expired)
+	locktest.Lost(t, held, locker.Expired)
+	locktest.Lost(t, shared, locker.Expired)
 	proxy.Heal() // perhaps before etcd has deleted anything
 
 	var loss *locker.LostError
-	receive(t, own.Context().Done())
+	locktest.Receive(t, own.Context().Done())
 	if cause := context.Cause(own.Context()); !errors.As(cause, &loss) || loss.Reason != locker.Expired || loss.Name != "" {
 		t.Errorf("the session ended with %v", cause)
 	}
-	if l, err := c.Lock(within(t), "new", "", locker.WithSession(own)); l != nil || !errors.Is(err, locker.ErrLost) {
+	if l, err := c.Lock(locktest.Within(t), "new", "", locker.WithSession(own)); l != nil || !errors.Is(err, locker.ErrLost) {
 		t.Errorf("Lock on it returned a lock: %v, and %v", l != nil, err)
 	}
-	after := lock(t, c, "shared", "")
-	if lease := leaseOf(t, c, after); before[lease] {
+	after := locktest.Lock(t, c, "shared", "")
+	if lease := holderLease(t, c, after); before[lease] {
 		t.Errorf("lease %x is back", lease)
 	}
-	renewed(t, after)
-	eventually(t, "the leases that were lost are gone", func() bool {
+	locktest.Renewed(t, after)
+	locktest.Eventually(t, "the leases that were lost are gone", func() bool {
 		for lease := range b.Leases(t) {
 			if before[lease] {
 				return false
@@ -165,7 +155,7 @@ func TestSession_ThatIsLostIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T)
 	})
 	for _, l := range []*locker.Lock{held, shared} {
 		if err := l.Err(); !errors.Is(err, locker.ErrLost) {
-			t.Errorf("what was lost is %v", err)
+			t.Errorf("a lock that was lost reports %v", err)
 		}
 	}
 	if err := own.Close(); err != nil {
@@ -175,9 +165,9 @@ func TestSession_ThatIsLostIsNeverRevivedAndTheNextLockGetsAnother(t *testing.T)
 
 func TestLock_WhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	var first sync.Once
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		if method == "/etcdserverpb.KV/Txn" { // the first is the session's record
 			first.Do(func() {
 				for lease := range b.Leases(t) {
@@ -187,27 +177,27 @@ func TestLock_WhoseNewSharedSessionIsLostGetsAnother(t *testing.T) {
 		}
 		return call()
 	}))
-	l := lock(t, c, "a", "")
-	if err := l.Unlock(within(t)); err != nil {
+	l := locktest.Lock(t, c, "a", "")
+	if err := l.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestLine_TheNextGoroutineHoldsAfterALoss(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c := b.Client(t, locker.WithTTL(brief))
-	first := lock(t, c, "a", "")
-	second, third := lockAsync(within(t), c, "a", ""), lockAsync(within(t), c, "a", "")
+	b := locktest.Setup(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
+	first := locktest.Lock(t, c, "a", "")
+	second, third := locktest.LockAsync(locktest.Within(t), c, "a", ""), locktest.LockAsync(locktest.Within(t), c, "a", "")
 	for before := first; ; {
-		b.Server.ExpireLease(t, leaseOf(t, c, before))
-		lost(t, before, locker.Revoked)
-		var next outcome
+		b.Server.ExpireLease(t, holderLease(t, c, before))
+		locktest.Lost(t, before, locker.Revoked)
+		var next locktest.Outcome
 		select {
 		case next = <-second:
 		case next = <-third:
-		case <-time.After(patience):
-			t.Fatal("nobody had a turn")
+		case <-time.After(locktest.Patience):
+			t.Fatal("no waiter was served")
 		}
 		if next.Err != nil {
 			t.Fatal(next.Err)
@@ -224,29 +214,29 @@ func TestLine_TheNextGoroutineHoldsAfterALoss(t *testing.T) {
 
 func TestClose_IsBoundedByTheTTLWhileEtcdIsUnreachable(t *testing.T) {
 	t.Parallel()
-	const ttl = brief
+	const ttl = locktest.Brief
 	for name, fault := range map[string]func(*embedtest.Proxy){
 		"cut":    func(p *embedtest.Proxy) { p.Cut() },
 		"frozen": func(p *embedtest.Proxy) { p.Freeze() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			proxy := b.Server.Proxy(t)
-			c := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
-			own := newSession(t, c)
-			held, shared := lock(t, c, "own", "", locker.WithSession(own)), lock(t, c, "shared", "")
-			blocked := lock(t, b.Client(t), "blocked", "")
-			waiting := lockAsync(within(t), c, "blocked", "")
+			c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(ttl))
+			own := locktest.NewSession(t, c)
+			held, shared := locktest.Lock(t, c, "own", "", locker.WithSession(own)), locktest.Lock(t, c, "shared", "")
+			blocked := locktest.Lock(t, b.Client(t), "blocked", "")
+			waiting := locktest.LockAsync(locktest.Within(t), c, "blocked", "")
 			b.Queued(t, "blocked", 2)
 			fault(proxy)
-			opening := lockAsync(within(t), c, "late", "")
+			opening := locktest.LockAsync(locktest.Within(t), c, "late", "")
 
 			inTime := func(what string, end func() error) {
 				began := time.Now()
 				err := end()
 				took := time.Since(began)
-				if took > ttl+prompt { // the second is for the machine: the bound itself is shown in simulated time
+				if took > ttl+locktest.Prompt { // the second is for a busy machine: the bound itself is tested in simulated time
 					t.Errorf("%s took %v", what, took)
 				}
 				if !errors.Is(err, context.DeadlineExceeded) {
@@ -256,13 +246,13 @@ func TestClose_IsBoundedByTheTTLWhileEtcdIsUnreachable(t *testing.T) {
 			inTime("Close of the session", own.Close)
 			inTime("Close", c.Close)
 			for _, l := range []*locker.Lock{held, shared} {
-				receive(t, l.Context().Done())
+				locktest.Receive(t, l.Context().Done())
 			}
 			if err := held.Err(); !errors.Is(err, locker.ErrClosed) {
 				t.Errorf("the hold of the session ended with %v", err)
 			}
-			for _, call := range []<-chan outcome{waiting, opening} {
-				if result := receive(t, call); result.Lock != nil || !errors.Is(result.Err, locker.ErrClosed) && !errors.Is(result.Err, locker.ErrLost) {
+			for _, call := range []<-chan locktest.Outcome{waiting, opening} {
+				if result := locktest.Receive(t, call); result.Lock != nil || !errors.Is(result.Err, locker.ErrClosed) && !errors.Is(result.Err, locker.ErrLost) {
 					t.Errorf("Lock returned a lock: %v, and %v", result.Lock != nil, result.Err)
 				}
 			}
@@ -280,23 +270,23 @@ func TestClose_IsBoundedByTheTTLWhileEtcdIsUnreachable(t *testing.T) {
 func TestSession_ThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 	t.Parallel()
 	const held, taken, rounds = 50, 100, 10
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	for round := range rounds {
-		s := newSession(t, c)
-		lockAll := func(what string, n int) <-chan outcome {
-			results := make(chan outcome, n)
+		s := locktest.NewSession(t, c)
+		lockAll := func(what string, n int) <-chan locktest.Outcome {
+			results := make(chan locktest.Outcome, n)
 			for i := range n {
 				go func() {
-					l, err := c.Lock(within(t), what+strconv.Itoa(i), "", locker.WithSession(s))
-					results <- outcome{Lock: l, Err: err}
+					l, err := c.Lock(locktest.Within(t), what+strconv.Itoa(i), "", locker.WithSession(s))
+					results <- locktest.Outcome{Lock: l, Err: err}
 				}()
 			}
 			return results
 		}
 		before := lockAll("held", held)
 		for range held {
-			if err := receive(t, before).Err; err != nil {
+			if err := locktest.Receive(t, before).Err; err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -305,18 +295,18 @@ func TestSession_ThatEndsWhileItsLocksAreTakenHangsNobody(t *testing.T) {
 			if i == round*taken/rounds {
 				go func() { closed <- s.Close() }()
 			}
-			// It may have been in time, but is over soon.
-			if r := receive(t, during); r.Err == nil {
-				defer func() { receive(t, r.Lock.Context().Done()) }()
+			// It may have been in time, but then its hold ends soon.
+			if r := locktest.Receive(t, during); r.Err == nil {
+				defer func() { locktest.Receive(t, r.Lock.Context().Done()) }()
 			} else if !errors.Is(r.Err, locker.ErrClosed) {
 				t.Errorf("Lock returned %v", r.Err)
 			}
 		}
-		if err := receive(t, closed); err != nil {
+		if err := locktest.Receive(t, closed); err != nil {
 			t.Errorf("Close returned %v", err)
 		}
 	}
-	eventually(t, "nothing is left", func() bool { return len(b.Keys(t, locker.DefaultPrefix)) == 0 })
+	locktest.Eventually(t, "nothing is left", func() bool { return len(b.Keys(t, locker.DefaultPrefix)) == 0 })
 }
 
 func TestSession_AllItsHoldsEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) {
@@ -328,41 +318,41 @@ func TestSession_AllItsHoldsEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) 
 				t.Error(err)
 			}
 		},
-		// Having lost the lease, the session gets its revocation through.
+		// Once the session is lost, its revocation still reaches etcd.
 		"lost": func(t *testing.T, proxy *embedtest.Proxy, s *locker.Session) {
 			proxy.DropReplies()
-			receive(t, s.Context().Done())
+			locktest.Receive(t, s.Context().Done())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			proxy := b.Server.Proxy(t)
-			c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
-			s := newSession(t, c)
-			var results []<-chan outcome
+			c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Brief))
+			s := locktest.NewSession(t, c)
+			var results []<-chan locktest.Outcome
 			for i := range n {
-				results = append(results, lockAsync(within(t), c, "a"+strconv.Itoa(i), "", locker.WithSession(s)))
+				results = append(results, locktest.LockAsync(locktest.Within(t), c, "a"+strconv.Itoa(i), "", locker.WithSession(s)))
 			}
 			locks := make(map[string]*locker.Lock)
 			var newest int64
 			for _, result := range results {
-				r := receive(t, result)
+				r := locktest.Receive(t, result)
 				if r.Err != nil {
 					t.Fatal(r.Err)
 				}
 				locks[r.Lock.Key()] = r.Lock
 				newest = max(newest, r.Lock.Token())
-				for range 200 { // what a program derives from a hold ends with it, which takes time
+				for range 200 { // contexts derived from that of a hold end with it, which takes time
 					_, cancel := context.WithCancel(r.Lock.Context())
 					defer cancel()
 				}
 			}
-			deletions := b.Etcd.Watch(within(t), locker.DefaultPrefix, clientv3.WithPrefix(), clientv3.WithRev(newest+1), clientv3.WithFilterPut())
+			deletions := b.Etcd.Watch(locktest.Within(t), locker.DefaultPrefix, clientv3.WithPrefix(), clientv3.WithRev(newest+1), clientv3.WithFilterPut())
 			end(t, proxy, s)
 			held := 0
 			for deleted := 0; deleted < n; {
-				for _, ev := range receive(t, deletions).Events {
+				for _, ev := range locktest.Receive(t, deletions).Events {
 					if l := locks[string(ev.Kv.Key)]; l != nil {
 						deleted++
 						if l.Context().Err() == nil {
@@ -381,13 +371,8 @@ func TestSession_AllItsHoldsEndBeforeEtcdDeletesAnyOfTheirEntries(t *testing.T) 
 
 func TestAdoptSession_CloseLeavesNoEntryAndKeepsTheLease(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	program := b.Server.Client(t)
-	original, err := concurrency.NewSession(program, concurrency.WithTTL(60))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = original.Close() })
+	b := locktest.Setup(t)
+	original := locktest.ConcurrencySession(t, b.Server.Client(t), 60)
 	c := b.Client(t)
 	for range 20 {
 		s, err := c.AdoptSession(original)
@@ -397,7 +382,7 @@ func TestAdoptSession_CloseLeavesNoEntryAndKeepsTheLease(t *testing.T) {
 		var locks sync.WaitGroup
 		for i := range 20 {
 			locks.Go(func() {
-				if _, err := c.Lock(within(t), "a"+strconv.Itoa(i), "", locker.WithSession(s)); err != nil {
+				if _, err := c.Lock(locktest.Within(t), "a"+strconv.Itoa(i), "", locker.WithSession(s)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -417,31 +402,31 @@ func TestAdoptSession_CloseLeavesNoEntryAndKeepsTheLease(t *testing.T) {
 
 func TestSession_TheLossOfAnOwnOneCostsOthersNothing(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
-	c := b.Client(t, locker.WithTTL(brief))
-	first, second := newSession(t, c), newSession(t, c)
-	doomed := lock(t, c, "first", "v", locker.WithSession(first))
-	also := lock(t, c, "also first", "v", locker.WithSession(first))
-	others := []*locker.Lock{lock(t, c, "second", "v", locker.WithSession(second)), lock(t, c, "shared", "v")}
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	c := b.Client(t, locker.WithTTL(locktest.Brief))
+	first, second := locktest.NewSession(t, c), locktest.NewSession(t, c)
+	doomed := locktest.Lock(t, c, "first", "v", locker.WithSession(first))
+	also := locktest.Lock(t, c, "also first", "v", locker.WithSession(first))
+	others := []*locker.Lock{locktest.Lock(t, c, "second", "v", locker.WithSession(second)), locktest.Lock(t, c, "shared", "v")}
 	if b.HolderOf(t, doomed).Lease != first.Lease() || b.HolderOf(t, others[0]).Lease != second.Lease() || first.Lease() == second.Lease() {
 		t.Error("the entries are not on the leases of their sessions")
 	}
 	b.Server.ExpireLease(t, first.Lease())
-	receive(t, first.Context().Done())
+	locktest.Receive(t, first.Context().Done())
 	var lost *locker.LostError
 	if !errors.As(context.Cause(first.Context()), &lost) || lost.Name != "" || lost.Reason != locker.Revoked {
 		t.Errorf("the cause of the session: %v", context.Cause(first.Context()))
 	}
-	wantLost(t, doomed.Err(), doomed, locker.Revoked)
-	wantLost(t, also.Err(), also, locker.Revoked)
+	locktest.WantLost(t, doomed.Err(), doomed, locker.Revoked)
+	locktest.WantLost(t, also.Err(), also, locker.Revoked)
 	for _, l := range others {
 		if err := l.SetValue(ctx, "still held"); err != nil || l.Err() != nil {
 			t.Errorf("%s: %v, %v", l.Name(), err, l.Err())
 		}
 	}
 	_, err := c.Lock(ctx, "first", "v", locker.WithSession(first))
-	want(t, err, locker.ErrLost)
-	lock(t, c, "first", "v", locker.WithSession(second))
+	locktest.Want(t, err, locker.ErrLost)
+	locktest.Lock(t, c, "first", "v", locker.WithSession(second))
 	if err := first.Close(); err != nil {
 		t.Errorf("Close of a lost session: %v", err)
 	}
@@ -449,28 +434,28 @@ func TestSession_TheLossOfAnOwnOneCostsOthersNothing(t *testing.T) {
 
 func TestSession_ASharedOneThatIsLostIsReplaced(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	first := lock(t, c, "a", "v")
+	first := locktest.Lock(t, c, "a", "v")
 	b.Server.ExpireLease(t, b.HolderOf(t, first).Lease)
-	second := lock(t, c, "b", "v") // the first to learn of it
-	wantLost(t, first.Err(), first, locker.Revoked)
-	unlock(t, lock(t, c, "a", "v"))
-	unlock(t, second)
+	second := locktest.Lock(t, c, "b", "v") // the first to learn of it
+	locktest.WantLost(t, first.Err(), first, locker.Revoked)
+	locktest.Unlock(t, locktest.Lock(t, c, "a", "v"))
+	locktest.Unlock(t, second)
 }
 
 func TestSession_HasATTLOfItsOwn(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t, locker.WithTTL(time.Minute), locker.WithSafetyMargin(20*time.Second))
 	for want, opts := range map[int64][]locker.SessionOption{60: nil, 7: {locker.WithSessionTTL(6100 * time.Millisecond)}} {
-		s := newSession(t, c, opts...)
-		lease, err := b.Etcd.TimeToLive(within(t), s.Lease())
+		s := locktest.NewSession(t, c, opts...)
+		lease, err := b.Etcd.TimeToLive(locktest.Within(t), s.Lease())
 		if err != nil || lease.GrantedTTL != want {
 			t.Errorf("%v, granted %d s, want %d", err, lease.GrantedTTL, want)
 		}
 		before := time.Now()
-		l := lock(t, c, fmt.Sprint(want), "v", locker.WithSession(s))
+		l := locktest.Lock(t, c, fmt.Sprint(want), "v", locker.WithSession(s))
 		if longest := before.Add(time.Duration(want) * time.Second / 2); want == 7 && l.Deadline().After(longest) {
 			t.Errorf("the margin of a short session is less than half its TTL: until %v, want %v", l.Deadline(), longest)
 		}
@@ -479,35 +464,35 @@ func TestSession_HasATTLOfItsOwn(t *testing.T) {
 
 func TestSession_CloseEndsItsHoldsAndNoOthers(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	var revoked atomic.Int64
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		err := call()
 		if method == "/etcdserverpb.Lease/LeaseRevoke" {
 			revoked.Add(1)
 		}
 		return err
 	}))
-	s := newSession(t, c)
-	l, kept := lock(t, c, "a", "v", locker.WithSession(s)), lock(t, c, "kept", "v")
-	foreign := lock(t, b.Client(t), "foreign", "v")
-	local := lockAsync(ctx, c, "kept", "v", locker.WithSession(s))
-	eventually(t, "it is in line", func() bool { return locker.Waiting(c, "kept") == 1 })
-	remote := lockAsync(ctx, c, "foreign", "v", locker.WithSession(s))
+	s := locktest.NewSession(t, c)
+	l, kept := locktest.Lock(t, c, "a", "v", locker.WithSession(s)), locktest.Lock(t, c, "kept", "v")
+	foreign := locktest.Lock(t, b.Client(t), "foreign", "v")
+	local := locktest.LockAsync(ctx, c, "kept", "v", locker.WithSession(s))
+	locktest.Eventually(t, "it is in line", func() bool { return locker.Waiting(c, "kept") == 1 })
+	remote := locktest.LockAsync(ctx, c, "foreign", "v", locker.WithSession(s))
 	b.Queued(t, "foreign", 2)
 	for range 2 {
 		if err := s.Close(); err != nil || revoked.Load() != 1 {
 			t.Errorf("%v, %d revocations", err, revoked.Load())
 		}
 	}
-	for what, waiter := range map[string]<-chan outcome{"local": local, "remote": remote} {
-		if got := receive(t, waiter); !errors.Is(got.Err, locker.ErrClosed) {
+	for what, waiter := range map[string]<-chan locktest.Outcome{"local": local, "remote": remote} {
+		if got := locktest.Receive(t, waiter); !errors.Is(got.Err, locker.ErrClosed) {
 			t.Errorf("the %s waiter: %v", what, got.Err)
 		}
 	}
-	want(t, context.Cause(s.Context()), locker.ErrClosed)
-	want(t, context.Cause(l.Context()), locker.ErrClosed)
-	want(t, l.Unlock(ctx), locker.ErrClosed)
+	locktest.Want(t, context.Cause(s.Context()), locker.ErrClosed)
+	locktest.Want(t, context.Cause(l.Context()), locker.ErrClosed)
+	locktest.Want(t, l.Unlock(ctx), locker.ErrClosed)
 	if kept.Err() != nil || foreign.Err() != nil {
 		t.Errorf("others were disturbed: %v, %v", kept.Err(), foreign.Err())
 	}
@@ -517,24 +502,24 @@ func TestSession_CloseEndsItsHoldsAndNoOthers(t *testing.T) {
 	b.Queued(t, "a", 0)
 	b.Queued(t, "foreign", 1)
 	_, err := c.TryLock(ctx, "b", "v", locker.WithSession(s))
-	want(t, err, locker.ErrClosed)
-	lock(t, c, "a", "next")
+	locktest.Want(t, err, locker.ErrClosed)
+	locktest.Lock(t, c, "a", "next")
 }
 
 func TestNewSession_ReturnsNoSessionWithAnError(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
+	b, enough := locktest.Setup(t), errors.New("enough")
 	c := b.Client(t)
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s, err := c.NewSession(within(t))
-	want(t, err, locker.ErrClosed)
+	s, err := c.NewSession(locktest.Within(t))
+	locktest.Want(t, err, locker.ErrClosed)
 	if s != nil {
-		t.Error("a session with an error")
+		t.Error("NewSession returned a session and an error")
 	}
 
-	ctx, cancel := context.WithCancelCause(within(t))
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
 	etcd := b.Server.ClientWith(t, func(_ context.Context, method string, _ any, call func() error) error {
 		err := call()
 		if method == "/etcdserverpb.Lease/LeaseGrant" {
@@ -542,18 +527,18 @@ func TestNewSession_ReturnsNoSessionWithAnError(t *testing.T) {
 		}
 		return err
 	})
-	s, err = newClient(t, etcd).NewSession(ctx)
-	want(t, err, enough)
+	s, err = locktest.NewClient(t, etcd).NewSession(ctx)
+	locktest.Want(t, err, enough)
 	if s != nil {
-		t.Error("a session with an error")
+		t.Error("NewSession returned a session and an error")
 	}
-	eventually(t, "its lease is gone", func() bool { return b.leases(t) == 0 })
+	locktest.Eventually(t, "its lease is gone", func() bool { return len(b.Leases(t)) == 0 })
 }
 
 func TestGrant_CommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
 	t.Parallel()
-	b, enough := setup(t), errors.New("enough")
-	ctx, cancel := context.WithCancelCause(within(t))
+	b, enough := locktest.Setup(t), errors.New("enough")
+	ctx, cancel := context.WithCancelCause(locktest.Within(t))
 	leases := pb.NewLeaseClient(b.Etcd.ActiveConnection())
 	var late atomic.Pointer[pb.LeaseGrantRequest]
 	etcd := b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
@@ -561,7 +546,7 @@ func TestGrant_CommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
 		case *pb.LeaseGrantRequest:
 			cancel(enough)
 			select {
-			case <-ctx.Done(): // the client has hung up, but the request is with the server
+			case <-ctx.Done(): // the client has given up, but the server has the request
 				late.Store(req)
 				return status.FromContextError(ctx.Err()).Err()
 			case <-time.After(100 * time.Millisecond):
@@ -570,7 +555,7 @@ func TestGrant_CommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
 		case *pb.LeaseRevokeRequest:
 			err := call()
 			if grant := late.Swap(nil); grant != nil {
-				if _, err := leases.LeaseGrant(within(t), grant); err != nil {
+				if _, err := leases.LeaseGrant(locktest.Within(t), grant); err != nil {
 					t.Error(err)
 				}
 			}
@@ -578,68 +563,43 @@ func TestGrant_CommittedAfterItsCallHasEndedLeavesNoLease(t *testing.T) {
 		}
 		return call()
 	})
-	c := newClient(t, etcd)
+	c := locktest.NewClient(t, etcd)
 	_, err := c.Lock(ctx, "a", "v")
-	want(t, err, enough)
+	locktest.Want(t, err, enough)
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if n := b.leases(t); n != 0 {
+	if n := len(b.Leases(t)); n != 0 {
 		t.Errorf("%d leases are left", n)
 	}
 }
 
-// fill locks n names with the prefix, several at a time.
-func fill(t *testing.T, c *locker.Client, prefix string, n int, opts ...locker.LockOption) []*locker.Lock {
-	t.Helper()
-	ctx := within(t)
-	locks := make([]*locker.Lock, n)
-	var wg sync.WaitGroup
-	for worker := range 16 {
-		wg.Go(func() {
-			for i := worker; i < n; i += 16 {
-				l, err := c.Lock(ctx, fmt.Sprint(prefix, i), "v", opts...)
-				if err != nil {
-					t.Errorf("lock %d: %v", i, err)
-					return
-				}
-				locks[i] = l
-			}
-		})
-	}
-	wg.Wait()
-	if t.Failed() {
-		t.FailNow()
-	}
-	return locks
-}
-
 func TestSession_AnOwnOneIsFullAtAThousandEntries(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	s := newSession(t, c)
+	s := locktest.NewSession(t, c)
 	locks := fill(t, c, "", 1000, locker.WithSession(s))
 	_, err := c.Lock(ctx, "one more", "v", locker.WithSession(s))
-	want(t, err, locker.ErrSessionFull)
+	locktest.Want(t, err, locker.ErrSessionFull)
 	wantWrappedOnce(t, err)
 	_, err = c.TryLock(ctx, "one more", "v", locker.WithSession(s))
-	want(t, err, locker.ErrSessionFull)
-	unlock(t, locks[500])
-	unlock(t, lock(t, c, "one more", "v", locker.WithSession(s)))
-	unlock(t, lock(t, c, "elsewhere", "v"))
+	locktest.Want(t, err, locker.ErrSessionFull)
+	locktest.Unlock(t, locks[500])
+	locktest.Unlock(t, locktest.Lock(t, c, "one more", "v", locker.WithSession(s)))
+	locktest.Unlock(t, locktest.Lock(t, c, "elsewhere", "v"))
 }
 
 func TestSession_SharedOnesOpenAsManyLeasesAsTheyNeedAndGiveThemBack(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
 	locks := fill(t, c, "", 1000)
-	if n := b.leases(t); n != 1 {
+	if n := len(b.Leases(t)); n != 1 {
 		t.Errorf("%d leases for 1000 locks", n)
 	}
 	locks = append(locks, fill(t, c, "more ", 5)...)
-	if n := b.leases(t); n != 2 {
+	if n := len(b.Leases(t)); n != 2 {
 		t.Errorf("%d leases for 1005 locks", n)
 	}
 	entries := make(map[clientv3.LeaseID]int)
@@ -661,9 +621,9 @@ func TestSession_SharedOnesOpenAsManyLeasesAsTheyNeedAndGiveThemBack(t *testing.
 		})
 	}
 	wg.Wait()
-	eventually(t, "one lease is left", func() bool { return b.leases(t) == 1 })
-	unlock(t, lock(t, c, "a", "v"))
-	if n := b.leases(t); n != 1 {
+	locktest.Eventually(t, "one lease is left", func() bool { return len(b.Leases(t)) == 1 })
+	locktest.Unlock(t, locktest.Lock(t, c, "a", "v"))
+	if n := len(b.Leases(t)); n != 1 {
 		t.Errorf("%d leases", n)
 	}
 }

@@ -20,78 +20,79 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 func TestWatch_YieldsTheStateNowAndThenEachChange(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	alpha, beta := b.Client(t), b.Client(t)
-	r := read(t, b.Client(t).Watch(within(t), "a"))
+	r := locktest.Read(t, b.Client(t).Watch(locktest.Within(t), "a"))
 	r.Free("a")
 
-	first := lock(t, alpha, "a", "1")
+	first := locktest.Lock(t, alpha, "a", "1")
 	if state := r.Held(first); state.Revision != first.Token() {
 		t.Errorf("held from revision %d on, but the token is %d", state.Revision, first.Token())
 	}
-	setValue(t, first, "2")
+	locktest.SetValue(t, first, "2")
 	r.Held(first)
-	setValue(t, first, "")
+	locktest.SetValue(t, first, "")
 	r.Held(first)
 
-	second := lockAsync(within(t), beta, "a", "3")
+	second := locktest.LockAsync(locktest.Within(t), beta, "a", "3")
 	b.Queued(t, "a", 2)
-	unlock(t, first)
-	next := receive(t, second)
+	locktest.Unlock(t, first)
+	next := locktest.Receive(t, second)
 	if next.Err != nil {
 		t.Fatal(next.Err)
 	}
-	r.Held(next.Lock) // without a moment at which nobody held it, and nothing of the queueing
+	r.Held(next.Lock) // the next state: the name was not free in between, and queueing changes no state
 
-	unlock(t, next.Lock)
+	locktest.Unlock(t, next.Lock)
 	r.Free("a")
-	third := lock(t, alpha, "a", "3")
+	third := locktest.Lock(t, alpha, "a", "3")
 	r.Held(third)
 }
 
 func TestWatch_BeginsWithTheHolderThereIs(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	l := lock(t, c, "a", "1")
-	lock(t, c, "b", "other")
-	states := c.Watch(within(t), "a")
-	r := read(t, states)
+	l := locktest.Lock(t, c, "a", "1")
+	locktest.Lock(t, c, "b", "other")
+	states := c.Watch(locktest.Within(t), "a")
+	r := locktest.Read(t, states)
 	if state := r.Held(l); state.Revision <= l.Token() {
 		t.Errorf("revision = %d, which is not that of now", state.Revision)
 	}
-	setValue(t, l, "2")
+	locktest.SetValue(t, l, "2")
 	r.Held(l)
-	read(t, states).Held(l) // iterated again, it begins with the state of then
+	locktest.Read(t, states).Held(l) // a second iteration begins with the present state
 }
 
 func TestWatch_YieldsNoStateOfAnotherName(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	r := read(t, c.Watch(within(t), "a"))
+	r := locktest.Read(t, c.Watch(locktest.Within(t), "a"))
 	r.Free("a")
 	for _, name := range []string{"a/b", "a/", "ab", "a%2Fb", "A", "a//"} {
-		lock(t, c, name, "1")
+		locktest.Lock(t, c, name, "1")
 	}
-	r.Held(lock(t, c, "a", "2"))
+	r.Held(locktest.Lock(t, c, "a", "2"))
 }
 
 func TestWatch_ASlowLoopGetsTheNewestState(t *testing.T) {
-	b := setup(t)
+	b := locktest.Setup(t)
 	c, holder := b.Client(t), b.Client(t)
-	l := lock(t, holder, "a", "first")
+	l := locktest.Lock(t, holder, "a", "first")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	slow, brisk, slowPrefix := read(t, c.Watch(ctx, "a")), read(t, c.Watch(ctx, "a")), read(t, c.WatchPrefix(ctx, ""))
-	for _, r := range []*reader{slow, brisk, slowPrefix} {
+	slow, brisk, slowPrefix := locktest.Read(t, c.Watch(ctx, "a")), locktest.Read(t, c.Watch(ctx, "a")), locktest.Read(t, c.WatchPrefix(ctx, ""))
+	for _, r := range []*locktest.Reader{slow, brisk, slowPrefix} {
 		r.Held(l)
 	}
-	// The loops are in their bodies now: nobody asks for the next state.
+	// The loops are in their bodies now and do not ask for the next state.
 
 	const changes, writers, size = 4_000, 50, 2 << 10
 	value := strings.Repeat("x", size)
@@ -99,7 +100,7 @@ func TestWatch_ASlowLoopGetsTheNewestState(t *testing.T) {
 	for range writers {
 		wg.Go(func() {
 			for range changes / writers {
-				if _, err := b.Etcd.Put(t.Context(), l.Key(), value, clientv3.WithLease(lease(l))); err != nil {
+				if _, err := b.Etcd.Put(t.Context(), l.Key(), value, clientv3.WithLease(locktest.LeaseOf(l))); err != nil {
 					t.Error(err)
 					return
 				}
@@ -108,29 +109,29 @@ func TestWatch_ASlowLoopGetsTheNewestState(t *testing.T) {
 	}
 	wg.Wait()
 	for range 20 {
-		unlock(t, lock(t, holder, "b", "2"))
+		locktest.Unlock(t, locktest.Lock(t, holder, "b", "2"))
 	}
-	if _, err := b.Etcd.Put(within(t), l.Key(), "last", clientv3.WithLease(lease(l))); err != nil {
+	if _, err := b.Etcd.Put(locktest.Within(t), l.Key(), "last", clientv3.WithLease(locktest.LeaseOf(l))); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(patience, cancel) // not counting the time that the changes took
+	time.AfterFunc(locktest.Patience, cancel) // not counting the time that the changes took
 	brisk.Until("last")
 	if kept := retained(t, "clientv3.(*watchGrpcStream)", "locker/v2.(*queueView)", "locker/v2.(*pending)", "locker/v2.follower"); kept > changes*size/4 {
-		t.Errorf("%d bytes are kept for loops that are busy, of %d that passed", kept, changes*size)
+		t.Errorf("%d bytes are kept for loops that are busy, of %d that were written", kept, changes*size)
 	}
-	// At most one state was on its way before the newest one.
+	// At most one older state was under way.
 	if state := slow.State(); state.Value != "last" {
-		t.Errorf("the next state is not the newest, but one of revision %d", state.Revision)
+		t.Errorf("the next state is an older one, of revision %d", state.Revision)
 	}
 	if state := slowPrefix.State(); state.Name == "a" && state.Value != "last" {
-		t.Errorf("the next state below the prefix is not the newest, but one of revision %d", state.Revision)
+		t.Errorf("the next state below the prefix is an older one, of revision %d", state.Revision)
 	}
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	slow.Free("a")
 }
 
-// retained returns how many bytes are in use that were allocated below one of the
-// functions.
+// retained returns how many of the bytes in use were allocated by the functions, or by what
+// they call.
 func retained(t testing.TB, functions ...string) int64 {
 	t.Helper()
 	for range 3 {
@@ -150,7 +151,7 @@ func retained(t testing.TB, functions ...string) int64 {
 		if record.InUseObjects() == 0 || !calledBy(record.Stack(), functions) {
 			continue
 		}
-		// What was sampled stands for more, the more the smaller it is.
+		// The smaller the objects, the more of them a sampled one stands for.
 		size := float64(record.InUseBytes()) / float64(record.InUseObjects())
 		sum += float64(record.InUseBytes()) / (1 - math.Exp(-size/float64(runtime.MemProfileRate)))
 	}
@@ -171,36 +172,36 @@ func calledBy(stack []uintptr, functions []string) bool {
 
 func TestWatch_EndsWithTheCauseOfItsContext(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	reason := errors.New("enough")
 	for what, watch := range map[string]func(context.Context) iter.Seq2[locker.State, error]{
 		"Watch":       func(ctx context.Context) iter.Seq2[locker.State, error] { return c.Watch(ctx, "a") },
 		"WatchPrefix": func(ctx context.Context) iter.Seq2[locker.State, error] { return c.WatchPrefix(ctx, "a") },
 	} {
-		ctx, cancel := context.WithCancelCause(within(t))
-		r := read(t, watch(ctx))
-		l := lock(t, c, "a", "1")
-		for !r.State().Held { // the state before may come first
+		ctx, cancel := context.WithCancelCause(locktest.Within(t))
+		r := locktest.Read(t, watch(ctx))
+		l := locktest.Lock(t, c, "a", "1")
+		for !r.State().Held { // the state before it may come first
 		}
 		cancel(reason)
 		if err := r.End(); !errors.Is(err, reason) {
 			t.Errorf("%s ended with %v, want the cause", what, err)
 		}
-		if err := read(t, watch(ctx)).End(); !errors.Is(err, reason) {
-			t.Errorf("%s of a context that has ended ended with %v, want the cause", what, err)
+		if err := locktest.Read(t, watch(ctx)).End(); !errors.Is(err, reason) {
+			t.Errorf("%s with an ended context ended with %v, want the cause", what, err)
 		}
-		unlock(t, l)
+		locktest.Unlock(t, l)
 	}
 }
 
 func TestWatch_ALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	lock(t, c, "a", "1")
-	read(t, c.Watch(within(t), "a")).State() // starts what the client keeps running for all watches
-	const label = "a loop that is left"      // of all goroutines that it starts
+	locktest.Lock(t, c, "a", "1")
+	locktest.Read(t, c.Watch(locktest.Within(t), "a")).State() // starts the goroutines that serve all watches of the client
+	const label = "a loop that is left"                        // of all goroutines that the loop starts
 	running := func() bool {
 		var profile bytes.Buffer
 		if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
@@ -223,22 +224,22 @@ func TestWatch_ALoopThatIsLeftLeavesNoGoroutine(t *testing.T) {
 				break
 			}
 		})
-		eventually(t, what+" has ended its goroutine", func() bool { return !running() })
+		locktest.Eventually(t, what+" has ended its goroutine", func() bool { return !running() })
 	}
 }
 
 func TestClose_EndsWatches(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	watches := []iter.Seq2[locker.State, error]{
-		c.Watch(within(t), "a"), c.Watch(within(t), "b"), c.WatchPrefix(within(t), ""),
+		c.Watch(locktest.Within(t), "a"), c.Watch(locktest.Within(t), "b"), c.WatchPrefix(locktest.Within(t), ""),
 	}
-	lock(t, c, "a", "1")
-	lock(t, c, "b", "2")
-	readers := make([]*reader, len(watches))
+	locktest.Lock(t, c, "a", "1")
+	locktest.Lock(t, c, "b", "2")
+	readers := make([]*locktest.Reader, len(watches))
 	for i, watch := range watches {
-		readers[i] = read(t, watch)
+		readers[i] = locktest.Read(t, watch)
 		readers[i].State()
 	}
 	if err := c.Close(); err != nil {
@@ -248,7 +249,7 @@ func TestClose_EndsWatches(t *testing.T) {
 		if err := r.End(); !errors.Is(err, locker.ErrClosed) {
 			t.Errorf("watch %d ended with %v, want ErrClosed", i, err)
 		}
-		if err := read(t, watches[i]).End(); !errors.Is(err, locker.ErrClosed) {
+		if err := locktest.Read(t, watches[i]).End(); !errors.Is(err, locker.ErrClosed) {
 			t.Errorf("watch %d of a closed client ended with %v, want ErrClosed", i, err)
 		}
 	}
@@ -256,10 +257,10 @@ func TestClose_EndsWatches(t *testing.T) {
 
 func TestWatch_ALoopMayCloseItsClient(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	var last error
-	for _, err := range c.Watch(within(t), "a") {
+	for _, err := range c.Watch(locktest.Within(t), "a") {
 		if last = err; err != nil {
 			continue
 		}
@@ -274,10 +275,10 @@ func TestWatch_ALoopMayCloseItsClient(t *testing.T) {
 
 func TestWatch_OfABadNameIsRefused(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	for _, name := range []string{"", "a\x00b", "\xff", strings.Repeat("a", locker.MaxNameLength+1)} {
-		err := read(t, c.Watch(within(t), name)).End()
+		err := locktest.Read(t, c.Watch(locktest.Within(t), name)).End()
 		var invalid *locker.InvalidError
 		if !errors.As(err, &invalid) || !errors.Is(err, locker.ErrInvalid) || invalid.Argument != "name" {
 			t.Errorf("watch of %.20q ended with %v, want ErrInvalid", name, err)
@@ -287,11 +288,11 @@ func TestWatch_OfABadNameIsRefused(t *testing.T) {
 
 func TestWatch_GoesOnAfterItsConnectionsBreak(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t))
-	l := lock(t, b.Client(t), "a", "start")
-	one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
+	c := locktest.NewClient(t, proxy.Client(t))
+	l := locktest.Lock(t, b.Client(t), "a", "start")
+	one, all := locktest.Read(t, c.Watch(locktest.Within(t), "a")), locktest.Read(t, c.WatchPrefix(locktest.Within(t), ""))
 	one.Held(l)
 	all.Held(l)
 	for i := range 10 {
@@ -299,14 +300,14 @@ func TestWatch_GoesOnAfterItsConnectionsBreak(t *testing.T) {
 		if i%3 == 0 {
 			proxy.Cut()
 		}
-		setValue(t, l, fmt.Sprint(i))
-		setValue(t, l, fmt.Sprint(i, " newest"))
+		locktest.SetValue(t, l, fmt.Sprint(i))
+		locktest.SetValue(t, l, fmt.Sprint(i, " newest"))
 		proxy.Heal()
 		one.Until(fmt.Sprint(i, " newest"))
 		all.Until(fmt.Sprint(i, " newest"))
 	}
 	proxy.Cut()
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	proxy.Heal()
 	one.Free("a")
 	all.Free("a")
@@ -314,34 +315,34 @@ func TestWatch_GoesOnAfterItsConnectionsBreak(t *testing.T) {
 
 func TestWatch_GoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t))
+	c := locktest.NewClient(t, proxy.Client(t))
 	holder := b.Client(t)
-	one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
+	one, all := locktest.Read(t, c.Watch(locktest.Within(t), "a")), locktest.Read(t, c.WatchPrefix(locktest.Within(t), ""))
 	one.Free("a")
-	gone := lock(t, holder, "gone", "1")
+	gone := locktest.Lock(t, holder, "gone", "1")
 	all.Held(gone)
 	for i := range 3 {
 		proxy.Cut()
-		l := lock(t, holder, "a", "1")
+		l := locktest.Lock(t, holder, "a", "1")
 		for j := range 20 {
-			setValue(t, l, fmt.Sprint(i, ".", j))
+			locktest.SetValue(t, l, fmt.Sprint(i, ".", j))
 		}
 		if i == 0 {
-			unlock(t, gone) // all that tells of it is compacted
+			locktest.Unlock(t, gone) // its release is compacted
 		}
 		b.Server.Compact(t)
 		proxy.Heal()
 		one.Held(l)
-		if state := all.State(); state.Holder != holderBy(l) {
-			t.Errorf("state = %+v, want %+v", state, holderBy(l))
+		if state := all.State(); state.Holder != locktest.HolderBy(l) {
+			t.Errorf("state = %+v, want %+v", state, locktest.HolderBy(l))
 		}
 		if i == 0 {
 			all.Free("gone")
 		}
 		b.Server.Compact(t)
-		unlock(t, l)
+		locktest.Unlock(t, l)
 		b.Server.Compact(t)
 		one.Free("a")
 		all.Free("a")
@@ -350,38 +351,38 @@ func TestWatch_GoesOnAfterCompactionWhileItWasCutOff(t *testing.T) {
 
 func TestWatch_GoesOnWhenTheLeaderMovesOrDies(t *testing.T) {
 	t.Parallel()
-	b := setup(t, embedtest.WithMembers(3))
-	c := b.Client(t, locker.WithTTL(unhurried))
-	l := lock(t, b.Client(t, locker.WithTTL(unhurried)), "a", "start")
-	r := read(t, c.Watch(within(t), "a"))
+	b := locktest.Setup(t, embedtest.WithMembers(3))
+	c := b.Client(t, locker.WithTTL(locktest.Unhurried))
+	l := locktest.Lock(t, b.Client(t, locker.WithTTL(locktest.Unhurried)), "a", "start")
+	r := locktest.Read(t, c.Watch(locktest.Within(t), "a"))
 	r.Held(l)
 	for i := range 3 {
 		b.Server.MoveLeader(t)
-		setValue(t, l, fmt.Sprint("moved ", i))
+		locktest.SetValue(t, l, fmt.Sprint("moved ", i))
 		r.Held(l)
 	}
 	for i := range 2 {
 		leader := b.Server.Leader(t)
 		b.Server.Stop(t, leader)
-		setValue(t, l, fmt.Sprint("died ", i))
+		locktest.SetValue(t, l, fmt.Sprint("died ", i))
 		r.Held(l)
 		b.Server.Restart(t, leader)
 	}
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	r.Free("a")
 }
 
 func TestWatch_GoesOnAfterARestart(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	l := lock(t, b.Client(t), "a", "start")
-	one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
+	l := locktest.Lock(t, b.Client(t), "a", "start")
+	one, all := locktest.Read(t, c.Watch(locktest.Within(t), "a")), locktest.Read(t, c.WatchPrefix(locktest.Within(t), ""))
 	one.Held(l)
 	all.Held(l)
 	for i := range 3 {
 		b.Server.Restart(t, 0)
-		setValue(t, l, fmt.Sprint(i))
+		locktest.SetValue(t, l, fmt.Sprint(i))
 		one.Held(l)
 		all.Held(l)
 	}
@@ -389,17 +390,17 @@ func TestWatch_GoesOnAfterARestart(t *testing.T) {
 
 func TestWatch_LeavesAMemberThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	b := setup(t, embedtest.WithMembers(3))
+	b := locktest.Setup(t, embedtest.WithMembers(3))
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
-	l := lock(t, b.Client(t), "a", "start")
-	r := read(t, c.Watch(within(t), "a"))
+	c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Unhurried))
+	l := locktest.Lock(t, b.Client(t), "a", "start")
+	r := locktest.Read(t, c.Watch(locktest.Within(t), "a"))
 	r.Held(l)
-	// Whichever member the watch is on, its turn comes while it is there.
+	// Each member is frozen once, so one of them is frozen while the watch is served by it.
 	for member := range 3 {
 		proxy.Freeze(member)
 		began := time.Now()
-		setValue(t, l, fmt.Sprint(member))
+		locktest.SetValue(t, l, fmt.Sprint(member))
 		r.Held(l)
 		t.Logf("with member %d frozen the change came after %v", member, time.Since(began).Round(time.Millisecond))
 		proxy.Thaw(member)
@@ -408,29 +409,29 @@ func TestWatch_LeavesAMemberThatDoesNotAnswer(t *testing.T) {
 
 func TestWatchPrefix_FollowsAllNamesBelowIt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	names := []string{"a", "a%2Fb", "a/", "a/b", "a/b/c", "ab", "b", "größe", "%", " "}
 	slices.Sort(names)
 	held := make(map[string]*locker.Lock)
 	for i, name := range names {
 		if i%2 == 0 {
-			held[name] = lock(t, c, name, "early")
+			held[name] = locktest.Lock(t, c, name, "early")
 		}
 	}
 	for _, prefix := range []string{"", "a", "a/", "a/b", "a%", "%", "gr", "none"} {
-		r := read(t, c.WatchPrefix(within(t), prefix))
+		r := locktest.Read(t, c.WatchPrefix(locktest.Within(t), prefix))
 		for _, name := range names {
 			if held[name] != nil && strings.HasPrefix(name, prefix) {
-				r.Held(held[name]) // by name
+				r.Held(held[name]) // in the order of the names
 			}
 		}
 		late := make(map[string]*locker.Lock)
 		for _, name := range names {
 			if held[name] != nil {
-				setValue(t, held[name], "changed for "+prefix)
+				locktest.SetValue(t, held[name], "changed for "+prefix)
 			} else {
-				late[name] = lock(t, c, name, "late")
+				late[name] = locktest.Lock(t, c, name, "late")
 			}
 			if !strings.HasPrefix(name, prefix) {
 				continue
@@ -445,7 +446,7 @@ func TestWatchPrefix_FollowsAllNamesBelowIt(t *testing.T) {
 			if late[name] == nil {
 				continue
 			}
-			unlock(t, late[name])
+			locktest.Unlock(t, late[name])
 			if strings.HasPrefix(name, prefix) {
 				r.Free(name)
 			}
@@ -455,33 +456,33 @@ func TestWatchPrefix_FollowsAllNamesBelowIt(t *testing.T) {
 
 func TestWatchPrefix_SkipsWhatIsNoLock(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
 	junk := []string{
 		"locker", "locker/", "locker/a", "locker//", "locker//x", "locker//x/y", "locker/%/1",
 		"locker/%61/1", "locker/%2f/1", "locker/%2/1", "lockers/a/1", "locker/\x00/1", "other/a/1",
 	}
 	for _, key := range junk[:len(junk)/2] {
-		putKey(t, b.Etcd, key, "junk")
+		locktest.PutKey(t, b.Etcd, key, "junk")
 	}
-	first := lock(t, c, "first", "1")
-	r := read(t, c.WatchPrefix(within(t), ""))
+	first := locktest.Lock(t, c, "first", "1")
+	r := locktest.Read(t, c.WatchPrefix(locktest.Within(t), ""))
 	r.Held(first)
 	for _, key := range junk {
-		putKey(t, b.Etcd, key, "more junk")
+		locktest.PutKey(t, b.Etcd, key, "more junk")
 	}
-	l := lock(t, b.Client(t), "a", "1") // with the record of its session
+	l := locktest.Lock(t, b.Client(t), "a", "1") // with the record of its session
 	r.Held(l)
 	for _, key := range junk {
-		if _, err := b.Etcd.Delete(within(t), key); err != nil {
+		if _, err := b.Etcd.Delete(locktest.Within(t), key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	r.Free("a")
 
-	// What stands in a queue counts, whoever put it there.
-	putKey(t, b.Etcd, "locker/b/operator", "by hand")
+	// An entry in a queue counts, no matter who put it there.
+	locktest.PutKey(t, b.Etcd, "locker/b/operator", "by hand")
 	if state := r.State(); !state.Held || state.Name != "b" || state.Value != "by hand" || state.Lease != 0 {
 		t.Errorf("state = %+v, want b held by hand", state)
 	}
@@ -489,17 +490,17 @@ func TestWatchPrefix_SkipsWhatIsNoLock(t *testing.T) {
 
 func TestWatchPrefix_ChangesOfOneTransactionAreOneChange(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	c := b.Client(t)
-	l := lock(t, c, "running", "1")
-	r := read(t, c.WatchPrefix(within(t), ""))
+	l := locktest.Lock(t, c, "running", "1")
+	r := locktest.Read(t, c.WatchPrefix(locktest.Within(t), ""))
 	r.Held(l)
 	names := []string{"h", "c", "a", "g", "b", "e", "d", "f"}
 	var puts []clientv3.Op
 	for _, name := range names {
 		puts = append(puts, clientv3.OpPut("locker/"+name+"/1", "1"))
 	}
-	resp, err := b.Etcd.Txn(within(t)).Then(puts...).Commit()
+	resp, err := b.Etcd.Txn(locktest.Within(t)).Then(puts...).Commit()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -509,32 +510,32 @@ func TestWatchPrefix_ChangesOfOneTransactionAreOneChange(t *testing.T) {
 			t.Errorf("state = %+v, want that of %q", state, name)
 		}
 	}
-	if _, err := b.Etcd.Put(within(t), "locker/a/2", "2"); err != nil {
+	if _, err := b.Etcd.Put(locktest.Within(t), "locker/a/2", "2"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = b.Etcd.Txn(within(t)).Then(
+	_, err = b.Etcd.Txn(locktest.Within(t)).Then(
 		clientv3.OpDelete("locker/a/1"), clientv3.OpDelete("locker/a/2"), clientv3.OpPut("locker/a/3", "3"),
 	).Commit()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if state := r.State(); state.Value != "3" {
-		t.Errorf("state = %+v, which never was", state)
+		t.Errorf("state = %+v, which the name was never in", state)
 	}
 }
 
 func TestWatch_ManyAtOnceSeeTheLastChange(t *testing.T) {
 	t.Parallel()
 	const names, watches = 10, 20
-	b := setup(t)
+	b := locktest.Setup(t)
 	c, holder := b.Client(t), b.Client(t)
 	began, ended := make(chan struct{}, names*watches), make(chan error, names*watches)
 	for i := range names {
 		name := fmt.Sprint("name ", i)
-		states := c.Watch(within(t), name)
+		states := c.Watch(locktest.Within(t), name)
 		for range watches {
 			go func() {
-				var o order
+				var o locktest.Order
 				values := ""
 				for state, err := range states {
 					if err == nil {
@@ -556,17 +557,17 @@ func TestWatch_ManyAtOnceSeeTheLastChange(t *testing.T) {
 		}
 	}
 	for range names * watches {
-		receive(t, began)
+		locktest.Receive(t, began)
 	}
 	for i := range names {
-		l := lock(t, holder, fmt.Sprint("name ", i), "first")
+		l := locktest.Lock(t, holder, fmt.Sprint("name ", i), "first")
 		for j := range 5 {
-			setValue(t, l, fmt.Sprint(j))
+			locktest.SetValue(t, l, fmt.Sprint(j))
 		}
-		setValue(t, l, "last")
+		locktest.SetValue(t, l, "last")
 	}
 	for range names * watches {
-		if err := receive(t, ended); err != nil {
+		if err := locktest.Receive(t, ended); err != nil {
 			t.Error(err)
 		}
 	}
@@ -574,51 +575,30 @@ func TestWatch_ManyAtOnceSeeTheLastChange(t *testing.T) {
 
 func TestWatch_EndsWhenEtcdDeniesPermission(t *testing.T) {
 	t.Parallel()
-	b := setup(t, embedtest.WithAuth())
-	guest := addUser(t, b, "guest", "locker/ok/")
+	b := locktest.Setup(t, embedtest.WithAuth())
+	const guest = "guest"
+	b.AddUser(t, guest)
+	b.Permit(t, guest, clientv3.PermissionType(clientv3.PermReadWrite), "locker/ok/")
 	proxy := b.Server.Proxy(t)
 	config := proxy.ClientConfig()
 	config.Username, config.Password = guest, guest
-	c := newClient(t, connect(t, config))
+	c := locktest.NewClient(t, locktest.Connect(t, config))
 
-	if err := read(t, c.Watch(within(t), "no")).End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if err := locktest.Read(t, c.Watch(locktest.Within(t), "no")).End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("Watch ended with %v, want permission denied", err)
 	}
-	if err := read(t, c.WatchPrefix(within(t), "")).End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if err := locktest.Read(t, c.WatchPrefix(locktest.Within(t), "")).End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("WatchPrefix ended with %v, want permission denied", err)
 	}
-	if _, err := c.NewCache(within(t), ""); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if _, err := c.NewCache(locktest.Within(t), ""); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("NewCache = %v, want permission denied", err)
 	}
 
-	r := read(t, c.Watch(within(t), "ok"))
+	r := locktest.Read(t, c.Watch(locktest.Within(t), "ok"))
 	r.Free("ok")
-	if _, err := b.Etcd.RoleRevokePermission(within(t), guest, "locker/ok/", clientv3.GetPrefixRangeEnd("locker/ok/")); err != nil {
-		t.Fatal(err)
-	}
+	b.Forbid(t, guest, "locker/ok/")
 	proxy.Reset()
 	if err := r.End(); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("after the permission was revoked Watch ended with %v", err)
 	}
-}
-
-// addUser adds a user, and a role, of that name and password, who may read and
-// write below prefix.
-func addUser(t testing.TB, b bundle, name, prefix string) string {
-	t.Helper()
-	ctx := within(t)
-	_, err := b.Etcd.RoleAdd(ctx, name)
-	if err == nil {
-		_, err = b.Etcd.RoleGrantPermission(ctx, name, prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite))
-	}
-	if err == nil {
-		_, err = b.Etcd.UserAdd(ctx, name, name)
-	}
-	if err == nil {
-		_, err = b.Etcd.UserGrantRole(ctx, name, name)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return name
 }

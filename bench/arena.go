@@ -12,11 +12,11 @@ import (
 	"google.golang.org/grpc"
 )
 
-// arena is where one side of a row does its work: connections of its own and names of its own.
+// arena holds what one side of a row works with: its own connections and its own names.
 type arena struct {
 	endpoints []string
 	peers     peerAddresses
-	id        string // in all names, of the same length for each side
+	id        string // part of all names, of the same length for each side
 	scale     scale
 
 	mu      sync.Mutex // guards closers
@@ -33,7 +33,7 @@ func (a *arena) connect(opts ...grpc.DialOption) (*clientv3.Client, error) {
 	return etcd, nil
 }
 
-// name returns the i-th name of a kind, which is a letter.
+// name returns the i-th name of a kind. A kind is one letter.
 func (a *arena) name(kind string, i int) string { return fmt.Sprintf("%s-%s-%06d", a.id, kind, i) }
 
 // names returns the first n names of a kind.
@@ -45,11 +45,11 @@ func (a *arena) names(kind string, n int) []string {
 	return names
 }
 
-// onClose has close called when the arena is closed: the last registered first.
-func (a *arena) onClose(close func() error) {
+// onClose registers a function that close calls. The last one registered is called first.
+func (a *arena) onClose(fn func() error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.closers = append(a.closers, close)
+	a.closers = append(a.closers, fn)
 }
 
 func (a *arena) close() error {
@@ -64,7 +64,7 @@ func (a *arena) close() error {
 	return errors.Join(errs...)
 }
 
-// each calls do for 0 to n-1, several at a time.
+// each calls do with 0 to n-1, at most together at a time.
 func each(ctx context.Context, n, together int, do func(ctx context.Context, i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(together)

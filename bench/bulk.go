@@ -11,21 +11,21 @@ import (
 )
 
 const (
-	taken    figure = "taken"    // seconds
-	renewals figure = "renewals" // requests a lease in a third of the TTL
-	closed   figure = "closed"   // seconds
+	acquireTime figure = "acquire time" // seconds
+	renewals    figure = "renewals"     // requests per lease in a third of the TTL
+	closeTime   figure = "close time"   // seconds
 )
 
 const (
-	putsTogether = 124  // in a transaction; etcd allows 128 operations
-	keysPerLease = 1000 // as Locker has it
+	putsPerTxn   = 124  // etcd allows 128 operations
+	keysPerLease = 1000 // as in Locker
 )
 
-// bulkLocks is very many locks held by one client.
+// bulkLocks measures very many locks held by one client.
 var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
 	return func(ctx context.Context) (figures, error) {
-		wire := newWire()
-		etcd, err := a.connect(wire.options()...)
+		counter := newMessageCounter()
+		etcd, err := a.connect(counter.options()...)
 		if err != nil {
 			return nil, err
 		}
@@ -39,35 +39,37 @@ var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (roun
 		names := a.names("n", a.scale.bulk)
 		began := time.Now()
 		err = each(ctx, len(names), 1000, func(ctx context.Context, i int) error {
-			_, err := c.Lock(ctx, names[i], "") // Close ends it
+			_, err := c.Lock(ctx, names[i], "") // released by Close
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
-		f := figures{taken: time.Since(began).Seconds()}
-		if f[renewals], err = renewalsOf(ctx, wire, a.scale.bulkTTL/3); err != nil {
+		f := figures{acquireTime: time.Since(began).Seconds()}
+		if f[renewals], err = renewalsOf(ctx, counter, a.scale.bulkTTL/3); err != nil {
 			return nil, err
 		}
 		began = time.Now()
 		err = c.Close()
-		f[closed] = time.Since(began).Seconds()
+		f[closeTime] = time.Since(began).Seconds()
 		return f, err
 	}, nil
 }}
 
-// renewalsOf counts, for two intervals, and returns how many requests each lease took in each of them.
-func renewalsOf(ctx context.Context, w *wire, interval time.Duration) (float64, error) {
+// renewalsOf counts renewals for two intervals and returns the mean number per lease and
+// interval.
+func renewalsOf(ctx context.Context, c *messageCounter, interval time.Duration) (float64, error) {
 	const intervals = 2
-	leases := w.messages("/LeaseGrant")
-	before := w.messages("/LeaseKeepAlive")
+	leases := c.messages("/LeaseGrant")
+	before := c.messages("/LeaseKeepAlive")
 	if err := pause(ctx, intervals*interval); err != nil {
 		return 0, err
 	}
-	return float64(w.messages("/LeaseKeepAlive")-before) / float64(leases) / intervals, nil
+	return float64(c.messages("/LeaseKeepAlive")-before) / float64(leases) / intervals, nil
 }
 
-// bulkPuts is as many puts with leases, as many together as etcd allows, one transaction after the other.
+// bulkPuts is the floor of bulkLocks: as many puts with leases, in transactions that are
+// as large as etcd allows, one after the other.
 var bulkPuts = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
 	etcd, err := a.connect()
 	if err != nil {
@@ -91,14 +93,14 @@ var bulkPuts = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 			}
 			lease := leases[len(leases)-1]
 			puts = append(puts, clientv3.OpPut(fmt.Sprintf("%s%s/%016x", floorPrefix, name, lease), "", clientv3.WithLease(lease)))
-			if len(puts) == putsTogether || i == len(names)-1 {
+			if len(puts) == putsPerTxn || i == len(names)-1 {
 				if _, err := etcd.Txn(ctx).Then(puts...).Commit(); err != nil {
 					return nil, err
 				}
 				puts = puts[:0]
 			}
 		}
-		f := figures{taken: time.Since(began).Seconds()}
+		f := figures{acquireTime: time.Since(began).Seconds()}
 		return f, each(ctx, len(leases), 4, func(ctx context.Context, i int) error {
 			_, err := etcd.Revoke(ctx, leases[i])
 			return err

@@ -17,7 +17,8 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// The chart has a bar for each side of each line that is about how often a second, on a logarithmic scale.
+// The chart has a bar for each side of each line that measures a rate, on a logarithmic
+// scale.
 var (
 	barColors = []color.Color{
 		color.RGBA{0x1f, 0x6f, 0xb4, 0xff}, color.RGBA{0xb8, 0xbe, 0xc6, 0xff}, color.RGBA{0xe0, 0x9f, 0x3e, 0xff},
@@ -32,7 +33,7 @@ const (
 	chartWidth = 24 * vg.Centimeter
 )
 
-// writeChart draws the rates. A run without any has an empty chart.
+// writeChart draws the rates. The chart is empty if the run measured none.
 func (rep *report) writeChart(w io.Writer) error {
 	rates, sides := rep.rates()
 	p := plot.New()
@@ -45,53 +46,53 @@ func (rep *report) writeChart(w io.Writer) error {
 	grid.Horizontal.Width = 0
 	p.Add(grid)
 	works := make([]string, len(rates))
-	for i, side := range sides {
+	for i, name := range sides {
 		values, labels := make(plotter.Values, len(rates)), plotter.XYLabels{}
 		offset := barWidth * vg.Length(float64(len(sides)-1)/2-float64(i))
 		for j, r := range rates {
 			works[j] = r.Row + "  " + r.Work
-			m := r.Sides[side]
+			m := r.Sides[name]
 			if m == nil || m.Median < 1 {
 				continue
 			}
 			values[j] = math.Log10(m.Median)
-			p.X.Max = max(p.X.Max, values[j]+0.6) // with room for its label
+			p.X.Max = max(p.X.Max, values[j]+0.6) // leaves room for its label
 			labels.XYs = append(labels.XYs, plotter.XY{X: values[j], Y: float64(j)})
-			labels.Labels = append(labels.Labels, label(r, side))
+			labels.Labels = append(labels.Labels, label(r, name))
 		}
-		if err := addBars(p, side, values, labels, offset, barColors[i%len(barColors)]); err != nil {
+		if err := addBars(p, name, values, labels, offset, barColors[i%len(barColors)]); err != nil {
 			return err
 		}
 	}
 	if len(works) > 0 {
 		p.NominalY(works...)
-		p.Y.Max = float64(len(works)) // a place for the legend
+		p.Y.Max = float64(len(works)) // leaves room for the legend
 	}
 	useFont(p)
 	height := vg.Length(len(rates)+1)*(vg.Length(len(sides))*barWidth+16) + 3*vg.Centimeter
 	canvas := vgsvg.New(chartWidth, height)
 	c := draw.New(canvas)
-	c.FillPolygon(color.White, []vg.Point{c.Min, {X: c.Max.X, Y: c.Min.Y}, c.Max, {X: c.Min.X, Y: c.Max.Y}}) // a page may be dark
+	c.FillPolygon(color.White, []vg.Point{c.Min, {X: c.Max.X, Y: c.Min.Y}, c.Max, {X: c.Min.X, Y: c.Max.Y}}) // the page may be dark
 	p.Draw(draw.Crop(c, margin, -margin, margin, -margin))
 	var b strings.Builder
 	if _, err := canvas.WriteTo(&b); err != nil {
 		return err
 	}
-	// Few who look at it have the font that it was measured with.
+	// Few viewers have the font that the text was measured with.
 	_, err := io.WriteString(w, strings.ReplaceAll(b.String(), "font-family:Liberation Sans", "font-family:Liberation Sans,Arial,Helvetica,sans-serif"))
 	return err
 }
 
-// rates returns the results to be drawn, from the bottom up, and their sides.
+// rates returns the results to draw, from bottom to top, and the names of their sides.
 func (rep *report) rates() (rates []result, sides []string) {
 	for _, r := range rep.Results {
 		if r.Unit != "locks/s" && r.Unit != "hand-overs/s" {
 			continue
 		}
 		rates = append(rates, r)
-		for _, side := range append([]string{r.Of, r.opponent()}, r.Peers...) {
-			if side != "" && !slices.Contains(sides, side) {
-				sides = append(sides, side)
+		for _, name := range append([]string{r.Of, r.baseline()}, r.Peers...) {
+			if name != "" && !slices.Contains(sides, name) {
+				sides = append(sides, name)
 			}
 		}
 	}
@@ -99,22 +100,22 @@ func (rep *report) rates() (rates []result, sides []string) {
 	return rates, sides
 }
 
-func label(r result, side string) string {
-	text := number(r.Sides[side].Median)
-	if side == r.Of && r.Against != "" {
+func label(r result, name string) string {
+	text := number(r.Sides[name].Median)
+	if name == r.Of && r.Against != "" {
 		text += fmt.Sprintf(" (%s ×)", number(r.Ratio))
 	}
 	return text
 }
 
-func addBars(p *plot.Plot, side string, values plotter.Values, labels plotter.XYLabels, offset vg.Length, c color.Color) error {
+func addBars(p *plot.Plot, name string, values plotter.Values, labels plotter.XYLabels, offset vg.Length, c color.Color) error {
 	bars, err := plotter.NewBarChart(values, barWidth)
 	if err != nil {
 		return err
 	}
 	bars.Horizontal, bars.Offset, bars.Color, bars.LineStyle.Width = true, offset, c, 0
 	p.Add(bars)
-	p.Legend.Add(side, bars)
+	p.Legend.Add(name, bars)
 	if len(labels.Labels) == 0 {
 		return nil
 	}
@@ -137,7 +138,7 @@ func useFont(p *plot.Plot) {
 	}
 }
 
-// decades are the ticks of a logarithmic scale.
+// decades marks the powers of ten on a logarithmic scale.
 type decades struct{}
 
 func (decades) Ticks(minimum, maximum float64) []plot.Tick {

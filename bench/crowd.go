@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	requests figure = "requests" // a hand-over
+	requests figure = "requests" // per hand-over
 
 	clientsPerConnection = 10
 	handOversCounted     = 300
 )
 
-// crowd is n clients that wait on one name. Whoever holds it leaves at once and queues again, so that the
-// number of those waiting stays; the requests of all clients are counted.
+// crowd counts the requests of n clients that wait on one name. Each holder unlocks at
+// once and queues again, so the number of waiters stays constant.
 func crowd(name string, n int) side {
 	return side{name: name, open: func(ctx context.Context, a *arena) (round, error) {
-		wire := newWire()
-		mutexes, err := gather(ctx, a, wire, n+1)
+		counter := newMessageCounter()
+		mutexes, err := newCrowd(ctx, a, counter, n+1)
 		if err != nil {
 			return nil, err
 		}
@@ -37,23 +37,23 @@ func crowd(name string, n int) side {
 			if err := first.Lock(ctx); err != nil {
 				return nil, err
 			}
-			return countRequests(ctx, first, rest, wire, func(ctx context.Context) error {
+			return countRequests(ctx, first, rest, counter, func(ctx context.Context) error {
 				if err := awaitEntries(ctx, observer, queue, int64(n+1)); err != nil {
 					return err
 				}
-				return awaitSilence(ctx, wire)
+				return awaitIdle(ctx, counter)
 			})
 		}, nil
 	}}
 }
 
-// gather returns mutexes of n clients on one name. The TTL is long, so that what happens in the background
-// does not count.
-func gather(ctx context.Context, a *arena, w *wire, n int) ([]mutex, error) {
+// newCrowd returns mutexes of n clients on one name. The TTL is long, so that background
+// requests are not counted.
+func newCrowd(ctx context.Context, a *arena, c *messageCounter, n int) ([]mutex, error) {
 	connections := make([]*clientv3.Client, (n+clientsPerConnection-1)/clientsPerConnection)
 	for i := range connections {
 		var err error
-		if connections[i], err = a.connect(w.options()...); err != nil {
+		if connections[i], err = a.connect(c.options()...); err != nil {
 			return nil, err
 		}
 	}
@@ -72,12 +72,13 @@ func gather(ctx context.Context, a *arena, w *wire, n int) ([]mutex, error) {
 			return err
 		}
 		mutexes[i] = &lockerMutex{client: clients[i], name: a.name("n", 0)}
-		return lockOnce(ctx, &lockerMutex{client: clients[i], name: a.name("w", i)})
+		return lockUnlock(ctx, &lockerMutex{client: clients[i], name: a.name("w", i)})
 	})
 }
 
-// countRequests lets first go once all others wait, and counts until the name has changed hands often enough.
-func countRequests(ctx context.Context, first mutex, rest []mutex, w *wire, queued func(ctx context.Context) error) (figures, error) {
+// countRequests unlocks first once all others wait, and counts the requests of the next
+// handOversCounted hand-overs.
+func countRequests(ctx context.Context, first mutex, rest []mutex, c *messageCounter, queued func(ctx context.Context) error) (figures, error) {
 	enough, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, running := errgroup.WithContext(enough)
@@ -92,7 +93,7 @@ func countRequests(ctx context.Context, first mutex, rest []mutex, w *wire, queu
 				}
 				if err == nil {
 					if handOvers.Add(1) == handOversCounted {
-						after = w.messages("")
+						after = c.messages("")
 						cancel()
 					}
 					err = m.Unlock(ctx)
@@ -105,7 +106,7 @@ func countRequests(ctx context.Context, first mutex, rest []mutex, w *wire, queu
 	}
 	err := queued(running)
 	if err == nil {
-		before = w.messages("")
+		before = c.messages("")
 		err = first.Unlock(ctx)
 	}
 	if err != nil {
@@ -122,12 +123,13 @@ func countRequests(ctx context.Context, first mutex, rest []mutex, w *wire, queu
 	return figures{requests: float64(after-before) / handOversCounted}, nil
 }
 
-// awaitSilence waits until no request has been sent for some time: all watches are established.
-func awaitSilence(ctx context.Context, w *wire) error {
+// awaitIdle waits until no request has been sent for some time, which means that all
+// watches are established.
+func awaitIdle(ctx context.Context, c *messageCounter) error {
 	const enough = 4
-	for last, silent := -1, 0; silent < enough; silent++ {
-		if now := w.messages(""); now != last {
-			last, silent = now, 0
+	for last, idle := -1, 0; idle < enough; idle++ {
+		if now := c.messages(""); now != last {
+			last, idle = now, 0
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return err

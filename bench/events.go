@@ -11,7 +11,8 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// putEvent is the least that etcd takes for a change of a value: one client puts, another sees it.
+// putEvent is the floor of changes: one client puts a value, and another receives the
+// event.
 var putEvent = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
 	writer, watcher, err := pair(a)
 	if err != nil {
@@ -24,7 +25,7 @@ var putEvent = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 	}
 	return func(ctx context.Context) (figures, error) {
 		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
-			if err := pause(ctx, settled); err != nil {
+			if err := pause(ctx, watchDelay); err != nil {
 				return 0, err
 			}
 			i++
@@ -38,7 +39,8 @@ var putEvent = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 	}, nil
 }}
 
-// changes is a value that one client sets and another watches.
+// changes measures the time until a value that one client sets is seen by another that
+// watches.
 var changes = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
 	writer, watcher, err := lockerPair(a)
 	if err != nil {
@@ -65,13 +67,13 @@ var changes = side{name: ours, open: func(ctx context.Context, a *arena) (round,
 			}
 		}
 	}()
-	if _, err := receive(ctx, arrivals, "0", time.Now()); err != nil { // the state that it begins with
+	if _, err := receive(ctx, arrivals, "0", time.Now()); err != nil { // the initial state
 		return nil, err
 	}
 	i := 0
 	return func(ctx context.Context) (figures, error) {
 		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
-			if err := pause(ctx, settled); err != nil {
+			if err := pause(ctx, watchDelay); err != nil {
 				return 0, err
 			}
 			i++
@@ -96,14 +98,15 @@ func lockerPair(a *arena) (one, other *locker.Client, err error) {
 	return one, other, err
 }
 
-// arrival is that a value was seen; a key that was deleted has an empty one.
+// arrival is a value and the time at which it was seen. The value of a deleted key is
+// empty.
 type arrival struct {
 	at    time.Time
 	value string
 }
 
-// watch returns what is seen of key, from a watch that is established: opened without a
-// revision, as a watch that starts in the past is served by a slower loop of the server.
+// watch returns the changes of key from an established watch. The watch is opened without
+// a revision, because the server uses a slower loop for watches that start in the past.
 func watch(ctx context.Context, a *arena, etcd *clientv3.Client, key string, opts ...clientv3.OpOption) (<-chan arrival, error) {
 	wctx, cancel := context.WithCancel(context.Background())
 	responses := etcd.Watch(wctx, key, append(opts, clientv3.WithCreatedNotify())...)
@@ -113,7 +116,7 @@ func watch(ctx context.Context, a *arena, etcd *clientv3.Client, key string, opt
 	case created, ok := <-responses:
 		if !ok || created.Err() != nil {
 			close(done)
-			return nil, errors.Join(errors.New("the watch has ended"), created.Err())
+			return nil, errors.Join(errors.New("the watch ended"), created.Err())
 		}
 	case <-ctx.Done():
 		close(done)
@@ -135,13 +138,13 @@ func watch(ctx context.Context, a *arena, etcd *clientv3.Client, key string, opt
 	return arrivals, nil
 }
 
-// receive returns how long after began a value was seen.
+// receive waits until a value is seen and returns the time from began until then.
 func receive(ctx context.Context, arrivals <-chan arrival, value string, began time.Time) (time.Duration, error) {
 	for {
 		select {
 		case seen, ok := <-arrivals:
 			if !ok {
-				return 0, errors.New("the watch has ended")
+				return 0, errors.New("the watch ended")
 			}
 			if seen.value == value {
 				return seen.at.Sub(began), nil

@@ -10,18 +10,20 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// newHistogram returns one from a nanosecond to a minute, exact to a thousandth.
+// newHistogram returns a histogram from a nanosecond to a minute with three significant
+// digits.
 func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, int64(time.Minute), 3) }
 
 func record(h *hdrhistogram.Histogram, d time.Duration) {
-	_ = h.RecordValue(min(max(int64(d), 1), int64(time.Minute))) // within the bounds there is no error
+	_ = h.RecordValue(min(max(int64(d), 1), int64(time.Minute))) // no error within the bounds
 }
 
 func microseconds(h *hdrhistogram.Histogram) float64 {
 	return float64(h.ValueAtQuantile(50)) / float64(time.Microsecond)
 }
 
-// sample repeats once for the period of a round.
+// sample calls once repeatedly for the period of a round and returns the median of the
+// times that it reports.
 func sample(ctx context.Context, period time.Duration, once func(ctx context.Context) (time.Duration, error)) (figures, error) {
 	h := newHistogram()
 	for end := time.Now().Add(period); time.Now().Before(end); {
@@ -34,30 +36,30 @@ func sample(ctx context.Context, period time.Duration, once func(ctx context.Con
 	return figures{p50: microseconds(h)}, nil
 }
 
-// alone is lock and unlock of one free name, over and over.
-func alone(s service) side {
+// uncontended repeatedly locks and unlocks one free name.
+func uncontended(s service) side {
 	return side{name: s.name, peer: s.peer, open: func(ctx context.Context, a *arena) (round, error) {
 		clients, err := s.joinAll(ctx, a, 1)
 		if err != nil {
 			return nil, err
 		}
 		m := clients[0](a.name("n", 0))
-		return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, timed(m)) }, nil
+		return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, timeLockUnlock(m)) }, nil
 	}}
 }
 
-func timed(m mutex) func(ctx context.Context) (time.Duration, error) {
+func timeLockUnlock(m mutex) func(ctx context.Context) (time.Duration, error) {
 	return func(ctx context.Context) (time.Duration, error) {
 		began := time.Now()
-		err := lockOnce(ctx, m)
+		err := lockUnlock(ctx, m)
 		return time.Since(began), err
 	}
 }
 
-// floorKey is as long as the key of an entry in a queue.
+// floorKey returns a key of the same length as that of an entry.
 func floorKey(a *arena) string { return fmt.Sprintf("%s%s/%016x", floorPrefix, a.name("n", 0), 1) }
 
-// putDelete is the least that etcd takes for alone.
+// putDelete is the floor of uncontended: a put and a delete.
 var putDelete = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
 	etcd, err := a.connect()
 	if err != nil {
@@ -78,10 +80,11 @@ var putDelete = side{name: floor, open: func(ctx context.Context, a *arena) (rou
 	return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, once) }, nil
 }}
 
-// settled is how long a watch is left alone before the change that it is to see.
-const settled = 5 * time.Millisecond
+// watchDelay is the time that a watch has before the change that it is to observe.
+const watchDelay = 5 * time.Millisecond
 
-// deleteEvent is the least that etcd takes for a hand-over: one client deletes a key, another sees it.
+// deleteEvent is the floor of a hand-over: one client deletes a key, and another receives
+// the event.
 var deleteEvent = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
 	deleter, watcher, err := pair(a)
 	if err != nil {
@@ -97,7 +100,7 @@ var deleteEvent = side{name: floor, open: func(ctx context.Context, a *arena) (r
 			if _, err := deleter.Put(ctx, key, ""); err != nil {
 				return 0, err
 			}
-			if err := pause(ctx, settled); err != nil {
+			if err := pause(ctx, watchDelay); err != nil {
 				return 0, err
 			}
 			began := time.Now()
@@ -116,7 +119,7 @@ func pair(a *arena) (one, other *clientv3.Client, err error) {
 	return one, other, err
 }
 
-// pause waits for a time that is part of the measurement's method.
+// pause waits for a time that is part of the method of measurement.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -128,9 +131,10 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// handOver is two clients on one name: one holds it, the other is surely waiting.
+// handOver measures the hand-over between two clients: one holds the name, and the other
+// is known to be waiting.
 var handOver = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
-	clients, err := lockers.joinAll(ctx, a, 2)
+	clients, err := lockerService.joinAll(ctx, a, 2)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +149,7 @@ var handOver = side{name: ours, open: func(ctx context.Context, a *arena) (round
 			return nil, err
 		}
 		f, err := sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
-			took, err := pass(ctx, holder, waiter, func(ctx context.Context) error {
+			took, err := timeHandOver(ctx, holder, waiter, func(ctx context.Context) error {
 				return awaitEntries(ctx, observer, lockerPrefix+name+"/", 2)
 			})
 			holder, waiter = waiter, holder
@@ -158,8 +162,9 @@ var handOver = side{name: ours, open: func(ctx context.Context, a *arena) (round
 	}, nil
 }}
 
-// pass measures from the moment before holder unlocks until waiter has locked.
-func pass(ctx context.Context, holder, waiter mutex, queued func(ctx context.Context) error) (time.Duration, error) {
+// timeHandOver measures the time from just before holder unlocks until waiter's Lock
+// returns.
+func timeHandOver(ctx context.Context, holder, waiter mutex, queued func(ctx context.Context) error) (time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var arrived time.Time
 	done := make(chan error, 1)
@@ -170,7 +175,7 @@ func pass(ctx context.Context, holder, waiter mutex, queued func(ctx context.Con
 	}()
 	err := queued(ctx)
 	if err == nil {
-		err = pause(ctx, settled)
+		err = pause(ctx, watchDelay)
 	}
 	began := time.Now()
 	if err == nil {
@@ -184,7 +189,7 @@ func pass(ctx context.Context, holder, waiter mutex, queued func(ctx context.Con
 	return arrived.Sub(began), err
 }
 
-// awaitEntries waits until there are n keys below prefix.
+// awaitEntries waits until there are at least n keys with the prefix.
 func awaitEntries(ctx context.Context, etcd *clientv3.Client, prefix string, n int64) error {
 	for {
 		resp, err := etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())

@@ -14,20 +14,21 @@ import (
 	"github.com/shirou/gopsutil/v4/mem"
 )
 
-// machine is where the figures come from.
+// machine describes the machine that the figures were measured on.
 type machine struct {
 	CPU       string  `json:"cpu"`
 	Cores     int     `json:"cores"`
 	MemoryGiB float64 `json:"memory_gib"`
 	Disk      string  `json:"disk"`
-	SyncMs    float64 `json:"fsync_ms"` // median, of 4 KiB
+	SyncMs    float64 `json:"fsync_ms"` // median for 4 KiB
 	Kernel    string  `json:"kernel"`
 	Go        string  `json:"go"`
 	Etcd      string  `json:"etcd"`
 	Date      string  `json:"date"`
 }
 
-// describeMachine describes this machine and the disk below dir. What cannot be found out is "unknown".
+// describeMachine describes this machine and the disk that dir is on. Details that cannot
+// be determined are "unknown".
 func describeMachine(dir string) (machine, error) {
 	const unknown = "unknown"
 	m := machine{
@@ -41,8 +42,8 @@ func describeMachine(dir string) (machine, error) {
 	if info, err := cpu.Info(); err == nil && len(info) > 0 {
 		m.CPU = info[0].ModelName
 	}
-	if memory, err := mem.VirtualMemory(); err == nil {
-		m.MemoryGiB = float64(memory.Total) / (1 << 30)
+	if vm, err := mem.VirtualMemory(); err == nil {
+		m.MemoryGiB = float64(vm.Total) / (1 << 30)
 	}
 	if version, err := host.KernelVersion(); err == nil {
 		m.Kernel = runtime.GOOS + " " + version
@@ -50,8 +51,8 @@ func describeMachine(dir string) (machine, error) {
 	if fs := filesystem(dir); fs != "" {
 		m.Disk = fs
 	}
-	sync, err := syncTime(dir)
-	m.SyncMs = float64(sync) / float64(time.Millisecond)
+	fsync, err := syncTime(dir)
+	m.SyncMs = float64(fsync) / float64(time.Millisecond)
 	return m, err
 }
 
@@ -60,7 +61,7 @@ func (m machine) String() string {
 		m.CPU, m.Cores, m.MemoryGiB, m.Disk, m.SyncMs, m.Kernel, m.Go, m.Etcd, m.Date)
 }
 
-// filesystem returns the type of the file system that dir is on, and its device.
+// filesystem returns the type and the device of the file system that dir is on.
 func filesystem(dir string) string {
 	partitions, err := disk.Partitions(true)
 	if err != nil {
@@ -76,7 +77,7 @@ func filesystem(dir string) string {
 	return found
 }
 
-// syncTime returns how long it takes, in the median, to append 4 KiB to a file and have them on the disk.
+// syncTime returns the median time to append 4 KiB to a file and sync it to disk.
 func syncTime(dir string) (time.Duration, error) {
 	f, err := os.CreateTemp(dir, "sync-")
 	if err != nil {

@@ -1,4 +1,5 @@
-// Command bench measures Locker against bare etcd, against etcd's own Mutex and, if asked, against others.
+// Bench measures Locker against bare etcd and etcd's own Mutex, and on request against
+// other lock services.
 package main
 
 import (
@@ -23,7 +24,7 @@ const etcdVersion = "v3.7.3"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal does not wait for anything
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := command(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	interrupted := ctx.Err() != nil
 	stop()
@@ -39,7 +40,7 @@ func main() {
 	}
 }
 
-// settings are what the command line says.
+// settings holds the values of the command-line flags.
 type settings struct {
 	quick     bool
 	rows      string
@@ -57,46 +58,47 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprintln(stderr, "usage: go run ./bench [flags]\n\nMeasures Locker, bare etcd and etcd's Mutex in turns on an etcd process, and prints a table.\n\nFlags:")
+		fmt.Fprintln(stderr, "usage: go run ./bench [flags]\n\nMeasures Locker, bare etcd and etcd's Mutex in interleaved rounds against a real etcd and prints a table.\n\nFlags:")
 		flags.PrintDefaults()
 	}
-	flags.BoolVar(&s.quick, "quick", false, "take less than a minute: shorter and fewer rounds, less work")
-	flags.StringVar(&s.rows, "row", "", "only these `rows`, such as P4 or P4,P6")
-	flags.IntVar(&s.rounds, "rounds", 0, "rounds of each side (default 5, with -quick 3)")
-	flags.IntVar(&s.members, "members", 1, "etcd processes, 1 or 3")
-	flags.StringVar(&s.program, "etcd", "", "the etcd `program` to run (default: "+etcdVersion+", compiled once)")
-	flags.StringVar(&s.endpoints, "endpoints", "", "`addresses` of a running cluster to use instead, separated by commas")
-	flags.StringVar(&s.out, "out", "", "a `directory` for results.json, results.md and results.svg, such as bench/results")
-	flags.StringVar(&s.profile, "profile", "", "a `directory` for CPU profiles of Locker's rounds, of this process and of etcd")
-	flags.StringVar(&s.peers.redis, "redis", "", "`address` of a Redis, for redislock, redsync and rueidislock")
-	flags.StringVar(&s.peers.zookeeper, "zookeeper", "", "`address` of a ZooKeeper, for its lock recipe")
+	flags.BoolVar(&s.quick, "quick", false, "finish in less than a minute: fewer and shorter rounds, less work")
+	flags.StringVar(&s.rows, "row", "", "run only these `rows`, such as P4 or P4,P6")
+	flags.IntVar(&s.rounds, "rounds", 0, "rounds per side (default 5, or 3 with -quick)")
+	flags.IntVar(&s.members, "members", 1, "number of etcd processes, 1 or 3")
+	flags.StringVar(&s.program, "etcd", "", "etcd `program` to run (default: "+etcdVersion+", compiled once)")
+	flags.StringVar(&s.endpoints, "endpoints", "", "comma-separated `addresses` of a running cluster to use instead")
+	flags.StringVar(&s.out, "out", "", "write results.json, results.md and results.svg to this `directory`, such as bench/results")
+	flags.StringVar(&s.profile, "profile", "", "write CPU profiles of this process and of etcd during Locker's rounds to this `directory`")
+	flags.StringVar(&s.peers.redis, "redis", "", "`address` of a Redis server; also measures redislock, redsync and rueidislock")
+	flags.StringVar(&s.peers.zookeeper, "zookeeper", "", "`address` of a ZooKeeper server; also measures its lock recipe")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
 	if flags.NArg() > 0 {
-		return s, fmt.Errorf("%q is no flag; see -h", flags.Arg(0))
+		return s, fmt.Errorf("unexpected argument %q; see -h", flags.Arg(0))
 	}
 	return s, nil
 }
 
-// command runs the rows that args ask for, writes the table to stdout, and files if they are asked for.
+// command runs the rows selected by args, prints the table to stdout and, with -out,
+// writes the result files.
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	s, err := parse(args, stderr)
 	if err != nil {
 		return err
 	}
-	scale := fullScale
+	size := fullScale
 	if s.quick {
-		scale = quickScale
+		size = quickScale
 	}
 	if s.rounds > 0 {
-		scale.rounds = s.rounds
+		size.rounds = s.rounds
 	}
-	chosen, err := choose(rows(scale), s.rows)
+	chosen, err := choose(rows(size), s.rows)
 	if err != nil {
 		return err
 	}
-	r := &runner{scale: scale, peers: s.peers, id: fmt.Sprintf("%04x", rand.N(1<<16)), progress: newProgress(stderr)}
+	r := &runner{scale: size, peers: s.peers, id: fmt.Sprintf("%04x", rand.N(1<<16)), progress: newProgress(stderr)}
 	if s.profile != "" {
 		r.profiles = &profiles{s.profile}
 	}
@@ -113,7 +115,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return err
 	}
 	if len(rep.Failed) > 0 {
-		return fmt.Errorf("not measured: %s", strings.Join(rep.Failed, ", "))
+		return fmt.Errorf("rows not measured: %s", strings.Join(rep.Failed, ", "))
 	}
 	if s.out == "" {
 		return nil
@@ -121,7 +123,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	return rep.writeFiles(s.out)
 }
 
-// choose returns the rows with the given IDs, or all of them.
+// choose returns the rows with the given comma-separated IDs, or all rows if ids is empty.
 func choose(all []row, ids string) ([]row, error) {
 	if ids == "" {
 		return all, nil
@@ -129,14 +131,15 @@ func choose(all []row, ids string) ([]row, error) {
 	wanted := strings.Split(strings.ToUpper(ids), ",")
 	for _, id := range wanted {
 		if !slices.ContainsFunc(all, func(r row) bool { return r.id == id }) {
-			return nil, fmt.Errorf("there is no row %q", id)
+			return nil, fmt.Errorf("no such row: %q", id)
 		}
 	}
 	return slices.DeleteFunc(all, func(r row) bool { return !slices.Contains(wanted, r.id) }), nil
 }
 
-// prepare sees to it that there is an etcd to start, and a directory for its data which is on a disk: that
-// for temporary files may be in memory.
+// prepare makes sure that there is an etcd program to start and creates a directory for
+// its data. The directory is below the user's cache directory, because the one for
+// temporary files may be in memory.
 func (r *runner) prepare(ctx context.Context, s settings) (cleanUp func(), err error) {
 	if s.endpoints != "" {
 		r.endpoints = strings.Split(s.endpoints, ",")
@@ -164,8 +167,8 @@ func (r *runner) prepare(ctx context.Context, s settings) (cleanUp func(), err e
 	return func() { _ = os.RemoveAll(dir) }, nil
 }
 
-// report runs all rows. One that fails does not keep the others from being measured.
-func (r *runner) report(ctx context.Context, rows []row) (*report, error) {
+// report runs the chosen rows. If a row fails, the others are still measured.
+func (r *runner) report(ctx context.Context, chosen []row) (*report, error) {
 	began := time.Now()
 	rep := &report{Members: r.etcd.Members, Quick: r.scale.quick, Rounds: r.scale.rounds, Round: r.scale.period.String()}
 	if len(r.endpoints) > 0 {
@@ -175,18 +178,18 @@ func (r *runner) report(ctx context.Context, rows []row) (*report, error) {
 	if rep.Machine, err = describeMachine(r.etcd.Dir); err != nil {
 		return nil, err
 	}
-	for _, row := range rows {
-		results, err := r.run(ctx, row)
+	for _, w := range chosen {
+		results, err := r.run(ctx, w)
 		switch {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case err != nil:
-			r.progress.say("%v", err)
+			r.progress.logf("%v", err)
 			r.trouble = append(r.trouble, err.Error())
-			rep.Failed = append(rep.Failed, row.id)
+			rep.Failed = append(rep.Failed, w.id)
 		}
 		for _, res := range results {
-			r.progress.say("%s", res.sentence())
+			r.progress.logf("%s", res.summary())
 		}
 		rep.Results = append(rep.Results, results...)
 	}

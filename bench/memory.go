@@ -11,30 +11,30 @@ import (
 
 const (
 	heap       figure = "heap"       // bytes
-	memory     figure = "memory"     // bytes, with stacks
-	goroutines figure = "goroutines" // of their own
+	memory     figure = "memory"     // bytes, including stacks
+	goroutines figure = "goroutines" // besides the caller's
 )
 
-// usage is what the process uses, after garbage collection.
+// usage is the resource usage of the process after garbage collection.
 type usage struct{ heap, stack, goroutines float64 }
 
 func usageNow() usage {
 	runtime.GC()
-	runtime.GC() // what had a finalizer, and what pools kept
+	runtime.GC() // frees objects with finalizers and those in pools
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return usage{float64(m.HeapAlloc), float64(m.StackInuse), float64(runtime.NumGoroutine())}
 }
 
-// since returns what each of n things has added to an earlier usage.
+// since returns the growth since an earlier usage, divided by n.
 func (u usage) since(before usage, n int) figures {
-	each := func(now, then float64) float64 { return max(0, now-then) / float64(n) }
-	held := each(u.heap, before.heap)
-	return figures{heap: held, memory: held + each(u.stack, before.stack), goroutines: each(u.goroutines, before.goroutines)}
+	share := func(now, then float64) float64 { return max(0, now-then) / float64(n) }
+	held := share(u.heap, before.heap)
+	return figures{heap: held, memory: held + share(u.stack, before.stack), goroutines: share(u.goroutines, before.goroutines)}
 }
 
-// holding is the memory of locks that are held.
-var holding = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
+// heldLocks measures the memory of locks that are held.
+var heldLocks = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
 	c, _, err := lockerPair(a)
 	if err != nil {
 		return nil, err
@@ -54,8 +54,9 @@ var holding = side{name: ours, open: func(ctx context.Context, a *arena) (round,
 	}, nil
 }}
 
-// waiting is the memory of locks that wait, each on a name that another client holds.
-func waiting(s service, prefix string) side {
+// waitingLocks measures the memory of locks that wait, each for a name that another
+// client holds.
+func waitingLocks(s service, prefix string) side {
 	return side{name: s.name, open: func(ctx context.Context, a *arena) (round, error) {
 		clients, err := s.joinAll(ctx, a, 2)
 		if err != nil {
@@ -76,11 +77,11 @@ func waiting(s service, prefix string) side {
 			if err != nil {
 				return nil, err
 			}
-			f, err := waitFor(ctx, waiter, names, func(ctx context.Context, waiting int) error {
+			f, err := measureWaiters(ctx, waiter, names, func(ctx context.Context, waiting int) error {
 				if err := awaitEntries(ctx, observer, prefix+a.id+"-n-", int64(len(names)+waiting)); err != nil {
 					return err
 				}
-				return awaitCalm(ctx)
+				return awaitStableGoroutines(ctx)
 			})
 			if err != nil {
 				return nil, err
@@ -90,14 +91,14 @@ func waiting(s service, prefix string) side {
 	}}
 }
 
-// waitFor measures what each goroutine that waits for a name adds once one does: the stacks count, the
-// goroutines themselves do not.
-func waitFor(ctx context.Context, c client, names []string, queued func(ctx context.Context, waiting int) error) (f figures, err error) {
-	waiting, give := context.WithCancel(ctx)
+// measureWaiters measures the usage of each goroutine that waits for a name, apart from
+// the first. The stack of the goroutine is included; the goroutine itself is not counted.
+func measureWaiters(ctx context.Context, c client, names []string, queued func(ctx context.Context, waiting int) error) (f figures, err error) {
+	waitCtx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, len(names))
 	var before usage
 	for i, name := range names {
-		go func() { ended <- c(name).Lock(waiting) }()
+		go func() { ended <- c(name).Lock(waitCtx) }()
 		if i == 0 {
 			err = queued(ctx, 1)
 			before = usageNow()
@@ -108,7 +109,7 @@ func waitFor(ctx context.Context, c client, names []string, queued func(ctx cont
 	}
 	f = usageNow().since(before, len(names)-1)
 	f[goroutines]-- // the caller's own
-	give()
+	cancel()
 	for range names {
 		if got := <-ended; !errors.Is(got, context.Canceled) {
 			err = errors.Join(err, got, errNotWaiting)
@@ -117,14 +118,15 @@ func waitFor(ctx context.Context, c client, names []string, queued func(ctx cont
 	return f, err
 }
 
-var errNotWaiting = errors.New("a lock that should have waited did not")
+var errNotWaiting = errors.New("a lock did not wait")
 
-// awaitCalm waits until no goroutine has come or gone for some time: all watches are established.
-func awaitCalm(ctx context.Context) error {
+// awaitStableGoroutines waits until the number of goroutines has not changed for some
+// time, which means that all watches are established.
+func awaitStableGoroutines(ctx context.Context) error {
 	const enough = 6
-	for last, calm := 0, 0; calm < enough; calm++ {
+	for last, stable := 0, 0; stable < enough; stable++ {
 		if now := runtime.NumGoroutine(); now != last {
-			last, calm = now, 0
+			last, stable = now, 0
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return err

@@ -15,12 +15,13 @@ import (
 	"github.com/redis/rueidis/rueidislock"
 )
 
-// peerAddresses say where the servers of the peers are; empty: they are not measured.
+// peerAddresses holds the addresses of the servers of the peers. Peers without an address
+// are not measured.
 type peerAddresses struct{ redis, zookeeper string }
 
-// known reports whether the server of a peer is known.
+// known reports whether the address of a peer's server is known.
 func (p peerAddresses) known(peer string) bool {
-	if peer == zookeeper.name {
+	if peer == zookeeperService.name {
 		return p.zookeeper != ""
 	}
 	return p.redis != ""
@@ -28,19 +29,19 @@ func (p peerAddresses) known(peer string) bool {
 
 const (
 	peerTTL = 10 * time.Second     // Locker's default
-	polling = 2 * time.Millisecond // of those that poll: much more often than their defaults
+	polling = 2 * time.Millisecond // much more often than the default of the peers that poll
 )
 
-// ofPeers returns what all peers do.
+// ofPeers returns the side that do makes of each peer.
 func ofPeers(do func(s service) side) []side {
 	var sides []side
-	for _, s := range []service{redislocks, redsyncs, rueidislocks, zookeeper} {
+	for _, s := range []service{redislockService, redsyncService, rueidislockService, zookeeperService} {
 		sides = append(sides, do(s))
 	}
 	return sides
 }
 
-var redislocks = service{name: "redislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+var redislockService = service{name: "redislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
 	c := redis.NewClient(&redis.Options{Addr: a.peers.redis})
 	a.onClose(c.Close)
 	locks := redislock.New(c)
@@ -60,7 +61,7 @@ func (m *redislockMutex) Lock(ctx context.Context) (err error) {
 
 func (m *redislockMutex) Unlock(ctx context.Context) error { return m.held.Release(ctx) }
 
-var redsyncs = service{name: "redsync", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+var redsyncService = service{name: "redsync", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
 	c := redis.NewClient(&redis.Options{Addr: a.peers.redis})
 	a.onClose(c.Close)
 	rs := redsync.New(goredis.NewPool(c))
@@ -78,7 +79,7 @@ func (m redsyncMutex) Unlock(ctx context.Context) error {
 	return err
 }
 
-var rueidislocks = service{name: "rueidislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+var rueidislockService = service{name: "rueidislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
 	locks, err := rueidislock.NewLocker(rueidislock.LockerOption{
 		ClientOption:   rueidis.ClientOption{InitAddress: []string{a.peers.redis}},
 		KeyMajority:    1,
@@ -108,8 +109,8 @@ func (m *rueidisMutex) Unlock(context.Context) error {
 	return nil
 }
 
-var zookeeper = service{name: "zookeeper", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
-	conn, _, err := zk.Connect(strings.Split(a.peers.zookeeper, ","), peerTTL, zk.WithLogger(silent{}))
+var zookeeperService = service{name: "zookeeper", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+	conn, _, err := zk.Connect(strings.Split(a.peers.zookeeper, ","), peerTTL, zk.WithLogger(noLogger{}))
 	if err != nil {
 		return nil, err
 	}
@@ -117,11 +118,13 @@ var zookeeper = service{name: "zookeeper", peer: true, join: func(ctx context.Co
 	return func(name string) mutex { return zookeeperMutex{zk.NewLock(conn, "/"+name, zk.WorldACL(zk.PermAll))} }, nil
 }}
 
-type silent struct{}
+// noLogger is a zk.Logger that discards everything.
+type noLogger struct{}
 
-func (silent) Printf(string, ...any) {}
+func (noLogger) Printf(string, ...any) {}
 
-// zookeeperMutex cannot be interrupted: who waits at the end of a round is served before the next one.
+// zookeeperMutex cannot be interrupted: a waiter at the end of a round is served before
+// the next round starts.
 type zookeeperMutex struct{ lock *zk.Lock }
 
 func (m zookeeperMutex) Lock(ctx context.Context) error {

@@ -13,23 +13,24 @@ import (
 	"time"
 )
 
-// profiles writes CPU profiles of what Locker's side does: of this process, and of etcd's first member.
+// profiles writes CPU profiles of this process and of etcd's first member during Locker's
+// rounds.
 type profiles struct{ dir string }
 
-// during profiles fn, which takes about as long as period.
+// during profiles fn, which takes about period.
 func (p *profiles) during(ctx context.Context, name, endpoint string, period time.Duration, fn func() error) (err error) {
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}
-	client, err := os.Create(filepath.Join(p.dir, name+".client.pprof"))
+	own, err := os.Create(filepath.Join(p.dir, name+".client.pprof"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, client.Close()) }()
+	defer func() { err = errors.Join(err, own.Close()) }()
 	seconds := max(1, int(period/time.Second))
 	server := make(chan error, 1)
 	go func() { server <- fetch(ctx, endpoint, seconds, filepath.Join(p.dir, name+".etcd.pprof")) }()
-	if err := pprof.StartCPUProfile(client); err != nil {
+	if err := pprof.StartCPUProfile(own); err != nil {
 		return errors.Join(err, <-server)
 	}
 	err = fn()
@@ -37,7 +38,7 @@ func (p *profiles) during(ctx context.Context, name, endpoint string, period tim
 	return errors.Join(err, <-server)
 }
 
-// fetch has an etcd profile itself.
+// fetch requests a CPU profile from etcd and writes it to file.
 func fetch(ctx context.Context, endpoint string, seconds int, file string) (err error) {
 	if !strings.Contains(endpoint, "://") {
 		endpoint = "http://" + endpoint

@@ -6,10 +6,11 @@ import (
 	"os"
 )
 
-// progress is a line that says what goes on.
+// progress shows the current state of the run in a line of a terminal, and logs lines
+// above it.
 type progress struct {
 	w        io.Writer
-	terminal bool // the line is written over; otherwise, only what stays is written
+	terminal bool // if not, only the logged lines are written
 }
 
 func newProgress(w io.Writer) *progress {
@@ -21,22 +22,22 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-// show replaces the line.
+// show replaces the status line.
 func (p *progress) show(format string, args ...any) {
 	if p.terminal {
 		fmt.Fprintf(p.w, "\r\033[K"+format, args...)
 	}
 }
 
-// say writes a line that stays.
-func (p *progress) say(format string, args ...any) {
+// logf writes a line that stays.
+func (p *progress) logf(format string, args ...any) {
 	if p.terminal {
 		fmt.Fprint(p.w, "\r\033[K")
 	}
 	fmt.Fprintf(p.w, format+"\n", args...)
 }
 
-// Write makes a progress of what others have to say.
+// Write implements io.Writer for the output of other programs.
 func (p *progress) Write(b []byte) (int, error) {
 	if p.terminal {
 		fmt.Fprint(p.w, "\r\033[K")

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// apart is n goroutines of one client, each on a name of its own.
-func apart(s service, n int) side {
-	return raceOf(s, 1, func(ctx context.Context, a *arena) ([]mutex, error) {
+// goroutinesOnOwnNames is a race of n goroutines of one client, each on its own name.
+func goroutinesOnOwnNames(s service, n int) side {
+	return raceSide(s, 1, func(ctx context.Context, a *arena) ([]mutex, error) {
 		clients, err := s.joinAll(ctx, a, 1)
 		if err != nil {
 			return nil, err
@@ -24,9 +24,9 @@ func apart(s service, n int) side {
 	})
 }
 
-// among is n clients on one name, each with a connection of its own.
-func among(s service, n int) side {
-	return raceOf(s, n, func(ctx context.Context, a *arena) ([]mutex, error) {
+// clientsOnOneName is a race of n clients on one name, each with its own connection.
+func clientsOnOneName(s service, n int) side {
+	return raceSide(s, n, func(ctx context.Context, a *arena) ([]mutex, error) {
 		clients, err := s.joinAll(ctx, a, n)
 		if err != nil {
 			return nil, err
@@ -39,9 +39,9 @@ func among(s service, n int) side {
 	})
 }
 
-// inside is n goroutines of one client on one name.
-func inside(s service, n int) side {
-	return raceOf(s, n, func(ctx context.Context, a *arena) ([]mutex, error) {
+// goroutinesOnOneName is a race of n goroutines of one client on one name.
+func goroutinesOnOneName(s service, n int) side {
+	return raceSide(s, n, func(ctx context.Context, a *arena) ([]mutex, error) {
 		clients, err := s.joinAll(ctx, a, 1)
 		if err != nil {
 			return nil, err
@@ -54,10 +54,11 @@ func inside(s service, n int) side {
 	})
 }
 
-// insideMutexes is inside for Mutexes. Those of one session do not exclude each other, so each of the
-// goroutines has a session. All are over one connection, as a program has one.
-func insideMutexes(n int) side {
-	return raceOf(mutexes, n, func(ctx context.Context, a *arena) ([]mutex, error) {
+// mutexGoroutinesOnOneName is goroutinesOnOneName for Mutex. Two of one session do not
+// exclude each other, so each goroutine has its own session. All sessions share one
+// connection, as in a program.
+func mutexGoroutinesOnOneName(n int) side {
+	return raceSide(mutexService, n, func(ctx context.Context, a *arena) ([]mutex, error) {
 		etcd, err := a.connect()
 		if err != nil {
 			return nil, err
@@ -74,35 +75,36 @@ func insideMutexes(n int) side {
 	})
 }
 
-// raceOf is a race in which the given number begin on the same name.
-func raceOf(s service, together int, enter func(ctx context.Context, a *arena) ([]mutex, error)) side {
+// raceSide returns the side of a service in a race. The number of clients that start on
+// the same name determines the run-up.
+func raceSide(s service, clients int, enter func(ctx context.Context, a *arena) ([]mutex, error)) side {
 	return side{name: s.name, peer: s.peer, open: func(ctx context.Context, a *arena) (round, error) {
 		mutexes, err := enter(ctx, a)
 		if err != nil {
 			return nil, err
 		}
-		runUp := a.scale.runUp + time.Duration(together)*toQueue
+		runUp := a.scale.runUp + time.Duration(clients)*timeToQueue
 		return func(ctx context.Context) (figures, error) { return race(ctx, mutexes, runUp, a.scale.period) }, nil
 	}}
 }
 
 const (
-	rate figure = "rate" // a second
-	p50  figure = "p50"  // in microseconds
+	rate figure = "rate" // per second
+	p50  figure = "p50"  // microseconds
 
-	toQueue = 4 * time.Millisecond // for each client, at the start, on a slow machine
+	timeToQueue = 4 * time.Millisecond // per client, on a slow machine
 )
 
-// race has each mutex locked and unlocked in a loop, with no work inside. After the run-up it counts, for
-// the period, how often one was locked, and measures from the moment before an Unlock until the next
-// Lock has returned: if all are on one name, that is the hand-over.
+// race locks and unlocks each mutex in a loop, with no work in between. After the run-up,
+// it counts holds for the period and measures the time from just before an Unlock until
+// the next Lock returns. If all mutexes are on one name, that is the hand-over.
 func race(ctx context.Context, mutexes []mutex, runUp, period time.Duration) (figures, error) {
 	started := time.Now()
 	begin := started.Add(runUp)
 	until, cancel := context.WithDeadline(ctx, begin.Add(period))
 	defer cancel()
 	g, running := errgroup.WithContext(until)
-	var left atomic.Int64 // when the last Unlock began, since started
+	var left atomic.Int64 // when the last Unlock began, as time since started
 	times := make([][]time.Duration, len(mutexes))
 	for i, m := range mutexes {
 		g.Go(func() error {
@@ -130,9 +132,9 @@ func race(ctx context.Context, mutexes []mutex, runUp, period time.Duration) (fi
 		return nil, context.Cause(ctx)
 	}
 	h, holds := newHistogram(), 0
-	for _, each := range times {
-		holds += len(each)
-		for _, t := range each {
+	for _, own := range times {
+		holds += len(own)
+		for _, t := range own {
 			record(h, t)
 		}
 	}

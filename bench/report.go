@@ -14,20 +14,20 @@ import (
 	"text/tabwriter"
 )
 
-// report is what a run has found.
+// report holds the results of a run.
 type report struct {
 	Machine machine  `json:"machine"`
-	Members int      `json:"members"` // 0: of a cluster that was running already
+	Members int      `json:"members"` // 0 if the cluster was already running
 	Quick   bool     `json:"quick"`
 	Rounds  int      `json:"rounds"`
-	Round   string   `json:"round"` // how long one takes that takes its time
+	Round   string   `json:"round"` // the duration of one that measures for a fixed time
 	Took    string   `json:"took"`
 	Results []result `json:"results"`
-	Trouble []string `json:"trouble,omitempty"` // what went wrong
-	Failed  []string `json:"-"`                 // rows without results; they are written to no file
+	Trouble []string `json:"trouble,omitempty"` // errors of rows and peers
+	Failed  []string `json:"-"`                 // rows without results; not part of any file
 }
 
-// number writes a figure with about three digits.
+// number formats a figure with about three digits.
 func number(x float64) string {
 	switch {
 	case x == 0:
@@ -42,33 +42,34 @@ func number(x float64) string {
 	return strconv.FormatFloat(x, 'f', 0, 64)
 }
 
-func (r result) figureOf(side string) string {
-	if m := r.Sides[side]; m != nil {
+func (r result) figureOf(name string) string {
+	if m := r.Sides[name]; m != nil {
 		return number(m.Median)
 	}
 	return ""
 }
 
-// opponent returns the side in the column of that name: the one compared with, or another one that is
-// there besides; "" for none.
-func (r result) opponent() string {
+// baseline returns the name of the side in the column of that name: the one that the
+// figure is compared with or, if that is the floor or none, another side that is not a
+// peer. It returns "" if there is none.
+func (r result) baseline() string {
 	if r.Against != "" && r.Against != floor {
 		return r.Against
 	}
-	for _, side := range slices.Sorted(maps.Keys(r.Sides)) {
-		if side != floor && side != r.Of && !slices.Contains(r.Peers, side) {
-			return side
+	for _, name := range slices.Sorted(maps.Keys(r.Sides)) {
+		if name != floor && name != r.Of && !slices.Contains(r.Peers, name) {
+			return name
 		}
 	}
 	return ""
 }
 
-var heading = []string{"", "work", "unit", floor, ours, "opponent", "ratio", "target", "met"}
+var columns = []string{"", "work", "unit", floor, ours, "baseline", "ratio", "target", "met"}
 
 func (r result) cells() []string {
-	opponent := r.opponent()
-	if opponent != "" {
-		opponent = r.figureOf(opponent) + " " + opponent
+	baseline := r.baseline()
+	if baseline != "" {
+		baseline = r.figureOf(baseline) + " " + baseline
 	}
 	ratio, met := "", ""
 	if r.Against != "" {
@@ -80,11 +81,11 @@ func (r result) cells() []string {
 			met = "yes"
 		}
 	}
-	return []string{r.Row, r.Work, r.Unit, r.figureOf(floor), r.figureOf(r.Of), opponent, ratio, r.Target, met}
+	return []string{r.Row, r.Work, r.Unit, r.figureOf(floor), r.figureOf(r.Of), baseline, ratio, r.Target, met}
 }
 
-// sentence tells a result in a line of its own.
-func (r result) sentence() string {
+// summary formats a result as one line of text.
+func (r result) summary() string {
 	cells := r.cells()
 	text := fmt.Sprintf("%-4s %s: %s %s", r.Row, r.Work, r.figureOf(r.Of), r.Unit)
 	if r.Against != "" {
@@ -96,7 +97,8 @@ func (r result) sentence() string {
 	return text
 }
 
-// peers returns the heading and the lines of the table of peers; no lines if none was measured.
+// peerTable returns the heading and the lines of the table of peers. There are no lines
+// if no peer was measured.
 func (rep *report) peerTable() (heading []string, lines [][]string) {
 	var names []string
 	for _, r := range rep.Results {
@@ -126,31 +128,31 @@ func (rep *report) lines() [][]string {
 	return lines
 }
 
-// method says how the figures came about.
+// method describes how the figures were measured.
 func (rep *report) method() string {
-	cluster := "an etcd process of its own for each row"
+	cluster := "a new etcd process for each row"
 	switch rep.Members {
 	case 3:
-		cluster = "three etcd processes of their own for each row"
+		cluster = "three new etcd processes for each row"
 	case 0:
-		cluster = "a cluster that was running already"
+		cluster = "on a cluster that was already running"
 	}
-	text := fmt.Sprintf("Medians of %d rounds of %s in turns, %s.", rep.Rounds, rep.Round, cluster)
+	text := fmt.Sprintf("Medians of %d interleaved rounds of %s, %s.", rep.Rounds, rep.Round, cluster)
 	if rep.Quick {
-		text += " A quick run: for a first impression only."
+		text += " Quick run, for a first impression only."
 	}
 	return text
 }
 
 func (rep *report) writeText(w io.Writer) error {
 	fmt.Fprintf(w, "\n%s\n%s\n\n", rep.Machine, rep.method())
-	writeAligned(w, heading, rep.lines())
+	writeAligned(w, columns, rep.lines())
 	if peers, lines := rep.peerTable(); len(lines) > 0 {
-		fmt.Fprint(w, "\nothers, for orientation\n\n")
+		fmt.Fprint(w, "\nother lock services, for comparison\n\n")
 		writeAligned(w, peers, lines)
 	}
 	for _, trouble := range rep.Trouble {
-		fmt.Fprintf(w, "\ngave up: %s\n", trouble)
+		fmt.Fprintf(w, "\nfailed: %s\n", trouble)
 	}
 	_, err := fmt.Fprintf(w, "\ntook %s\n", rep.Took)
 	return err
@@ -161,19 +163,19 @@ func writeAligned(w io.Writer, heading []string, lines [][]string) {
 	for _, cells := range append([][]string{heading}, lines...) {
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
-	_ = t.Flush() // what is wrong with w, the last line will find
+	_ = t.Flush() // an error of w shows again when the last line is written
 }
 
-// writeMarkdown writes what a README can show.
+// writeMarkdown writes the report as Markdown tables.
 func (rep *report) writeMarkdown(w io.Writer) error {
 	var b strings.Builder
-	writePiped(&b, heading, rep.lines())
+	writePiped(&b, columns, rep.lines())
 	if peers, lines := rep.peerTable(); len(lines) > 0 {
-		b.WriteString("\nOthers on the same machine, for orientation:\n\n")
+		b.WriteString("\nOther lock services on the same machine, for comparison:\n\n")
 		writePiped(&b, peers, lines)
 	}
 	for _, trouble := range rep.Trouble {
-		fmt.Fprintf(&b, "\nGave up: %s\n", strings.ReplaceAll(trouble, "\n", " "))
+		fmt.Fprintf(&b, "\nFailed: %s\n", strings.ReplaceAll(trouble, "\n", " "))
 	}
 	fmt.Fprintf(&b, "\n%s %s.\n", rep.method(), rep.Machine)
 	_, err := io.WriteString(w, b.String())
@@ -193,7 +195,7 @@ func (rep *report) writeJSON(w io.Writer) error {
 	return e.Encode(rep)
 }
 
-// writeFiles writes the report in all forms.
+// writeFiles writes the report to dir in all formats.
 func (rep *report) writeFiles(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -12,21 +12,21 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write the files in testdata anew")
+var update = flag.Bool("update", false, "rewrite the files in testdata")
 
 func testReport(t *testing.T) *report {
 	t.Helper()
 	rep := &report{
 		Machine: machine{CPU: "A Processor", Cores: 2, MemoryGiB: 8, Disk: "ext4 on sda", SyncMs: 1.5, Kernel: "linux 6.1", Go: "1.26", Etcd: "3.7.3", Date: "2026-01-02"},
 		Members: 1, Rounds: 2, Round: "3s", Took: "1m0s",
-		Trouble: []string{"P0: another: gave no answer"},
+		Trouble: []string{"P0: another: no answer"},
 	}
 	for _, l := range []line{
-		{figure: rate, unit: "locks/s", against: mutual, target: atLeast(4)},
+		{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(4)},
 		{what: "time", figure: p50, unit: "µs", against: floor, target: atMost(1.2)},
-		{what: "of itself", figure: p50, unit: "µs", target: atMost(20)},
+		{what: "without a ratio", figure: p50, unit: "µs", target: atMost(20)},
 	} {
-		res, err := resultOf(testRow, l, rounds)
+		res, err := newResult(testRow, l, testRounds)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +35,7 @@ func testReport(t *testing.T) *report {
 	return rep
 }
 
-// golden compares what write writes with a file.
+// golden compares the output of write with a file in testdata.
 func golden(t *testing.T, name string, write func(w io.Writer) error) {
 	t.Helper()
 	var b strings.Builder
@@ -53,21 +53,21 @@ func golden(t *testing.T, name string, write func(w io.Writer) error) {
 		t.Fatal(err)
 	}
 	if b.String() != string(want) {
-		t.Errorf("%s should be\n%s\nbut is\n%s", name, want, b.String())
+		t.Errorf("%s: got\n%s\nwant\n%s", name, b.String(), want)
 	}
 }
 
-func TestTheTableIsAlignedForATerminal(t *testing.T) {
+func TestTable_IsAlignedInATerminal(t *testing.T) {
 	t.Parallel()
 	golden(t, "table.txt", testReport(t).writeText)
 }
 
-func TestTheTableIsMarkdownForAReadme(t *testing.T) {
+func TestTable_IsMarkdownInAFile(t *testing.T) {
 	t.Parallel()
 	golden(t, "table.md", testReport(t).writeMarkdown)
 }
 
-func TestTheJSONHasEachRound(t *testing.T) {
+func TestJSON_HasEachRound(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
 	if err := testReport(t).writeJSON(&b); err != nil {
@@ -86,7 +86,7 @@ func TestTheJSONHasEachRound(t *testing.T) {
 	}
 }
 
-func TestTheChartIsWholeAndHasABackgroundOfItsOwn(t *testing.T) {
+func TestChart_IsCompleteAndHasItsOwnBackground(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
 	if err := testReport(t).writeChart(&b); err != nil {
@@ -107,7 +107,7 @@ func TestTheChartIsWholeAndHasABackgroundOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAChartOfNothingIsEmpty(t *testing.T) {
+func TestChart_WithoutResultsIsEmpty(t *testing.T) {
 	t.Parallel()
 	if err := (&report{}).writeChart(io.Discard); err != nil {
 		t.Error(err)

@@ -7,48 +7,48 @@ import (
 	"strconv"
 )
 
-// row is one piece of work that several sides do in turns.
+// row is a piece of work that is measured for several sides.
 type row struct {
 	id     string
 	work   string
-	rounds int // 0: as many as the run has
+	rounds int // 0 for the number of rounds of the run
 	sides  []side
 	lines  []line
 }
 
-// side is one of those who do the work of a row.
+// side is one of the implementations that a row compares.
 type side struct {
 	name string
-	peer bool // for orientation: that it fails is told, and nothing more
+	peer bool // another lock service, for comparison only: a failure is reported but fails no row
 	open func(ctx context.Context, a *arena) (round, error)
 }
 
-// round does the work once and returns what was measured.
+// round does the work of a side for one round and returns what was measured.
 type round func(ctx context.Context) (figures, error)
 
-// figures are what a round has measured, by name.
+// figures holds the values measured in a round.
 type figures map[figure]float64
 
 type figure string
 
-// line is one line of the table: a figure of a row, and what it should be.
+// line is one line of the table: a figure of a row and its target.
 type line struct {
-	what    string // after the row's work; may be empty
+	what    string // appended to the row's work; may be empty
 	figure  figure
 	unit    string
-	of      string // the side whose figure it is; empty: Locker
-	against string // the side to whose figure the ratio is; empty: the target is for the figure itself
+	of      string // the side that is judged; empty for Locker
+	against string // the side it is compared with; empty if the target is for the figure itself
 	target  target
 }
 
-// names of sides that have a column of their own.
+// The names of the sides that appear in several rows.
 const (
-	floor  = "floor"
-	ours   = "Locker"
-	mutual = "Mutex"
+	floor     = "floor"
+	ours      = "Locker"
+	etcdMutex = "Mutex"
 )
 
-// target is what a ratio, or a figure, should be at least or at most. The zero target is none.
+// target is an upper or lower bound for a ratio or a figure. The zero target is always met.
 type target struct {
 	sign  string
 	value float64
@@ -64,7 +64,7 @@ func (t target) String() string {
 	return t.sign + " " + strconv.FormatFloat(t.value, 'f', -1, 64)
 }
 
-// met reports whether x is what it should be.
+// met reports whether x meets the target.
 func (t target) met(x float64) bool {
 	switch t.sign {
 	case "≥":
@@ -75,7 +75,7 @@ func (t target) met(x float64) bool {
 	return true
 }
 
-// result is a line of the table with what came out.
+// result is a line of the table with its measurements.
 type result struct {
 	Row     string              `json:"row"`
 	Work    string              `json:"work"`
@@ -89,14 +89,14 @@ type result struct {
 	Met     *bool               `json:"met,omitempty"`
 }
 
-// measure is what one side has measured, one value a round.
+// measure holds the values of one side, one for each round.
 type measure struct {
 	Median float64   `json:"median"`
 	Rounds []float64 `json:"rounds"`
 }
 
-// resultOf works out one line of a row from the rounds of its sides.
-func resultOf(r row, l line, rounds map[string][]figures) (result, error) {
+// newResult computes one line of a row from the figures of its sides.
+func newResult(r row, l line, rounds map[string][]figures) (result, error) {
 	res := result{Row: r.id, Work: r.work, Unit: l.unit, Of: l.of, Against: l.against, Target: l.target.String(), Sides: make(map[string]*measure)}
 	if l.what != "" {
 		res.Work += ": " + l.what

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestTheMedianIsTheMiddleOne(t *testing.T) {
+func TestMedian_IsTheMiddleValue(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		values []float64
@@ -21,7 +21,7 @@ func TestTheMedianIsTheMiddleOne(t *testing.T) {
 	}
 }
 
-func TestTheBoundOfATargetMeetsIt(t *testing.T) {
+func TestTarget_IsMetByItsBound(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		target target
@@ -39,73 +39,73 @@ func TestTheBoundOfATargetMeetsIt(t *testing.T) {
 	}
 }
 
-// sample rows: two rounds of three sides and a peer.
+// testRow and testRounds are a row and two rounds of its three sides and one peer.
 var (
-	testRow = row{id: "P0", work: "work", sides: []side{{name: floor}, {name: ours}, {name: mutual}, {name: "other", peer: true}}}
-	rounds  = map[string][]figures{
-		floor:   {{p50: 10}, {p50: 30}},
-		ours:    {{p50: 20, rate: 300}, {p50: 30, rate: 500}},
-		mutual:  {{p50: 100, rate: 100}, {p50: 100, rate: 100}},
-		"other": {{rate: 50}},
+	testRow    = row{id: "P0", work: "work", sides: []side{{name: floor}, {name: ours}, {name: etcdMutex}, {name: "other", peer: true}}}
+	testRounds = map[string][]figures{
+		floor:     {{p50: 10}, {p50: 30}},
+		ours:      {{p50: 20, rate: 300}, {p50: 30, rate: 500}},
+		etcdMutex: {{p50: 100, rate: 100}, {p50: 100, rate: 100}},
+		"other":   {{rate: 50}},
 	}
 )
 
-func TestARatioIsThatOfTheMedians(t *testing.T) {
+func TestRatio_IsThatOfTheMedians(t *testing.T) {
 	t.Parallel()
-	res, err := resultOf(testRow, line{figure: p50, unit: "µs", against: floor, target: atMost(1.2)}, rounds)
+	res, err := newResult(testRow, line{figure: p50, unit: "µs", against: floor, target: atMost(1.2)}, testRounds)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if res.Ratio != 1.25 || res.Met == nil || *res.Met {
 		t.Errorf("time: %+v", res)
 	}
-	res, err = resultOf(testRow, line{what: "more", figure: rate, unit: "locks/s", against: mutual, target: atLeast(4)}, rounds)
+	res, err = newResult(testRow, line{what: "more", figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(4)}, testRounds)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if res.Ratio != 4 || res.Met == nil || !*res.Met || res.Work != "work: more" {
 		t.Errorf("rate: %+v", res)
 	}
-	if res.Sides[floor] != nil || res.opponent() != mutual || len(res.Peers) != 1 {
+	if res.Sides[floor] != nil || res.baseline() != etcdMutex || len(res.Peers) != 1 {
 		t.Errorf("sides: %+v", res)
 	}
 }
 
-func TestATargetWithoutAnOpponentIsForTheFigureItself(t *testing.T) {
+func TestTarget_WithoutABaselineIsForTheFigureItself(t *testing.T) {
 	t.Parallel()
 	for limit, want := range map[float64]bool{400: true, 399: false} {
-		res, err := resultOf(testRow, line{figure: rate, target: atMost(limit)}, rounds)
+		res, err := newResult(testRow, line{figure: rate, target: atMost(limit)}, testRounds)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if res.Met == nil || *res.Met != want || res.Ratio != 0 {
-			t.Errorf("at most %v: %+v", limit, res)
+			t.Errorf("target at most %v: %+v", limit, res)
 		}
 	}
-	if res, err := resultOf(testRow, line{figure: rate}, rounds); err != nil || res.Met != nil {
+	if res, err := newResult(testRow, line{figure: rate}, testRounds); err != nil || res.Met != nil {
 		t.Errorf("without a target: %+v, %v", res, err)
 	}
 }
 
-func TestAFigureThatIsMissingIsAnErrorAndNotZero(t *testing.T) {
+func TestFigure_ThatIsMissingIsAnErrorAndNotZero(t *testing.T) {
 	t.Parallel()
 	for _, l := range []line{
 		{figure: heap},
 		{figure: rate, against: floor},
-		{figure: rate, of: "nobody"},
+		{figure: rate, of: "missing"},
 	} {
-		if res, err := resultOf(testRow, l, rounds); err == nil {
+		if res, err := newResult(testRow, l, testRounds); err == nil {
 			t.Errorf("%+v: %+v", l, res)
 		}
 	}
 }
 
-func TestTheRowsAreWhatTheyShouldBe(t *testing.T) {
+func TestRows_HaveDistinctSidesAndSomethingToCompareWith(t *testing.T) {
 	t.Parallel()
-	for _, s := range []scale{fullScale, quickScale} {
-		all := rows(s)
-		if len(all) != 17 { // P7 is two
-			t.Errorf("%d rows", len(all))
+	for _, size := range []scale{fullScale, quickScale} {
+		all := rows(size)
+		if len(all) != 17 { // P7 has two
+			t.Errorf("got %d rows, want 17", len(all))
 		}
 		for _, r := range all {
 			names := make(map[string]bool)
@@ -117,14 +117,14 @@ func TestTheRowsAreWhatTheyShouldBe(t *testing.T) {
 			}
 			for _, l := range r.lines {
 				if l.against != "" && !names[l.against] || !names[ours] {
-					t.Errorf("%s: nobody to compare: %+v", r.id, l)
+					t.Errorf("%s: a side to compare is missing: %+v", r.id, l)
 				}
 			}
 		}
 	}
 }
 
-func TestRowsAreChosenByTheirIDs(t *testing.T) {
+func TestRows_AreChosenByTheirIDs(t *testing.T) {
 	t.Parallel()
 	chosen, err := choose(rows(quickScale), "p7,P4")
 	if err != nil {
@@ -135,9 +135,9 @@ func TestRowsAreChosenByTheirIDs(t *testing.T) {
 		ids = append(ids, r.id)
 	}
 	if got := strings.Join(ids, " "); got != "P4 P7 P7" {
-		t.Errorf("chosen: %s", got)
+		t.Errorf("chose %q", got)
 	}
 	if _, err := choose(rows(quickScale), "P4,P99"); err == nil || !strings.Contains(err.Error(), "P99") {
-		t.Errorf("a row that is not there: %v", err)
+		t.Errorf("unknown row: %v", err)
 	}
 }

@@ -15,17 +15,18 @@ import (
 // runner runs rows.
 type runner struct {
 	scale     scale
-	etcd      etcdproc.Options // each row has a cluster of its own, which starts from nothing
-	endpoints []string         // of a running cluster instead
+	etcd      etcdproc.Options // of the cluster that is started for each row
+	endpoints []string         // of a running cluster to use instead
 	peers     peerAddresses
-	profiles  *profiles // nil for none
+	profiles  *profiles // nil if none are written
 	progress  *progress
-	id        string   // of the run, in all names
-	trouble   []string // what went wrong
+	id        string   // identifies the run, part of all lock names
+	trouble   []string // errors of rows and peers, for the report
 	version   string   // of etcd
 }
 
-// run has the sides of a row do their work in turns, and returns the row's lines.
+// run measures a row: its sides run in interleaved rounds. It returns one result for each
+// line of the row.
 func (r *runner) run(ctx context.Context, w row) (results []result, err error) {
 	r.progress.show("%s  %s: starting", w.id, w.work)
 	endpoints, stop, err := r.start(ctx)
@@ -38,28 +39,28 @@ func (r *runner) run(ctx context.Context, w row) (results []result, err error) {
 			return nil, err
 		}
 	}
-	contestants := r.contestants(w, endpoints)
+	participants := r.participants(w, endpoints)
 	defer func() {
 		r.progress.show("%s  %s: closing", w.id, w.work)
-		for _, c := range contestants {
-			if closing := c.arena.close(); err == nil && !c.peer && ctx.Err() == nil {
+		for _, p := range participants {
+			if closing := p.arena.close(); err == nil && !p.peer && ctx.Err() == nil {
 				err = closing
 			}
 		}
 	}()
-	for _, c := range contestants {
-		r.progress.show("%s  %s: %s gets ready", w.id, w.work, c.name)
-		c.round, err = r.open(ctx, c)
-		if err = r.excuse(ctx, c, w, err); err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", w.id, c.name, err)
+	for _, p := range participants {
+		r.progress.show("%s  %s: preparing %s", w.id, w.work, p.name)
+		p.round, err = r.open(ctx, p)
+		if err = r.tolerate(ctx, p, w, err); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", w.id, p.name, err)
 		}
 	}
-	measured, err := r.takeTurns(ctx, w, contestants)
+	measured, err := r.runRounds(ctx, w, participants)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range w.lines {
-		res, err := resultOf(w, l, measured)
+		res, err := newResult(w, l, measured)
 		if err != nil {
 			return nil, err
 		}
@@ -68,99 +69,104 @@ func (r *runner) run(ctx context.Context, w row) (results []result, err error) {
 	return results, nil
 }
 
-func (r *runner) contestants(w row, endpoints []string) []*contestant {
-	var contestants []*contestant
+func (r *runner) participants(w row, endpoints []string) []*participant {
+	var participants []*participant
 	for i, s := range w.sides {
 		if !s.peer || r.peers.known(s.name) {
 			id := fmt.Sprintf("%s%02d%s", r.id, i, w.id)
-			contestants = append(contestants, &contestant{side: s, arena: &arena{endpoints: endpoints, peers: r.peers, scale: r.scale, id: id}})
+			participants = append(participants, &participant{side: s, arena: &arena{endpoints: endpoints, peers: r.peers, scale: r.scale, id: id}})
 		}
 	}
-	return contestants
+	return participants
 }
 
-// takeTurns returns what each side has measured, round by round.
-func (r *runner) takeTurns(ctx context.Context, w row, contestants []*contestant) (map[string][]figures, error) {
+// runRounds runs all rounds, the participants alternating, and returns the figures by
+// side and round.
+func (r *runner) runRounds(ctx context.Context, w row, participants []*participant) (map[string][]figures, error) {
 	n := cmp.Or(w.rounds, r.scale.rounds)
 	measured := make(map[string][]figures)
 	for i := range n {
-		for _, c := range contestants {
-			if c.round == nil {
+		for _, p := range participants {
+			if p.round == nil {
 				continue
 			}
-			r.progress.show("%s  %s: round %d of %d, %s", w.id, w.work, i+1, n, c.name)
-			f, err := r.turn(ctx, c, fmt.Sprintf("%s-%s-%d", w.id, c.name, i+1))
-			if err = r.excuse(ctx, c, w, err); err != nil {
-				return nil, fmt.Errorf("%s: %s, round %d: %w", w.id, c.name, i+1, err)
+			r.progress.show("%s  %s: round %d of %d, %s", w.id, w.work, i+1, n, p.name)
+			f, err := r.runRound(ctx, p, fmt.Sprintf("%s-%s-%d", w.id, p.name, i+1))
+			if err = r.tolerate(ctx, p, w, err); err != nil {
+				return nil, fmt.Errorf("%s: %s, round %d: %w", w.id, p.name, i+1, err)
 			}
-			if c.round != nil {
-				measured[c.name] = append(measured[c.name], f)
+			if p.round != nil {
+				measured[p.name] = append(measured[p.name], f)
 			}
 		}
 	}
 	return measured, nil
 }
 
-// contestant is a side at work.
-type contestant struct {
+// participant is a side that is being measured.
+type participant struct {
 	side
 	arena *arena
-	round round // nil if it has given up
+	round round // nil if the peer has failed
 }
 
-// bound gives a peer a limited time: some wait for ever.
-func (c *contestant) bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	if !c.peer {
+// bound limits the time of a peer, because some peers wait forever.
+func (p *participant) bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if !p.peer {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("it did not come to an end within %v", limit))
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("did not finish within %v", limit))
 }
 
-// peerPatience is how much longer than a round a peer may take before it has failed.
-const peerPatience = 20 * time.Second
+// peerTimeout is how much longer than a round a peer may take before it counts as failed.
+const peerTimeout = 20 * time.Second
 
-func (r *runner) open(ctx context.Context, c *contestant) (round, error) {
-	ctx, cancel := c.bound(ctx, peerPatience)
+func (r *runner) open(ctx context.Context, p *participant) (round, error) {
+	ctx, cancel := p.bound(ctx, peerTimeout)
 	defer cancel()
-	round, err := c.side.open(ctx, c.arena)
-	return round, because(ctx, err)
+	do, err := p.side.open(ctx, p.arena)
+	return do, withCause(ctx, err)
 }
 
-// because returns why the context has ended where a peer tells only that it has.
-func because(ctx context.Context, err error) error {
+// withCause replaces ctx.Err by the cause of the context's end: peers return only the
+// former.
+func withCause(ctx context.Context, err error) error {
 	if err != nil && errors.Is(err, ctx.Err()) {
 		return context.Cause(ctx)
 	}
 	return err
 }
 
-// turn does one round, with profiles if they are wanted. What others have left to collect is not its work.
-func (r *runner) turn(ctx context.Context, c *contestant, name string) (f figures, err error) {
+// runRound runs one round of a participant, with profiles if they were requested. It
+// collects garbage first, so that the round does not pay for that of others.
+func (r *runner) runRound(ctx context.Context, p *participant, name string) (f figures, err error) {
 	runtime.GC()
-	ctx, cancel := c.bound(ctx, r.scale.period+peerPatience)
+	ctx, cancel := p.bound(ctx, r.scale.period+peerTimeout)
 	defer cancel()
-	defer func() { err = because(ctx, err) }()
-	if c.name != ours || r.profiles == nil {
-		return c.round(ctx)
+	defer func() { err = withCause(ctx, err) }()
+	if p.name != ours || r.profiles == nil {
+		return p.round(ctx)
 	}
-	err = r.profiles.during(ctx, name, c.arena.endpoints[0], r.scale.period, func() (err error) {
-		f, err = c.round(ctx)
+	err = r.profiles.during(ctx, name, p.arena.endpoints[0], r.scale.period, func() (err error) {
+		f, err = p.round(ctx)
 		return err
 	})
 	return f, err
 }
 
-// excuse notes the trouble of a peer, which then has given up, and returns that of others.
-func (r *runner) excuse(ctx context.Context, c *contestant, w row, err error) error {
-	if err == nil || !c.peer || ctx.Err() != nil {
+// tolerate records the failure of a peer, excludes the peer from the remaining rounds,
+// and returns nil. Any other error is returned as it is.
+func (r *runner) tolerate(ctx context.Context, p *participant, w row, err error) error {
+	if err == nil || !p.peer || ctx.Err() != nil {
 		return err
 	}
-	c.round = nil
-	r.trouble = append(r.trouble, fmt.Sprintf("%s: %s: %v", w.id, c.name, err))
+	p.round = nil
+	r.trouble = append(r.trouble, fmt.Sprintf("%s: %s: %v", w.id, p.name, err))
 	return nil
 }
 
-// start returns the endpoints of the cluster for a row.
+// start starts a cluster for a row, unless one is already running, and returns its
+// endpoints.
 func (r *runner) start(ctx context.Context) (endpoints []string, stop func(), err error) {
 	if len(r.endpoints) > 0 {
 		return r.endpoints, func() {}, nil
@@ -188,11 +194,11 @@ func versionOf(ctx context.Context, endpoint string) (version string, err error)
 		return "", err
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
-	ctx, cancel := context.WithTimeout(ctx, peerPatience)
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
 	status, err := etcd.Status(ctx, endpoint)
 	if err != nil {
-		return "", fmt.Errorf("ask etcd at %s: %w", endpoint, err)
+		return "", fmt.Errorf("status of etcd at %s: %w", endpoint, err)
 	}
 	return status.Version, nil
 }

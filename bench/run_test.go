@@ -17,18 +17,18 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 4 * time.Minute // a first test compiles etcd
+const testTimeout = 4 * time.Minute // the first test compiles etcd
 
-func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-func TestARowIsMeasuredOnARealEtcdFromEndToEnd(t *testing.T) {
+func TestCommand_MeasuresARowOnARealEtcd(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "results")
 	var stdout, stderr bytes.Buffer
-	err := command(within(t), []string{"-quick", "-row", "P1", "-rounds", "1", "-out", out}, &stdout, &stderr)
+	err := command(testContext(t), []string{"-quick", "-row", "P1", "-rounds", "1", "-out", out}, &stdout, &stderr)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &stderr)
 	}
@@ -46,25 +46,25 @@ func TestARowIsMeasuredOnARealEtcdFromEndToEnd(t *testing.T) {
 	if len(rep.Results) != 1 || rep.Machine.Etcd == "" {
 		t.Fatalf("the report is %+v", rep)
 	}
-	for _, side := range []string{floor, ours, mutual} {
-		if m := rep.Results[0].Sides[side]; m == nil || m.Median <= 0 || len(m.Rounds) != 1 {
-			t.Errorf("%s: %+v", side, m)
+	for _, name := range []string{floor, ours, etcdMutex} {
+		if m := rep.Results[0].Sides[name]; m == nil || m.Median <= 0 || len(m.Rounds) != 1 {
+			t.Errorf("%s: %+v", name, m)
 		}
 	}
 }
 
-func TestAnInterruptedRunLeavesNothingBehind(t *testing.T) {
+func TestCommand_LeavesNothingBehindWhenInterrupted(t *testing.T) {
 	cache := t.TempDir()
-	if real, err := os.UserCacheDir(); err == nil { // etcd need not be compiled again
+	if userCache, err := os.UserCacheDir(); err == nil { // so that etcd is not compiled again
 		_ = os.Mkdir(filepath.Join(cache, "locker"), 0o700)
-		_ = os.Symlink(filepath.Join(real, "locker", "etcd-"+etcdVersion), filepath.Join(cache, "locker", "etcd-"+etcdVersion))
+		_ = os.Symlink(filepath.Join(userCache, "locker", "etcd-"+etcdVersion), filepath.Join(cache, "locker", "etcd-"+etcdVersion))
 	}
 	t.Setenv("XDG_CACHE_HOME", cache)
-	ctx, interrupt := context.WithCancel(within(t))
-	// The first line of a run comes when its first row is done.
+	ctx, interrupt := context.WithCancel(testContext(t))
+	// The first line of a run is written when its first row is done.
 	err := command(ctx, []string{"-quick", "-rounds", "1", "-row", "P1,P3,P4,P8"}, os.Stdout, writerFunc(func([]byte) { interrupt() }))
 	if !errors.Is(err, context.Canceled) {
-		t.Fatalf("the run ended with %v", err)
+		t.Fatalf("command returned %v, want context.Canceled", err)
 	}
 	left, err := filepath.Glob(filepath.Join(cache, "locker", "bench-*"))
 	if err != nil || len(left) > 0 {
@@ -72,25 +72,25 @@ func TestAnInterruptedRunLeavesNothingBehind(t *testing.T) {
 	}
 }
 
-// writerFunc is called for what is written.
+// writerFunc is an io.Writer that calls a function.
 type writerFunc func([]byte)
 
 func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
 
-func TestWhatTheCommandLineGetsWrongIsToldInPlainWords(t *testing.T) {
+func TestCommand_RejectsInvalidArguments(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"-row", "P99"}, {"P4"}, {"-rounds", "x"}} {
-		if err := command(within(t), args, &bytes.Buffer{}, &bytes.Buffer{}); err == nil {
+		if err := command(testContext(t), args, &bytes.Buffer{}, &bytes.Buffer{}); err == nil {
 			t.Errorf("%v was accepted", args)
 		}
 	}
 }
 
-// fake returns a side that notes its turns.
-func fake(name string, peer bool, turns *[]string, err error) side {
+// fakeSide returns a side that appends its name to order in each round.
+func fakeSide(name string, peer bool, order *[]string, err error) side {
 	return side{name: name, peer: peer, open: func(context.Context, *arena) (round, error) {
 		return func(context.Context) (figures, error) {
-			*turns = append(*turns, name)
+			*order = append(*order, name)
 			return figures{rate: 1}, err
 		}, nil
 	}}
@@ -103,52 +103,52 @@ func fakeRunner() *runner {
 	}
 }
 
-func TestTheSidesTakeTurns(t *testing.T) {
+func TestRounds_AlternateBetweenTheSides(t *testing.T) {
 	t.Parallel()
-	var turns []string
-	w := row{id: "P0", sides: []side{fake(ours, false, &turns, nil), fake(mutual, false, &turns, nil)}, lines: []line{{figure: rate, against: mutual}}}
-	results, err := fakeRunner().run(within(t), w)
+	var order []string
+	w := row{id: "P0", sides: []side{fakeSide(ours, false, &order, nil), fakeSide(etcdMutex, false, &order, nil)}, lines: []line{{figure: rate, against: etcdMutex}}}
+	results, err := fakeRunner().run(testContext(t), w)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{ours, mutual, ours, mutual, ours, mutual}; !slices.Equal(turns, want) {
-		t.Errorf("turns: %v", turns)
+	if want := []string{ours, etcdMutex, ours, etcdMutex, ours, etcdMutex}; !slices.Equal(order, want) {
+		t.Errorf("order: %v", order)
 	}
 	if len(results) != 1 || results[0].Ratio != 1 {
 		t.Errorf("results: %+v", results)
 	}
 }
 
-func TestAPeerThatFailsIsToldAndDoesNotEndTheRun(t *testing.T) {
+func TestPeer_ThatFailsIsReportedAndDoesNotEndTheRun(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
-	var turns []string
+	var order []string
 	r := fakeRunner()
-	w := row{id: "P0", sides: []side{fake(ours, false, &turns, nil), fake("redislock", true, &turns, broken)}, lines: []line{{figure: rate}}}
-	if _, err := r.run(within(t), w); err != nil {
+	w := row{id: "P0", sides: []side{fakeSide(ours, false, &order, nil), fakeSide("redislock", true, &order, broken)}, lines: []line{{figure: rate}}}
+	if _, err := r.run(testContext(t), w); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{ours, "redislock", ours, ours}; !slices.Equal(turns, want) {
-		t.Errorf("turns: %v", turns)
+	if want := []string{ours, "redislock", ours, ours}; !slices.Equal(order, want) {
+		t.Errorf("order: %v", order)
 	}
 	if len(r.trouble) != 1 || !strings.Contains(r.trouble[0], "broken") {
-		t.Errorf("told: %v", r.trouble)
+		t.Errorf("trouble: %v", r.trouble)
 	}
-	w.sides[0] = fake(ours, false, &turns, broken)
-	if _, err := r.run(within(t), w); !errors.Is(err, broken) {
+	w.sides[0] = fakeSide(ours, false, &order, broken)
+	if _, err := r.run(testContext(t), w); !errors.Is(err, broken) {
 		t.Errorf("a side that fails: %v", err)
 	}
 }
 
-func TestARowThatFailsIsToldAndTheOthersAreMeasured(t *testing.T) {
+func TestRow_ThatFailsIsReportedAndTheOthersAreMeasured(t *testing.T) {
 	t.Parallel()
-	var turns []string
+	var order []string
 	r := fakeRunner()
 	r.etcd.Dir = t.TempDir()
 	lines := []line{{figure: rate}}
-	rep, err := r.report(within(t), []row{
-		{id: "P0", sides: []side{fake(ours, false, &turns, errors.New("broken"))}, lines: lines},
-		{id: "P1", sides: []side{fake(ours, false, &turns, nil)}, lines: lines},
+	rep, err := r.report(testContext(t), []row{
+		{id: "P0", sides: []side{fakeSide(ours, false, &order, errors.New("broken"))}, lines: lines},
+		{id: "P1", sides: []side{fakeSide(ours, false, &order, nil)}, lines: lines},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -157,11 +157,11 @@ func TestARowThatFailsIsToldAndTheOthersAreMeasured(t *testing.T) {
 		t.Errorf("results: %+v", rep.Results)
 	}
 	if !slices.Equal(rep.Failed, []string{"P0"}) || len(rep.Trouble) != 1 {
-		t.Errorf("failed: %v, told: %v", rep.Failed, rep.Trouble)
+		t.Errorf("failed: %v, trouble: %v", rep.Failed, rep.Trouble)
 	}
 }
 
-// memoryMutex is a lock without a server.
+// memoryMutex is a lock in memory.
 type memoryMutex chan struct{}
 
 func (m memoryMutex) Lock(ctx context.Context) error {
@@ -178,10 +178,10 @@ func (m memoryMutex) Unlock(context.Context) error {
 	return nil
 }
 
-func TestARaceCountsHoldsAndEndsThoseWhoWait(t *testing.T) {
+func TestRace_CountsHoldsAndEndsItsWaiters(t *testing.T) {
 	t.Parallel()
 	m := make(memoryMutex, 1)
-	f, err := race(within(t), []mutex{m, m, m}, 10*time.Millisecond, 50*time.Millisecond)
+	f, err := race(testContext(t), []mutex{m, m, m}, 10*time.Millisecond, 50*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,11 +189,11 @@ func TestARaceCountsHoldsAndEndsThoseWhoWait(t *testing.T) {
 		t.Errorf("figures: %v", f)
 	}
 	if len(m) != 0 {
-		t.Error("it is still locked")
+		t.Error("the mutex is still locked after the race")
 	}
 	interrupted, interrupt := context.WithCancel(t.Context())
 	interrupt()
 	if _, err := race(interrupted, []mutex{m}, 0, time.Minute); !errors.Is(err, context.Canceled) {
-		t.Errorf("interrupted: %v", err)
+		t.Errorf("interrupted race: %v", err)
 	}
 }

@@ -9,31 +9,32 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// mutex is a name as one goroutine locks it, over and over. The methods are those of concurrency.Mutex.
+// mutex locks and unlocks a name repeatedly for one goroutine. Its methods are those of
+// concurrency.Mutex.
 type mutex interface {
 	Lock(ctx context.Context) error
 	Unlock(ctx context.Context) error
 }
 
-// service is something that locks names.
+// service is an implementation of locks.
 type service struct {
 	name string
 	peer bool
-	// join returns the names of a new client, which has a connection of its own.
+	// join returns a new client with its own connection.
 	join func(ctx context.Context, a *arena) (client, error)
 }
 
-// client returns a new mutex on a name.
+// client returns a new mutex for a name.
 type client func(name string) mutex
 
-// The prefixes of keys: of the same length, so that the keys are as well.
+// The prefixes of keys have the same length, so that the keys do too.
 const (
 	lockerPrefix = "locker/"
 	mutexPrefix  = "mutual/"
 	floorPrefix  = "floors/"
 )
 
-var lockers = service{name: ours, join: func(ctx context.Context, a *arena) (client, error) {
+var lockerService = service{name: ours, join: func(ctx context.Context, a *arena) (client, error) {
 	etcd, err := a.connect()
 	if err != nil {
 		return nil, err
@@ -68,8 +69,9 @@ func (m *lockerMutex) Lock(ctx context.Context) (err error) {
 
 func (m *lockerMutex) Unlock(ctx context.Context) error { return m.held.Unlock(ctx) }
 
-// mutexes are etcd's own, as its documentation shows them: a session for each client, a Mutex for each name.
-var mutexes = service{name: mutual, join: func(ctx context.Context, a *arena) (client, error) {
+// mutexService is etcd's own Mutex, used as its documentation shows: a session for each
+// client and a Mutex for each name.
+var mutexService = service{name: etcdMutex, join: func(ctx context.Context, a *arena) (client, error) {
 	etcd, err := a.connect()
 	if err != nil {
 		return nil, err
@@ -90,19 +92,19 @@ func newSession(a *arena, etcd *clientv3.Client) (*concurrency.Session, error) {
 	return session, nil
 }
 
-// joinAll returns n clients, each of which has used its session: nothing is left to be opened.
+// joinAll returns n clients. Each has locked a name once, so its session is open.
 func (s service) joinAll(ctx context.Context, a *arena, n int) ([]client, error) {
 	clients := make([]client, n)
 	err := each(ctx, n, 16, func(ctx context.Context, i int) (err error) {
 		if clients[i], err = s.join(ctx, a); err != nil {
 			return err
 		}
-		return lockOnce(ctx, clients[i](a.name("w", i)))
+		return lockUnlock(ctx, clients[i](a.name("w", i)))
 	})
 	return clients, err
 }
 
-func lockOnce(ctx context.Context, m mutex) error {
+func lockUnlock(ctx context.Context, m mutex) error {
 	if err := m.Lock(ctx); err != nil {
 		return err
 	}

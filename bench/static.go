@@ -14,15 +14,15 @@ import (
 )
 
 const (
-	nanoseconds figure = "nanoseconds" // an operation
-	allocations figure = "allocations" // an operation
-	modules     figure = "modules"     // linked beyond those of etcd's client
-	servers     figure = "servers"     // packages of etcd's server linked
+	nanoseconds figure = "nanoseconds" // per operation
+	allocations figure = "allocations" // per operation
+	modules     figure = "modules"     // linked in addition to those of etcd's client
+	servers     figure = "servers"     // linked packages of etcd's server
 )
 
 const cached = 1000 // names in the cache
 
-// benchmark runs what the testing package calls a benchmark, for the period of a round.
+// benchmark runs a benchmark of the testing package for the period of a round.
 func benchmark(ctx context.Context, a *arena, fn func(b *testing.B)) (figures, error) {
 	testing.Init()
 	if err := flag.Set("test.benchtime", a.scale.period.String()); err != nil {
@@ -33,12 +33,12 @@ func benchmark(ctx context.Context, a *arena, fn func(b *testing.B)) (figures, e
 		return nil, context.Cause(ctx)
 	}
 	if r.N == 0 {
-		return nil, fmt.Errorf("the benchmark has failed")
+		return nil, fmt.Errorf("the benchmark failed")
 	}
 	return figures{nanoseconds: float64(r.T.Nanoseconds()) / float64(r.N), allocations: float64(r.AllocsPerOp())}, nil
 }
 
-// cacheGet is reading who holds a name from a Cache.
+// cacheGet reads the holder of a name from a Cache.
 var cacheGet = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
 	c, reader, err := lockerPair(a)
 	if err != nil {
@@ -70,7 +70,7 @@ var cacheGet = side{name: ours, open: func(ctx context.Context, a *arena) (round
 	}, nil
 }}
 
-// mapGet is reading the same from a map.
+// mapGet reads the holder from a map that a mutex guards.
 var mapGet = side{name: "map", open: func(ctx context.Context, a *arena) (round, error) {
 	names := a.names("n", cached)
 	var mu sync.RWMutex
@@ -97,7 +97,7 @@ var mapGet = side{name: "map", open: func(ctx context.Context, a *arena) (round,
 	}, nil
 }}
 
-// linked is what a program links that imports the root package.
+// linked counts what a program that imports the root package links.
 var linked = side{name: ours, open: func(context.Context, *arena) (round, error) {
 	return func(ctx context.Context) (figures, error) {
 		const modulePath = "{{with .Module}}{{.Path}}{{end}}"
@@ -130,7 +130,8 @@ var linked = side{name: ours, open: func(context.Context, *arena) (round, error)
 	}, nil
 }}
 
-// dependencies returns what an importer of a package links, in a format of go list.
+// dependencies returns the packages that an importer of pkg links, each in the given
+// format of go list.
 func dependencies(ctx context.Context, format, pkg string) (map[string]bool, error) {
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "go", "list", "-deps", "-f", format, pkg)

@@ -5,19 +5,19 @@ import (
 	"time"
 )
 
-// scale is how much work the rows do.
+// scale is the amount of work that the rows do.
 type scale struct {
 	rounds  int
-	quick   bool          // less than what the figures are for
-	runUp   time.Duration // before a race is counted; more with many clients
-	period  time.Duration // of a round that takes its time
-	history int           // acquisitions of the used name
+	quick   bool          // too little work for figures that mean much
+	runUp   time.Duration // before counting starts in a race; extended for each client
+	period  time.Duration // of a round that measures for a fixed time
+	history int           // previous acquisitions of the used name
 	holds   int
 	waiters int
 	bulk    int
 	bulkTTL time.Duration
 	crowd   int
-	few     int // rounds of a row that takes long; 0: as many as of others
+	few     int // rounds of the slow rows; 0 for as many as the others
 }
 
 var (
@@ -31,56 +31,56 @@ var (
 	}
 )
 
-// rows is the table: what is measured, between whom, and what should come out.
+// rows returns the rows of the table: what is measured, for which sides, and the targets.
 func rows(s scale) []row {
 	return []row{
 		{
 			id: "P1", work: "lock + unlock, one goroutine, free name",
-			sides: append([]side{putDelete, alone(lockers), alone(mutexes)}, ofPeers(alone)...),
+			sides: append([]side{putDelete, uncontended(lockerService), uncontended(mutexService)}, ofPeers(uncontended)...),
 			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.10)}},
 		},
 		{
 			id: "P2", work: "256 goroutines, 256 names, one client",
-			sides: against(apart, 256),
-			lines: []line{{figure: rate, unit: "locks/s", against: mutual, target: atLeast(2.5)}},
+			sides: allSides(goroutinesOnOwnNames, 256),
+			lines: []line{{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(2.5)}},
 		},
 		{
 			id: "P3", work: "64 goroutines, 64 names, one client",
-			sides: against(apart, 64),
-			lines: []line{{figure: rate, unit: "locks/s", against: mutual, target: atLeast(1.8)}},
+			sides: allSides(goroutinesOnOwnNames, 64),
+			lines: []line{{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(1.8)}},
 		},
 		{
 			id: "P4", work: "2 clients on one name",
-			sides: against(among, 2),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: mutual, target: atLeast(40)}},
+			sides: allSides(clientsOnOneName, 2),
+			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(40)}},
 		},
 		{
-			id: "P5", work: "2 clients on one name, release begun → other holds",
+			id: "P5", work: "2 clients on one name, Unlock starts → next holds",
 			sides: []side{deleteEvent, handOver},
 			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.6)}},
 		},
 		{
 			id: "P6", work: "8 clients on one name",
-			sides: append([]side{deleteEvent}, against(among, 8)...),
+			sides: append([]side{deleteEvent}, allSides(clientsOnOneName, 8)...),
 			lines: []line{
-				{figure: rate, unit: "hand-overs/s", against: mutual, target: atLeast(10)},
-				{what: "release begun → other holds", figure: p50, unit: "µs", against: floor, target: atMost(2)},
+				{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(10)},
+				{what: "Unlock starts → next holds", figure: p50, unit: "µs", against: floor, target: atMost(2)},
 			},
 		},
 		{
 			id: "P7", work: "32 clients on one name",
-			sides: against(among, 32),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: mutual, target: atLeast(2.2)}},
+			sides: allSides(clientsOnOneName, 32),
+			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(2.2)}},
 		},
 		{
 			id: "P7", work: "128 clients on one name",
-			sides: against(among, 128),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: mutual, target: atLeast(1.3)}},
+			sides: allSides(clientsOnOneName, 128),
+			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(1.3)}},
 		},
 		{
 			id: "P8", work: "64 goroutines of one client on one name",
-			sides: append([]side{inside(lockers, 64), insideMutexes(64)}, ofPeers(func(s service) side { return inside(s, 64) })...),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: mutual, target: atLeast(4)}},
+			sides: append([]side{goroutinesOnOneName(lockerService, 64), mutexGoroutinesOnOneName(64)}, ofPeers(func(s service) side { return goroutinesOnOneName(s, 64) })...),
+			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(4)}},
 		},
 		{
 			id: "P9", work: fmt.Sprintf("lock + unlock of a name after %d acquisitions, no compaction", s.history),
@@ -89,27 +89,27 @@ func rows(s scale) []row {
 		},
 		{
 			id: "P10", work: fmt.Sprintf("%d held locks", s.holds),
-			sides: []side{holding},
+			sides: []side{heldLocks},
 			lines: []line{
-				{what: "heap of each", figure: heap, unit: "bytes", target: atMost(1024)},
-				{what: "goroutines of each", figure: goroutines, target: atMost(0.01)}, // those of the sessions
+				{what: "heap per lock", figure: heap, unit: "bytes", target: atMost(1024)},
+				{what: "goroutines per lock", figure: goroutines, target: atMost(0.01)}, // the sessions have some
 			},
 		},
 		{
-			id: "P11", work: fmt.Sprintf("%d waiting locks, each on a name of its own", s.waiters), rounds: s.few,
-			sides: []side{waiting(lockers, lockerPrefix), waiting(mutexes, mutexPrefix)},
+			id: "P11", work: fmt.Sprintf("%d waiting locks, each on its own name", s.waiters), rounds: s.few,
+			sides: []side{waitingLocks(lockerService, lockerPrefix), waitingLocks(mutexService, mutexPrefix)},
 			lines: []line{
-				{what: "heap and stacks of each", figure: memory, unit: "bytes", target: atMost(8192)},
-				{what: "goroutines besides the caller's", figure: goroutines, target: atMost(1.01)}, // a hundredth: those of the sessions
+				{what: "heap and stacks per lock", figure: memory, unit: "bytes", target: atMost(8192)},
+				{what: "goroutines per lock besides the caller's", figure: goroutines, target: atMost(1.01)}, // 0.01 for those of the sessions
 			},
 		},
 		{
 			id: "P12", work: fmt.Sprintf("%d locks held by one client", s.bulk), rounds: s.few,
 			sides: []side{bulkPuts, bulkLocks},
 			lines: []line{
-				{what: "to take them", figure: taken, unit: "s", against: floor, target: atMost(1.5)},
-				{what: "renewals of a lease in TTL/3", figure: renewals, unit: "requests", target: atMost(1)},
-				{what: "Close", figure: closed, unit: "s", target: atMost(5)},
+				{what: "acquiring all", figure: acquireTime, unit: "s", against: floor, target: atMost(1.5)},
+				{what: "renewals per lease in TTL/3", figure: renewals, unit: "requests", target: atMost(1)},
+				{what: "Close", figure: closeTime, unit: "s", target: atMost(5)},
 			},
 		},
 		{
@@ -129,12 +129,12 @@ func rows(s scale) []row {
 			id: "P15", work: fmt.Sprintf("%d clients waiting on one name", s.crowd), rounds: s.few,
 			sides: []side{crowd("few", 10), crowd("a tenth", s.crowd/10), crowd(ours, s.crowd)},
 			lines: []line{
-				{what: "against a tenth as many", figure: requests, unit: "requests/hand-over", against: "a tenth", target: atMost(1.1)},
-				{what: "against 10", figure: requests, unit: "requests/hand-over", against: "few"},
+				{what: "compared with a tenth as many", figure: requests, unit: "requests/hand-over", against: "a tenth", target: atMost(1.1)},
+				{what: "compared with 10", figure: requests, unit: "requests/hand-over", against: "few"},
 			},
 		},
 		{
-			id: "P16", work: "linked by an importer, beyond etcd's client", rounds: 1,
+			id: "P16", work: "dependencies of an importer beyond etcd's client", rounds: 1,
 			sides: []side{linked},
 			lines: []line{
 				{figure: modules, unit: "modules", target: atMost(0)},
@@ -144,7 +144,8 @@ func rows(s scale) []row {
 	}
 }
 
-// against is Locker against Mutex and the peers, all doing what n of something do.
-func against(do func(s service, n int) side, n int) []side {
-	return append([]side{do(lockers, n), do(mutexes, n)}, ofPeers(func(s service) side { return do(s, n) })...)
+// allSides returns the sides of Locker, Mutex and the peers, each made by do with n
+// clients or goroutines.
+func allSides(do func(s service, n int) side, n int) []side {
+	return append([]side{do(lockerService, n), do(mutexService, n)}, ofPeers(func(s service) side { return do(s, n) })...)
 }

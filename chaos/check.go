@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// violation is a broken promise, and the shortest account of it.
+// violation is one breach of an invariant.
 type violation struct {
 	Invariant string
 	At        instant
 	Text      string
 }
 
-// invariant is a promise, and the check that finds where it was broken.
+// invariant is a property of every history, and the check that finds its violations.
 type invariant struct {
 	name  string
 	check func(*history) []violation
-	// everywhere is for what must be so over any library: the others rest on what only Locker tells.
-	everywhere bool
+	// anyLibrary marks checks of any library; the others need what only Locker reports.
+	anyLibrary bool
 }
 
 var invariants = []invariant{
@@ -28,30 +28,30 @@ var invariants = []invariant{
 	{"no two holds are certain at once", checkOverlaps, true},
 	{"a lock model explains the history (porcupine)", checkLockModel, true},
 	{"a counter model explains the history (porcupine)", checkCounterModel, true},
-	{"the guarded set has what was acknowledged, and nothing that was refused", checkSet, false},
-	{"a guarded write happens under its hold", checkGuards, false},
-	{"a guarded write that is acknowledged was made once", checkOnce, false},
-	{"a hold that is reported was the head of its queue during the call", checkHeads, false},
+	{"the guarded set contains every acknowledged write and no refused one", checkSet, false},
+	{"a guarded write is applied during its hold", checkGuards, false},
+	{"an acknowledged guarded write was applied once", checkOnce, false},
+	{"every reported hold was the head of its queue during the call", checkHeads, false},
 	{"live waiters are served in order", checkOrder, false},
-	{"an entry is removed by its owner only", checkRemovals, false},
-	{"what is given up goes", checkLeavings, false},
-	{"lost is forever", checkLost, false},
-	{"a loss is told before etcd deletes", checkTold, false},
-	{"nothing harmless costs a hold", checkHarmless, false},
-	{"every call returns by its context", checkReturns, false},
+	{"an entry is removed only by its owner", checkRemovals, false},
+	{"failed calls and releases leave no entry behind", checkCleanUp, false},
+	{"a loss is final", checkLossFinal, false},
+	{"a loss is reported before etcd deletes the entry", checkLossReported, false},
+	{"harmless faults cost no hold", checkHarmless, false},
+	{"every call returns when its context ends", checkReturns, false},
 	{"a name is taken over in time", checkTakeOvers, false},
-	{"whose turn it is gets the lock", checkTurns, false},
-	{"everybody gets locks once faults are over", checkLiveness, false},
-	{"observers see what was so, in order, and the newest", checkObservers, false},
-	{"after Close nothing is left", checkLeft, false},
-	{"nothing is lost under load", checkNothingLost, false},
+	{"the head of the queue gets the lock in time", checkHeadServed, false},
+	{"every client and every name makes progress after the faults", checkLiveness, false},
+	{"observers see only true states, in order, and the newest in time", checkObservers, false},
+	{"nothing is left after Close", checkLeft, false},
+	{"no hold is lost under load", checkNothingLost, false},
 	{"memory and goroutines stay flat under load", checkFlat, false},
 }
 
-// judge makes all checks that apply.
+// judge runs all checks that apply.
 func judge(h *history) (all []violation) {
 	for _, i := range invariants {
-		if !i.everywhere && h.over != overLocker {
+		if !i.anyLibrary && h.over != overLocker {
 			continue
 		}
 		for _, v := range i.check(h) {
@@ -62,27 +62,27 @@ func judge(h *history) (all []violation) {
 	return all
 }
 
-// at is a moment in the terms of the report: seconds since the round began.
+// at formats a time as reports show it: seconds since the start of the round.
 func (h *history) at(t instant) string { return fmt.Sprintf("%.3fs", t.since(h.began).Seconds()) }
 
 func (h *history) describe(t *tenure) string {
-	told, _ := h.told(t)
-	return fmt.Sprintf("%s holds %s with token %d from %s to %s", t.who(), t.Name, t.Token, h.at(t.End), h.at(told))
+	end, _ := h.reportedEnd(t)
+	return fmt.Sprintf("%s held %s with token %d from %s to %s", t.ref(), t.Name, t.Token, h.at(t.End), h.at(end))
 }
 
-// checkTokens: of two holds of a name, one of which was reported before the other was asked for, the
-// later has the larger token; and no two have the same, unless one passed the hold on to the other. A hold
-// that was passed on is the same hold: if an operator had deleted its entry, others may have come in between.
+// checkTokens requires that a hold requested after another was reported has a larger token, and
+// that no two have the same, unless one was passed on to the other. A hold that is passed on
+// stays the same: if an operator has deleted its entry, others may have held in between.
 func checkTokens(h *history) (found []violation) {
 	for name, holds := range h.tenures() {
 		seen := make(map[int64]*tenure)
 		for _, t := range holds {
 			if other := seen[t.Token]; other != nil && !other.sharedWith(t) {
-				found = append(found, violation{At: t.End, Text: fmt.Sprintf("token %d of %s was given to %s and to %s", t.Token, name, other.who(), t.who())})
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("token %d of %s was assigned to both %s and %s", t.Token, name, other.ref(), t.ref())})
 			}
 			seen[t.Token] = t
 		}
-		// holds are in the order of their ends; go through them in that of their starts as well.
+		// holds are sorted by End; merge them with the same holds sorted by Start.
 		byStart := slices.Clone(holds)
 		slices.SortFunc(byStart, func(a, b *tenure) int { return int(a.Start - b.Start) })
 		next, largest := 0, (*tenure)(nil)
@@ -112,25 +112,25 @@ func checkAccesses(h *history) (found []violation) {
 }
 
 func checkIncrements(h *history) (found []violation) {
-	sure, perhaps := make(map[string]int64), make(map[string]int64)
+	acknowledged, inDoubt := make(map[string]int64), make(map[string]int64)
 	for _, c := range h.calls {
 		switch {
 		case c.Op != opAdd:
 		case c.Outcome == ok:
-			sure[c.Name]++
+			acknowledged[c.Name]++
 		case c.Count > 0 && (c.Outcome == unknown || c.Outcome == unsure):
-			perhaps[c.Name]++
+			inDoubt[c.Name]++
 		}
 	}
-	for name, n := range sure {
-		if end := h.counters[name]; end < n || end > n+perhaps[name] {
-			found = append(found, violation{At: h.ended, Text: fmt.Sprintf("%d increments of %s were acknowledged and %d more may have been made, but it ended at %d", n, name, perhaps[name], end)})
+	for name, n := range acknowledged {
+		if end := h.counters[name]; end < n || end > n+inDoubt[name] {
+			found = append(found, violation{At: h.ended, Text: fmt.Sprintf("%d increments of %s were acknowledged and %d are in doubt, but its final value is %d", n, name, inDoubt[name], end)})
 		}
 	}
 	return found
 }
 
-// checkOverlaps goes by what the holders knew, on the one clock of the machine.
+// checkOverlaps compares the times during which holders were certain of their holds.
 func checkOverlaps(h *history) (found []violation) {
 	type certainty struct {
 		*tenure
@@ -139,11 +139,11 @@ func checkOverlaps(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		var all []certainty
 		for _, t := range holds {
-			// Who does not know yet what an operator did is not wrong, only late.
+			// The holder learns of this only at the next audit.
 			if t.entry != nil && h.excused(t.entry) {
 				continue
 			}
-			if _, certain := h.told(t); certain > h.since(t) {
+			if _, certain := h.reportedEnd(t); certain > h.since(t) {
 				all = append(all, certainty{t, span{h.since(t), certain}})
 			}
 		}
@@ -153,7 +153,7 @@ func checkOverlaps(h *history) (found []violation) {
 			if b.span.From < a.span.To {
 				found = append(found, violation{At: b.span.From, Text: fmt.Sprintf("%s, certain until %s; %s", h.describe(a.tenure), h.at(a.span.To), h.describe(b.tenure))})
 			}
-			if a.span.To > b.span.To { // what follows is to be compared with the one that lasts longest
+			if a.span.To > b.span.To { // compare the next with whichever ends last
 				all[i] = a
 			}
 		}
@@ -161,8 +161,8 @@ func checkOverlaps(h *history) (found []violation) {
 	return found
 }
 
-// checkLost: after Err or the context has told the end, no look sees a hold again.
-func checkLost(h *history) (found []violation) {
+// checkLossFinal requires that Err is not nil once anything has reported the end of a hold.
+func checkLossFinal(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
 			over := instant(0)
@@ -172,12 +172,12 @@ func checkLost(h *history) (found []violation) {
 			if t.unlock != nil && t.unlock.End != 0 && (over == 0 || t.unlock.End < over) {
 				over = t.unlock.End
 			}
-			for _, look := range t.looks {
-				if look.Outcome == ok && over != 0 && look.Start > over {
-					found = append(found, violation{At: look.Start, Text: fmt.Sprintf("%s; at %s Err was nil again", h.describe(t), h.at(look.Start))})
+			for _, c := range t.errCalls {
+				if c.Outcome == ok && over != 0 && c.Start > over {
+					found = append(found, violation{At: c.Start, Text: fmt.Sprintf("%s; at %s Err was nil again", h.describe(t), h.at(c.Start))})
 				}
-				if look.Outcome == lost && (over == 0 || look.End < over) {
-					over = look.End
+				if c.Outcome == lost && (over == 0 || c.End < over) {
+					over = c.End
 				}
 			}
 		}
@@ -185,12 +185,12 @@ func checkLost(h *history) (found []violation) {
 	return found
 }
 
-// returnBound is how long after the end of its context a call may return.
+// returnBound is how long after its context has ended a call may still return.
 const returnBound = 500 * time.Millisecond
 
 func checkReturns(h *history) (found []violation) {
 	for _, c := range h.calls {
-		l := h.lives[c.Process]
+		l := h.lifetimes[c.Process]
 		if c.By == 0 {
 			continue
 		}
@@ -199,9 +199,9 @@ func checkReturns(h *history) (found []violation) {
 			end = min(l.end(), h.ended)
 		}
 		by := max(c.By, c.Start)
-		late := end.since(by) - 2*l.gaps.within(by, end)
+		late := end.since(by) - 2*l.gaps.covered(by, end)
 		if late > returnBound {
-			found = append(found, violation{At: end, Text: fmt.Sprintf("%s (%s of %q): its context ended at %s, it returned at %s", c.who(), c.Op, c.Name, h.at(by), h.at(end))})
+			found = append(found, violation{At: end, Text: fmt.Sprintf("%s (%s of %q): its context ended at %s, but it returned at %s", c.ref(), c.Op, c.Name, h.at(by), h.at(end))})
 		}
 	}
 	for _, failure := range h.failures {
@@ -212,7 +212,7 @@ func checkReturns(h *history) (found []violation) {
 
 func checkLeft(h *history) (found []violation) {
 	for _, what := range h.left {
-		found = append(found, violation{At: h.ended, Text: what + " was left two TTLs after the end"})
+		found = append(found, violation{At: h.ended, Text: what + " was left two TTLs after the clients ended"})
 	}
 	return found
 }

@@ -14,45 +14,45 @@ func checkSet(h *history) (found []violation) {
 		if c.Op != opCommit && c.Op != opStale {
 			continue
 		}
-		known[c.who()] = true
-		switch present := h.set[c.who()]; {
+		known[c.ref()] = true
+		switch present := h.set[c.ref()]; {
 		case c.Outcome == ok && !present:
-			found = append(found, violation{At: c.End, Text: fmt.Sprintf("%s put an element of %s at revision %d, but it is not there", c.who(), c.Name, c.Value)})
+			found = append(found, violation{At: c.End, Text: fmt.Sprintf("%s put an element of %s at revision %d, but it is missing", c.ref(), c.Name, c.Value)})
 		case (c.Outcome == failed || c.Outcome == lost) && present:
-			found = append(found, violation{At: c.End, Text: fmt.Sprintf("%s was refused an element of %s (%s), but it is there", c.who(), c.Name, c.Reason)})
+			found = append(found, violation{At: c.End, Text: fmt.Sprintf("%s was refused an element of %s (%s), but it is present", c.ref(), c.Name, c.Reason)})
 		}
 	}
-	for who := range h.set {
-		if !known[who] {
-			found = append(found, violation{At: h.ended, Text: "nobody knows of the element " + who})
+	for ref := range h.set {
+		if !known[ref] {
+			found = append(found, violation{At: h.ended, Text: "no call put the element " + ref})
 		}
 	}
 	return found
 }
 
 func checkGuards(h *history) (found []violation) {
-	for who, all := range h.truth.set {
+	for ref, all := range h.truth.set {
 		for _, put := range all {
 			if e := h.truth.entry(put.Name, put.Token); e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
-				found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", who, put.Revision, put.Token, put.Name, reign(e))})
+				found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", ref, put.Revision, put.Token, put.Name, headPeriod(e))})
 			}
 		}
 	}
 	return found
 }
 
-// checkOnce: etcd's client may repeat a write by itself, and Commit has to say so.
+// checkOnce requires an error of Commit if etcd's client has repeated the write by itself.
 func checkOnce(h *history) (found []violation) {
 	for _, c := range h.calls {
-		if all := h.truth.set[c.who()]; c.Op == opCommit && c.Outcome == ok && len(all) > 1 {
-			found = append(found, violation{At: h.truth.by(all[1].Revision), Text: fmt.Sprintf("%s was told that it wrote at revision %d; it wrote %d times, from revision %d to %d", c.who(), c.Value, len(all), all[0].Revision, all[len(all)-1].Revision)})
+		if all := h.truth.set[c.ref()]; c.Op == opCommit && c.Outcome == ok && len(all) > 1 {
+			found = append(found, violation{At: h.truth.by(all[1].Revision), Text: fmt.Sprintf("%s reported one write at revision %d; it was applied %d times, from revision %d to %d", c.ref(), c.Value, len(all), all[0].Revision, all[len(all)-1].Revision)})
 		}
 	}
 	return found
 }
 
-// reign is when an entry was the head of its queue.
-func reign(e *entry) string {
+// headPeriod describes when an entry was the head of its queue.
+func headPeriod(e *entry) string {
 	switch {
 	case e == nil:
 		return "was never in the queue"
@@ -66,48 +66,48 @@ func reign(e *entry) string {
 	return fmt.Sprintf("was the head from revision %d to %d", e.Head, e.Deleted)
 }
 
-// checkHeads: a hold that was passed on within a process was the head before the call, which is as much as
-// WithLocalHandover promises.
+// checkHeads requires that a hold was the head of its queue during the call. If it was passed
+// on within a process, it may have been the head before: WithLocalHandover promises no more.
 func checkHeads(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
 			switch {
 			case t.entry == nil, t.entry.Head == 0:
-				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry %s", h.describe(t), reign(t.entry))})
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry %s", h.describe(t), headPeriod(t.entry))})
 			case !t.entry.of(t.call):
-				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; the entry with that token is of %s", h.describe(t), t.entry.Who)})
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; the entry with that token belongs to %s", h.describe(t), t.entry.Owner)})
 			case h.truth.notBefore(t.entry.Head) > t.End:
-				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; it became the head later, not before %s (revision %d)", h.describe(t), h.at(h.truth.notBefore(t.entry.Head)), t.entry.Head)})
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; it became the head only after the call, not before %s (revision %d)", h.describe(t), h.at(h.truth.notBefore(t.entry.Head)), t.entry.Head)})
 			case t.entry.Deleted != 0 && h.truth.by(t.entry.Deleted) < t.Start && !h.passedOnUnaware(t):
-				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry had gone before the call", h.describe(t))})
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry was deleted before the call", h.describe(t))})
 			}
 		}
 	}
 	return found
 }
 
-// localOrderBound is how much earlier a goroutine of a client must have called to be served before
-// another of the same client: only then is it certain who stood in line first.
+// localOrderBound is how much earlier a goroutine must have called than another of the same
+// client for the order in which they queued to be certain.
 const localOrderBound = time.Second
 
-// checkOrder: a waiter that stays alive keeps its place. In etcd's queue the order is that of the
-// revisions, so a waiter loses its place if its entry is made a second time. Among the goroutines of a
-// client, who called first is served first.
+// checkOrder requires that a live waiter keeps its place. etcd's queue is ordered by create
+// revision, so a waiter whose entry is put a second time has lost its place. Goroutines of
+// one client are served in the order in which they called.
 func checkOrder(h *history) (found []violation) {
 	for name, entries := range h.truth.entries {
 		last := make(map[string]*entry)
 		for _, e := range entries {
 			if e.Lease == 0 || e.shared() {
-				continue // put by hand, or by several calls
+				continue // put by hand, or shared by several calls
 			}
-			if before := last[e.Who]; before != nil && before.Lease == e.Lease && !h.excused(before) {
-				found = append(found, violation{At: h.truth.by(e.Created), Text: fmt.Sprintf("%s was in the queue of %s from revision %d to %d, and again from %d", e.Who, name, before.Created, before.Deleted, e.Created)})
+			if before := last[e.Owner]; before != nil && before.Lease == e.Lease && !h.excused(before) {
+				found = append(found, violation{At: h.truth.by(e.Created), Text: fmt.Sprintf("%s was in the queue of %s from revision %d to %d, and again from %d", e.Owner, name, before.Created, before.Deleted, e.Created)})
 			}
-			last[e.Who] = e
+			last[e.Owner] = e
 		}
 	}
 	if h.load == loadCrowd {
-		return found // each goroutine has a client of its own
+		return found // each goroutine has its own client
 	}
 	for _, holds := range h.tenures() {
 		byProcess := make(map[string][]*tenure)
@@ -120,8 +120,8 @@ func checkOrder(h *history) (found []violation) {
 			slices.SortFunc(own, func(a, b *tenure) int { return cmp.Or(cmp.Compare(a.Token, b.Token), cmp.Compare(a.End, b.End)) })
 			for i := 1; i < len(own); i++ {
 				a, b := own[i-1], own[i] // a was served before b
-				if a.Start.since(b.Start) > localOrderBound && !h.lives[process].gaps.meets(b.Start, b.Start.add(localOrderBound)) {
-					found = append(found, violation{At: a.End, Text: fmt.Sprintf("%s asked for %s at %s and was served with token %d, before %s, who asked at %s, with %d", a.who(), a.Name, h.at(a.Start), a.Token, b.who(), h.at(b.Start), b.Token)})
+				if a.Start.since(b.Start) > localOrderBound && !h.lifetimes[process].gaps.overlaps(b.Start, b.Start.add(localOrderBound)) {
+					found = append(found, violation{At: a.End, Text: fmt.Sprintf("%s requested %s at %s and got token %d, before %s, which requested it at %s and got %d", a.ref(), a.Name, h.at(a.Start), a.Token, b.ref(), h.at(b.Start), b.Token)})
 				}
 			}
 		}
@@ -129,8 +129,8 @@ func checkOrder(h *history) (found []violation) {
 	return found
 }
 
-// checkRemovals: the reason "deleted" means that somebody else removed the entry. Where neither an
-// operator nor etcd did, it was another lock.
+// checkRemovals looks for losses with reason "deleted" that neither an operator nor etcd
+// explains: another lock has removed the entry.
 func checkRemovals(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
@@ -139,41 +139,41 @@ func checkRemovals(h *history) (found []violation) {
 			}
 			const deleted = "deleted"
 			if t.ended != nil && t.ended.Reason == deleted || t.unlock != nil && t.unlock.Reason == deleted {
-				found = append(found, violation{At: h.truth.by(t.entry.Deleted), Text: fmt.Sprintf("%s; nobody but its owner had a right to delete its entry at revision %d", h.describe(t), t.entry.Deleted)})
+				found = append(found, violation{At: h.truth.by(t.entry.Deleted), Text: fmt.Sprintf("%s; its entry was deleted at revision %d, but not by its owner", h.describe(t), t.entry.Deleted)})
 			}
 		}
 	}
 	for _, c := range h.calls {
 		if c.Op == opLock && c.Outcome == failed && strings.Contains(c.Reason, "lost: deleted") && !h.excusedFor(c) {
-			found = append(found, violation{At: c.End, Text: fmt.Sprintf("%s lost its place in the queue of %s, and no operator was there", c.who(), c.Name)})
+			found = append(found, violation{At: c.End, Text: fmt.Sprintf("%s lost its place in the queue of %s although no operator interfered", c.ref(), c.Name)})
 		}
 	}
 	return found
 }
 
-// excusedFor is excused for a call that has got no hold.
+// excusedFor is like excused for a call that returned no hold.
 func (h *history) excusedFor(c call) bool {
 	return slices.ContainsFunc(h.truth.entries[c.Name], func(e *entry) bool {
 		return e.of(c) && h.excused(e) && h.truth.notBefore(e.Created) <= c.End && c.Start <= h.truth.by(e.Deleted)
 	})
 }
 
-// checkLeavings: an Unlock that was confirmed has removed the entry of the hold; and what a call has left that
-// failed, or was not confirmed, goes within the TTL, or with the lease a TTL later; if its client can reach etcd,
-// a longer TTL is no reason to take longer.
-func checkLeavings(h *history) (found []violation) {
-	released := make(map[string]call) // who began it -> what ended it
+// checkCleanUp requires that a confirmed Unlock has removed its entry, and that what a failed
+// or unconfirmed call left is removed within the TTL, or with its lease a TTL later. A client
+// that can reach etcd has no more time if its own TTL is longer than that of the round.
+func checkCleanUp(h *history) (found []violation) {
+	released := make(map[string]call) // by the call that began the hold: the one that ended it
 	for _, c := range h.calls {
 		switch {
 		case (c.Op == opLock || c.Op == opTry) && c.Outcome == failed:
-			released[c.who()] = c
+			released[c.ref()] = c
 		case c.Op == opUnlock && c.End != 0:
-			released[call{Process: c.Process, ID: c.Hold}.who()] = c
+			released[call{Process: c.Process, ID: c.Hold}.ref()] = c
 		}
 	}
 	for name, entries := range h.truth.entries {
 		for _, e := range entries {
-			c, is := released[e.Who]
+			c, is := released[e.Owner]
 			if !is {
 				continue
 			}
@@ -185,34 +185,34 @@ func checkLeavings(h *history) (found []violation) {
 				continue
 			}
 			bound := 2*h.ttl + time.Second + h.troubled(c.Process, c.End, gone, h.aftermath(), byHand)
-			// A call whose session was lost while it waited has begun again with another. What it had put
-			// before goes with the lost one's lease.
+			// Only the entry of the hold must be gone by now. Another is from a session
+			// that was lost while the call waited, and goes with that session's lease.
 			if c.Op == opUnlock && c.Outcome == ok && e.Created == c.Token {
 				bound = 0
 			}
 			if gone.since(c.End) > bound {
-				found = append(found, violation{At: gone, Text: fmt.Sprintf("%s (%s of %s) ended at %s with %q; its entry of revision %d was there until %s at least", c.who(), c.Op, name, h.at(c.End), cmp.Or(c.Reason, "success"), e.Created, h.at(gone))})
+				found = append(found, violation{At: gone, Text: fmt.Sprintf("%s (%s of %s) ended at %s with %q, but its entry of revision %d remained at least until %s", c.ref(), c.Op, name, h.at(c.End), cmp.Or(c.Reason, "success"), e.Created, h.at(gone))})
 			}
 		}
 	}
 	return found
 }
 
-// byHand is what is done to a queue and to no process.
-func byHand(c character) bool { return c.operator || c.kind == "foreign-entry" }
+// byHand selects faults that affect a queue but no process.
+func byHand(c traits) bool { return c.operator || c.kind == "foreign-entry" }
 
-// troubled returns for how much of that time faults were felt by a process, but for those of some kinds, or it
-// did not run.
-func (h *history) troubled(process string, from, to instant, aftermath time.Duration, but func(character) bool) time.Duration {
+// troubled returns how much of the interval a process was affected by a fault, or did not
+// run. Faults for which except returns true do not count.
+func (h *history) troubled(process string, from, to instant, aftermath time.Duration, except func(traits) bool) time.Duration {
 	if to <= from {
 		return 0
 	}
 	var felt spans
-	slot := h.lives[process].slot
+	slot := h.lifetimes[process].slot
 	for _, f := range h.firings {
-		if c := characterOf(f.Kind); !but(c) && (c.lane == toCluster || f.Target == slot) {
+		if c := traitsOf(f.Kind); !except(c) && (c.lane == toCluster || f.Target == slot) {
 			felt = append(felt, span{f.From, f.To.add(aftermath)})
 		}
 	}
-	return min(append(felt, h.lives[process].gaps...).within(from, to), to.since(from))
+	return min(append(felt, h.lifetimes[process].gaps...).covered(from, to), to.since(from))
 }

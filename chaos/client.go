@@ -23,9 +23,8 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// clientProcess is the program as a client: the harness starts it as "chaos client", with its target as
-// the first line of the standard input; the end of the input tells it to stop. It writes its calls to
-// the standard output.
+// clientProcess runs a client process. The first line of its input is its target, further lines
+// are orders, and the end of the input makes it stop. It writes its calls to out.
 func clientProcess(in io.Reader, out io.Writer) error {
 	input := bufio.NewReader(in)
 	line, err := input.ReadBytes('\n')
@@ -38,11 +37,11 @@ func clientProcess(in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	repeated := &repeats{latest: t.TTL / 2}
-	go func() { // ends with the process: a read of the standard input cannot be interrupted
-		obey(input, repeated)
+	repeated := &repeats{maxDelay: t.TTL / 2}
+	go func() { // ends with the process, since a read of the standard input cannot be interrupted
+		readOrders(input, repeated)
 		cancel()
-		// If what follows hangs, the harness says so; this is for one that has died.
+		// The harness reports a shutdown that hangs, unless it has died.
 		time.AfterFunc(2*time.Minute, func() { os.Exit(3) })
 	}()
 	r := &recorder{process: t.Process, out: out}
@@ -51,14 +50,14 @@ func clientProcess(in io.Reader, out io.Writer) error {
 	return errors.Join(err, r.err)
 }
 
-// connect opens a connection to etcd as Locker recommends.
+// connect opens a connection to etcd with the recommended configuration.
 func connect(endpoints []string, options ...grpc.DialOption) (*clientv3.Client, error) {
 	config := locker.ClientConfig(endpoints...)
 	config.DialOptions = append(config.DialOptions, options...)
 	return clientv3.New(config)
 }
 
-// run lets workers work until ctx ends, leaves the observers a moment more, and closes everything.
+// run runs the workers until ctx ends, lets the observers catch up, and closes everything.
 func run(ctx context.Context, t target, r *recorder, repeated *repeats) error {
 	etcd, err := connect(t.Endpoints, repeated.dialOption())
 	if err != nil {
@@ -94,7 +93,7 @@ func run(ctx context.Context, t target, r *recorder, repeated *repeats) error {
 	} else {
 		work(ctx, t, r, all, plain, fence)
 	}
-	_ = pause(observed, observersBehind(t.Lease)+500*time.Millisecond)
+	_ = pause(observed, observerLag(t.Lease)+500*time.Millisecond)
 	c := r.begin(call{Op: opClose, By: now().add(min(t.Lease, closeBound))})
 	var closing sync.WaitGroup
 	errs := make([]error, len(all))
@@ -102,12 +101,12 @@ func run(ctx context.Context, t target, r *recorder, repeated *repeats) error {
 		closing.Go(func() { errs[i] = l.close() })
 	}
 	closing.Wait()
-	c.Outcome, c.Reason = ok, text(errors.Join(errs...))
+	c.Outcome, c.Reason = ok, errText(errors.Join(errs...))
 	r.end(c)
 	return nil
 }
 
-// open returns the locks: one client for all workers or, of a crowd, one for each.
+// open returns one client for all workers or, in a crowd, one for each.
 func open(etcd *clientv3.Client, t target) (all []locks, err error) {
 	if t.Over == overMutex {
 		return []locks{mutexLocks{etcd, t.TTL}}, nil
@@ -126,8 +125,8 @@ func open(etcd *clientv3.Client, t target) (all []locks, err error) {
 	return all, nil
 }
 
-// work runs the workers until ctx ends. What they do without a lock goes over a connection of its own, which
-// repeats nothing.
+// work runs the workers until ctx ends. Their writes outside a hold use etcd, a separate
+// connection that repeats nothing.
 func work(ctx context.Context, t target, r *recorder, all []locks, etcd *clientv3.Client, fence *rpc.Client) {
 	var workers sync.WaitGroup
 	for i := range t.Workers {
@@ -141,29 +140,29 @@ func work(ctx context.Context, t target, r *recorder, all []locks, etcd *clientv
 	workers.Wait()
 }
 
-// observe writes the states that a watch of all names yields.
+// observe records the states that a watch of all names yields.
 func observe(ctx context.Context, c lockerLocks, r *recorder) {
 	r.note(call{Op: opWatched})
-	for state, err := range c.WatchPrefix(ctx, "") {
+	for s, err := range c.WatchPrefix(ctx, "") {
 		if err != nil {
 			r.note(call{Op: opWatched, Outcome: failed, Reason: err.Error()})
 			return
 		}
-		saw := call{Op: opSaw, Name: state.Name, Value: state.Revision}
-		if state.Held {
-			saw.Token, saw.Reason = state.Token, state.Holder.Value
+		saw := call{Op: opSaw, Name: s.Name, Value: s.Revision}
+		if s.Held {
+			saw.Token, saw.Reason = s.Token, s.Holder.Value
 		}
 		r.note(saw)
 	}
 }
 
-// pulse notices when the process did not run, because it was stopped or had no processor: what it says
-// about the time then has to be taken with care. It also tells, every second, how large the process is.
+// pulse records when the process did not run, because it was stopped or got no CPU: its own
+// account of such a time is unreliable. It also records the size of the process every second.
 func pulse(ctx context.Context, r *recorder) {
-	ticker := time.NewTicker(gapNoticed / 5)
+	ticker := time.NewTicker(minGap / 5)
 	defer ticker.Stop()
-	last, sized := now(), instant(0)
-	size := []metrics.Sample{{Name: "/gc/heap/live:bytes"}} // what the last collection has left
+	last, lastSize := now(), instant(0)
+	size := []metrics.Sample{{Name: "/gc/heap/live:bytes"}} // live after the last collection
 	for {
 		select {
 		case <-ctx.Done():
@@ -171,32 +170,30 @@ func pulse(ctx context.Context, r *recorder) {
 		case <-ticker.C:
 		}
 		at := now()
-		if at.since(last) > gapNoticed {
+		if at.since(last) > minGap {
 			r.note(call{Op: opGap, Start: last, End: at})
 		}
-		if last = at; at.since(sized) >= sizeEvery {
-			sized = at
+		if last = at; at.since(lastSize) >= sizeEvery {
+			lastSize = at
 			metrics.Read(size)
 			r.note(call{Op: opSize, Value: int64(size[0].Value.Uint64()), Count: int64(runtime.NumGoroutine())})
 		}
 	}
 }
 
-// sizeEvery is how often a process tells its size, and so the longest that it is silent.
+// sizeEvery is how often a process records its size: no running process is silent longer.
 const sizeEvery = time.Second
 
-// gapNoticed is how long a process may not run without anybody making allowance for it. It is well
-// below the safety margin.
-const gapNoticed = 50 * time.Millisecond
+// minGap is the shortest gap that is recorded. It is well below the safety margin.
+const minGap = 50 * time.Millisecond
 
-// observersBehind is how far a watch may be behind while there is no fault.
-func observersBehind(ttl time.Duration) time.Duration { return silenceBound(ttl) + time.Second }
+// observerLag is how far a watch may lag behind while there is no fault.
+func observerLag(ttl time.Duration) time.Duration { return silenceBound(ttl) + time.Second }
 
-// silenceBound is how long it takes to leave a member that does not answer: with a long TTL no longer than
-// with one of 6 s.
+// silenceBound is how long a client may take to leave a silent member, whatever the TTL.
 func silenceBound(ttl time.Duration) time.Duration { return min(ttl/2, 3*time.Second) }
 
-// closeBound is how long Close may take, if the TTL is not shorter.
+// closeBound is how long Close may take, unless the TTL is shorter.
 const closeBound = 10 * time.Second
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -210,7 +207,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func text(err error) string {
+func errText(err error) string {
 	if err == nil {
 		return ""
 	}

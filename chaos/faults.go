@@ -18,34 +18,34 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// scene is what faults act on.
+// scene is what faults act on: a cluster, and client processes behind proxies.
 type scene struct {
 	ttl     time.Duration
 	cluster *etcdproc.Cluster
 	members int
 	quota   int64            // of etcd
-	etcd    *clientv3.Client // past the proxies
+	etcd    *clientv3.Client // bypasses the proxies
 	witness *witness
-	slots   []*slot
+	slots   []*clientSlot
 	proxies []*embedtest.Proxy // by slot
 
-	clusterFaults sync.Mutex // held by the one that is going on
+	clusterFaults sync.Mutex // held during a fault of the cluster
 	mu            sync.Mutex // guards firings
 	firings       []firing
 }
 
-// firing is a fault that has taken place.
+// firing is a fault that was injected.
 type firing struct {
 	fault
 	span
 	Err   string `json:",omitempty"`
-	Name  string `json:",omitempty"` // what an operator took away
+	Name  string `json:",omitempty"` // of the entry that an operator removed
 	Token int64  `json:",omitempty"`
 	Lease int64  `json:",omitempty"`
-	Led   bool   // a member that was stopped was the leader then
+	Led   bool   // the member was the leader when it was stopped
 }
 
-// perform lets the faults of a schedule happen, each at its time, and returns when all are over.
+// perform injects the faults of a schedule, each at its time, and returns when all are over.
 func (s *scene) perform(ctx context.Context, faults []fault) {
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -56,36 +56,36 @@ func (s *scene) perform(ctx context.Context, faults []fault) {
 		}
 		wg.Go(func() {
 			if f.Alone {
-				f.Target = s.wanted(ctx, f.Target)
+				f.Target = s.contested(ctx, f.Target)
 			}
-			turn := &s.clusterFaults
-			if characterOf(f.Kind).lane == toClients {
-				turn = &s.slots[f.Target].faults
+			lock := &s.clusterFaults
+			if traitsOf(f.Kind).lane == toClients {
+				lock = &s.slots[f.Target].faults
 			}
-			turn.Lock() // the one before may last longer than it was meant to
-			defer turn.Unlock()
+			lock.Lock() // the previous fault may last longer than planned
+			defer lock.Unlock()
 			if ctx.Err() != nil {
 				return
 			}
-			happened := firing{fault: f, span: span{From: now()}}
-			if err := actions[f.Kind](s, ctx, &happened); err != nil && ctx.Err() == nil {
-				happened.Err = err.Error()
+			fired := firing{fault: f, span: span{From: now()}}
+			if err := actions[f.Kind](s, ctx, &fired); err != nil && ctx.Err() == nil {
+				fired.Err = err.Error()
 			}
-			happened.To = now()
+			fired.To = now()
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.firings = append(s.firings, happened)
+			s.firings = append(s.firings, fired)
 		})
 	}
 }
 
-// actions are what faults do. Each returns when all is as before, even if ctx ends.
+// actions inject the faults, and undo them before they return, even if ctx has ended.
 var actions = map[kind]func(*scene, context.Context, *firing) error{
 	"kill":         (*scene).killClient,
 	"stop-briefly": (*scene).stopClient,
 	"stop":         (*scene).stopClient,
 	"stop-half": func(s *scene, ctx context.Context, f *firing) error {
-		return half(ctx, f.For, s.slots[f.Target].suspend, s.slots[f.Target].resume)
+		return stopHalf(ctx, f.For, s.slots[f.Target].suspend, s.slots[f.Target].resume)
 	},
 	"lose-events":           (*scene).loseEvents,
 	"throttle":              (*scene).throttle,
@@ -113,7 +113,7 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 	"stop-leader":     atLeader((*scene).stopMember),
 	"stop-member-half": func(s *scene, ctx context.Context, f *firing) error {
 		stop := func() error { return s.suspend(ctx, f, f.Target) }
-		return half(ctx, f.For, stop, s.cluster.Member(f.Target).Resume)
+		return stopHalf(ctx, f.For, stop, s.cluster.Member(f.Target).Resume)
 	},
 	"move-leader": (*scene).moveLeader,
 	"quorum-lost": (*scene).quorumLost,
@@ -122,23 +122,23 @@ var actions = map[kind]func(*scene, context.Context, *firing) error{
 
 func (f *firing) rnd() *rand.Rand { return rand.New(rand.NewPCG(f.Seed, 2)) }
 
-// wanted finds a process that holds for long what another one waits for: when it is killed, a take-over
-// is to be seen.
-func (s *scene) wanted(ctx context.Context, otherwise int) int {
+// contested finds a process that holds a name for long while another waits for it, so that
+// killing it causes a take-over. If there is none it returns otherwise.
+func (s *scene) contested(ctx context.Context, otherwise int) int {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	resp, err := s.etcd.Get(ctx, lockPrefix+url.PathEscape("post/"), clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
 	if err != nil {
 		return otherwise
 	}
-	holders := make(map[string]string) // slots, by name
+	holders := make(map[string]string) // slot by name
 	for _, kv := range resp.Kvs {
 		name, _ := nameOf(string(kv.Key))
-		slot, _, _ := strings.Cut(string(kv.Value), ".")
+		waiter, _, _ := strings.Cut(string(kv.Value), ".")
 		holder, held := holders[name]
 		if !held {
-			holders[name] = slot
-		} else if n, err := strconv.Atoi(holder); err == nil && holder != slot && n < len(s.slots) && !s.isLong(n) {
+			holders[name] = waiter
+		} else if n, err := strconv.Atoi(holder); err == nil && holder != waiter && n < len(s.slots) && !s.isLong(n) {
 			return n
 		}
 	}
@@ -160,14 +160,14 @@ func (s *scene) stopClient(ctx context.Context, f *firing) error {
 	return errors.Join(err, s.slots[f.Target].resume())
 }
 
-// half stops and continues something in turn.
-func half(ctx context.Context, d time.Duration, stop, resume func() error) (err error) {
-	const turn = 100 * time.Millisecond
+// stopHalf stops and resumes something in short turns.
+func stopHalf(ctx context.Context, d time.Duration, stop, resume func() error) (err error) {
+	const interval = 100 * time.Millisecond
 	for end := time.Now().Add(d); time.Now().Before(end) && ctx.Err() == nil && err == nil; {
 		err = stop()
-		_ = pause(ctx, turn)
+		_ = pause(ctx, interval)
 		err = errors.Join(err, resume())
-		_ = pause(ctx, turn)
+		_ = pause(ctx, interval)
 	}
 	return err
 }
@@ -181,7 +181,7 @@ func viaProxy(do func(*embedtest.Proxy, *rand.Rand)) func(*scene, context.Contex
 	}
 }
 
-// delay is a slow network whose slowness changes.
+// delay slows the network down by a varying amount.
 func (s *scene) delay(ctx context.Context, f *firing) error {
 	defer s.proxies[f.Target].Heal()
 	for rnd, end := f.rnd(), time.Now().Add(f.For); time.Now().Before(end) && ctx.Err() == nil; {
@@ -191,7 +191,7 @@ func (s *scene) delay(ctx context.Context, f *firing) error {
 	return nil
 }
 
-// throttle is a narrow link whose width changes.
+// throttle limits the bandwidth by a varying amount.
 func (s *scene) throttle(ctx context.Context, f *firing) error {
 	defer s.proxies[f.Target].Heal()
 	for rnd, end := f.rnd(), time.Now().Add(f.For); time.Now().Before(end) && ctx.Err() == nil; {
@@ -201,8 +201,8 @@ func (s *scene) throttle(ctx context.Context, f *firing) error {
 	return nil
 }
 
-// loseEvents keeps everything back for a moment and then breaks the connections: what watches should
-// have told meanwhile is lost, and whoever waited for it has to look.
+// loseEvents holds all data back for a moment and then resets the connections: events of
+// watches are lost, and clients that waited for them have to read again.
 func (s *scene) loseEvents(ctx context.Context, f *firing) error {
 	proxy := s.proxies[f.Target]
 	defer proxy.Heal()
@@ -212,10 +212,10 @@ func (s *scene) loseEvents(ctx context.Context, f *firing) error {
 	return nil
 }
 
-// lateAnswer lets a slow network still bring the answer to a renewal to a process that was stopped
-// after it had asked, and nothing afterwards. Who counts the life of a lease from the answer instead of
-// from the request holds too long then. A network that is slow and nothing else does not show that: who
-// has no answer asks again, so that etcd hears of the lease until shortly before the first answer comes.
+// lateAnswer stops a process after it has sent a renewal, and lets a slow network deliver
+// the answer and nothing after it. A client that counts the TTL from the answer instead of
+// the request then holds for too long. A slow network alone would not show that: a client
+// without an answer asks again, so etcd has renewed the lease shortly before the first answer.
 func (s *scene) lateAnswer(ctx context.Context, f *firing) error {
 	proxy, client := s.proxies[f.Target], s.slots[f.Target]
 	defer proxy.Heal()
@@ -230,8 +230,8 @@ func (s *scene) lateAnswer(ctx context.Context, f *firing) error {
 	return err
 }
 
-// anEntry finds an entry for an operator to take away, that of a holder or of a waiter.
-func (s *scene) anEntry(ctx context.Context, f *firing) (key string, err error) {
+// pickEntry picks an entry for an operator to remove, of a holder or of a waiter.
+func (s *scene) pickEntry(ctx context.Context, f *firing) (key string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	for {
@@ -251,54 +251,54 @@ func (s *scene) anEntry(ctx context.Context, f *firing) (key string, err error) 
 }
 
 func (s *scene) deleteEntry(ctx context.Context, f *firing) error {
-	key, err := s.anEntry(ctx, f)
+	key, err := s.pickEntry(ctx, f)
 	if err != nil {
 		return err
 	}
-	return s.insist(ctx, func(ctx context.Context) error {
+	return s.retry(ctx, func(ctx context.Context) error {
 		_, err := s.etcd.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", f.Token)).Then(clientv3.OpDelete(key)).Commit()
 		return err
 	})
 }
 
 func (s *scene) revokeLease(ctx context.Context, f *firing) error {
-	if _, err := s.anEntry(ctx, f); err != nil || f.Lease == 0 {
+	if _, err := s.pickEntry(ctx, f); err != nil || f.Lease == 0 {
 		return err
 	}
-	return s.insist(ctx, func(ctx context.Context) error {
+	return s.retry(ctx, func(ctx context.Context) error {
 		_, err := s.etcd.Revoke(ctx, clientv3.LeaseID(f.Lease))
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			return nil // it is gone, by an earlier attempt or by itself
+			return nil // revoked by an earlier attempt, or expired
 		}
 		return err
 	})
 }
 
-// foreignEntry puts an entry into a queue that has no lease, as somebody might by hand: it blocks like
-// any other, and nothing but a hand removes it. It is put under a permit that is withdrawn with it, so that
-// an attempt that etcd has not answered cannot put it again later.
+// foreignEntry puts an entry without a lease into a queue, as somebody might by hand: it
+// blocks the queue until it is deleted. The put depends on a permit that is deleted
+// together with the entry, so that an attempt without an answer cannot put it again later.
 func (s *scene) foreignEntry(ctx context.Context, f *firing) error {
-	names := s.slots[0].target
-	f.Name = names.name(f.rnd().IntN(names.Names))
-	key, permit := lockPrefix+url.PathEscape(f.Name)+"/foreign", everything+"permit"
-	err := s.insist(ctx, func(ctx context.Context) error {
-		given, err := s.etcd.Put(ctx, permit, "")
+	t := s.slots[0].target
+	f.Name = t.name(f.rnd().IntN(t.Names))
+	key, permit := lockPrefix+url.PathEscape(f.Name)+"/foreign", rootPrefix+"permit"
+	err := s.retry(ctx, func(ctx context.Context) error {
+		resp, err := s.etcd.Put(ctx, permit, "")
 		if err != nil {
 			return err
 		}
-		still := clientv3.Compare(clientv3.ModRevision(permit), "=", given.Header.Revision)
-		_, err = s.etcd.Txn(ctx).If(still).Then(clientv3.OpPut(key, "foreign")).Commit()
+		permitted := clientv3.Compare(clientv3.ModRevision(permit), "=", resp.Header.Revision)
+		_, err = s.etcd.Txn(ctx).If(permitted).Then(clientv3.OpPut(key, "foreign")).Commit()
 		return err
 	})
 	_ = pause(ctx, f.For)
-	return errors.Join(err, s.insist(context.Background(), func(ctx context.Context) error {
+	return errors.Join(err, s.retry(context.Background(), func(ctx context.Context) error {
 		_, err := s.etcd.Txn(ctx).Then(clientv3.OpDelete(permit), clientv3.OpDelete(key)).Commit()
 		return err
 	}))
 }
 
-// insist repeats what other faults may keep from succeeding.
-func (s *scene) insist(ctx context.Context, do func(context.Context) error) (err error) {
+// retry repeats an operation that other faults may cause to fail.
+func (s *scene) retry(ctx context.Context, do func(context.Context) error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, recovery)
 	defer cancel()
 	for {
@@ -311,5 +311,5 @@ func (s *scene) insist(ctx context.Context, do func(context.Context) error) (err
 	}
 }
 
-// recovery is how long the end of a fault may take.
+// recovery bounds what follows a fault, such as the restart of a member.
 const recovery = 30 * time.Second

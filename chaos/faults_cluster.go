@@ -12,14 +12,14 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// compact throws away what clients may want to read, all the time. What the witness has not seen stays.
+// compact compacts the history again and again, up to the revision that the witness has seen.
 func (s *scene) compact(ctx context.Context, f *firing) (err error) {
 	compacted := int64(0)
 	for end := time.Now().Add(f.For); time.Now().Before(end) && ctx.Err() == nil; {
 		if seen := s.witness.seen.Load(); seen > compacted {
-			// After a fault of another kind it may take more than one attempt.
+			// After another fault this may take more than one attempt.
 			_, err = s.etcd.Compact(ctx, seen)
-			if err == nil || errors.Is(err, rpctypes.ErrCompacted) { // in some rounds another does so too
+			if err == nil || errors.Is(err, rpctypes.ErrCompacted) { // compactions may run concurrently
 				compacted = seen
 			}
 		}
@@ -31,7 +31,7 @@ func (s *scene) compact(ctx context.Context, f *firing) (err error) {
 	return err
 }
 
-// away kills a member and starts it again after a while.
+// away kills a member and restarts it after a while.
 func (s *scene) away(ctx context.Context, f *firing) error {
 	s.cluster.Member(f.Target).Kill()
 	_ = pause(ctx, f.For)
@@ -60,16 +60,16 @@ func (s *scene) stopMember(ctx context.Context, f *firing) error {
 	return errors.Join(err, s.cluster.Member(f.Target).Resume())
 }
 
-// suspend stops a member and notes whether it was the leader. One that does not answer is taken for it.
+// suspend stops a member and records whether it was the leader, or may have been.
 func (s *scene) suspend(ctx context.Context, f *firing, member int) error {
-	asked, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	asking, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
-	status, err := s.etcd.Status(asked, s.cluster.Member(member).Endpoint())
+	status, err := s.etcd.Status(asking, s.cluster.Member(member).Endpoint())
 	f.Led = f.Led || err != nil || status.Leader == status.Header.MemberId
 	return s.cluster.Member(member).Pause()
 }
 
-// atLeader does what would be done to a member to the leader.
+// atLeader makes a fault of a member target the leader.
 func atLeader(do func(*scene, context.Context, *firing) error) func(*scene, context.Context, *firing) error {
 	return func(s *scene, ctx context.Context, f *firing) (err error) {
 		if f.Target, _, err = s.leader(ctx); err != nil {
@@ -79,9 +79,9 @@ func atLeader(do func(*scene, context.Context, *firing) error) func(*scene, cont
 	}
 }
 
-// leader finds the leader, and another member to take its place.
+// leader returns the leader, and the ID of another member that may take its place.
 func (s *scene) leader(ctx context.Context) (member int, other uint64, err error) {
-	err = s.insist(ctx, func(ctx context.Context) error {
+	err = s.retry(ctx, func(ctx context.Context) error {
 		member = -1
 		for i := range s.members {
 			status, err := s.etcd.Status(ctx, s.cluster.Member(i).Endpoint())
@@ -131,27 +131,27 @@ func (s *scene) quorumLost(ctx context.Context, f *firing) error {
 	return errors.Join(s.restart(f.Target), s.restart((f.Target+1)%s.members))
 }
 
-// quota is how large etcd's database may become: the harness has to be able to fill it, and what a round
-// writes by itself has to fit in many times.
+// quota is the maximum size of etcd's database: small enough to be filled, and many times
+// what a round writes otherwise.
 func (p plan) quota() int64 { return 16<<20 + int64(p.duration/time.Minute)*(8<<20) }
 
-// noSpace fills etcd up to its quota, and after a while makes room again as an operator would.
+// noSpace fills etcd up to its quota, and after a while frees space again as an operator would.
 func (s *scene) noSpace(ctx context.Context, f *firing) error {
 	err := s.fill(ctx)
 	if err == nil {
 		_ = pause(ctx, f.For)
 	}
-	return errors.Join(err, s.makeRoom())
+	return errors.Join(err, s.freeSpace())
 }
 
 // fill writes until etcd refuses.
 func (s *scene) fill(ctx context.Context) error {
 	const chunk = 1 << 20
 	for full, i := false, 0; !full; i++ {
-		if i > 4*int(s.quota/chunk) { // it counts what it has committed, which is a little behind
-			return errors.New("etcd takes more than its quota")
+		if i > 4*int(s.quota/chunk) { // etcd counts only what it has committed
+			return errors.New("etcd accepts more than its quota")
 		}
-		err := s.insist(ctx, func(ctx context.Context) error {
+		err := s.retry(ctx, func(ctx context.Context) error {
 			_, err := s.etcd.Put(ctx, fillPrefix+strconv.Itoa(i), strings.Repeat("x", chunk))
 			if full = errors.Is(err, rpctypes.ErrNoSpace); full {
 				return nil
@@ -165,16 +165,16 @@ func (s *scene) fill(ctx context.Context) error {
 	return nil
 }
 
-// makeRoom deletes what fill has written, gives the room back, and ends the alarm.
-func (s *scene) makeRoom() error {
+// freeSpace deletes what fill wrote, compacts, defragments and disarms the alarm.
+func (s *scene) freeSpace() error {
 	ctx := context.Background()
-	err := s.insist(ctx, func(ctx context.Context) error {
-		gone, err := s.etcd.Delete(ctx, fillPrefix, clientv3.WithPrefix())
+	err := s.retry(ctx, func(ctx context.Context) error {
+		resp, err := s.etcd.Delete(ctx, fillPrefix, clientv3.WithPrefix())
 		if err != nil {
 			return err
 		}
-		if s.witness.seen.Load() < gone.Header.Revision && gone.Deleted > 0 {
-			return errors.New("the witness would miss what is compacted")
+		if s.witness.seen.Load() < resp.Header.Revision && resp.Deleted > 0 {
+			return errors.New("the witness has not seen what would be compacted")
 		}
 		_, err = s.etcd.Compact(ctx, s.witness.seen.Load())
 		if errors.Is(err, rpctypes.ErrCompacted) {
@@ -184,18 +184,18 @@ func (s *scene) makeRoom() error {
 	})
 	for i := range s.members {
 		endpoint := s.cluster.Member(i).Endpoint()
-		err = errors.Join(err, s.insist(ctx, func(ctx context.Context) error {
+		err = errors.Join(err, s.retry(ctx, func(ctx context.Context) error {
 			if _, err := s.etcd.Defragment(ctx, endpoint); err != nil {
 				return err
 			}
 			status, err := s.etcd.Status(ctx, endpoint)
 			if err == nil && status.DbSize > s.quota/2 {
-				err = fmt.Errorf("member %d still has %d bytes", i, status.DbSize) // it has yet to compact
+				err = fmt.Errorf("member %d still has %d bytes", i, status.DbSize) // not compacted yet
 			}
 			return err
 		}))
 	}
-	return errors.Join(err, s.insist(ctx, func(ctx context.Context) error {
+	return errors.Join(err, s.retry(ctx, func(ctx context.Context) error {
 		if _, err := s.etcd.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
 			return err
 		}

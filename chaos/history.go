@@ -14,40 +14,40 @@ import (
 	"sync/atomic"
 )
 
-// op is what a client process did, or what happened to it.
+// op is what a client process did or observed.
 type op string
 
 const (
 	opLock    op = "lock"
 	opTry     op = "try"
-	opErr     op = "err"     // a look at Err
-	opEnded   op = "ended"   // the context of a hold has ended, not by Unlock
-	opCommit  op = "commit"  // an element of the guarded set, by Commit
-	opStale   op = "stale"   // the same by Guard in a transaction, after the hold
-	opValue   op = "value"   // SetValue
-	opAdd     op = "add"     // one more in the fenced resource
-	opUnlock  op = "unlock"  //
-	opClose   op = "close"   // Close of the client
-	opSaw     op = "saw"     // a state that a watch yielded
-	opWatched op = "watched" // a watch has begun
-	opGap     op = "gap"     // the process did not run, it noticed
-	opSize    op = "size"    // of its memory, and how many goroutines it has
-	opBye     op = "bye"     // it has ended in good order
+	opErr     op = "err"    // Err
+	opEnded   op = "ended"  // the context of a hold ended, but not by Unlock
+	opCommit  op = "commit" // put of an element of the guarded set, by Commit
+	opStale   op = "stale"  // the same after the hold, by Guard in a transaction
+	opValue   op = "value"  // SetValue
+	opAdd     op = "add"    // increment of the fenced resource
+	opUnlock  op = "unlock"
+	opClose   op = "close"   // Client.Close
+	opSaw     op = "saw"     // a watch yielded a state
+	opWatched op = "watched" // a watch began, or failed
+	opGap     op = "gap"     // the process noticed that it had not run
+	opSize    op = "size"    // memory and goroutines of the process
+	opBye     op = "bye"     // the process ended normally
 )
 
-// outcome is what became of a call; empty while nobody knows.
+// outcome is the result of a call; empty while it is not known.
 type outcome string
 
 const (
 	unknown outcome = ""
 	ok      outcome = "ok"
-	failed  outcome = "failed" // without effect
+	failed  outcome = "failed" // had no effect
 	lost    outcome = "lost"   // failed, because the hold was lost
-	unsure  outcome = "unsure" // it returned, and may or may not have had an effect
+	unsure  outcome = "unsure" // returned an error, and may have had an effect
 )
 
-// call is one record of a client process. It is written before the call, and again when more is known
-// of it: of a process that was killed in between, the first remains.
+// call is one record of a client process. It is written before the call and again when it
+// returns, so that the history of a killed process shows the calls in flight.
 type call struct {
 	Process string  `json:"p"`
 	ID      int64   `json:"id"`
@@ -57,32 +57,31 @@ type call struct {
 	Hold    int64   `json:"h,omitempty"` // ID of the call that acquired the hold
 	Token   int64   `json:"t,omitempty"`
 	Start   instant `json:"s"`
-	End     instant `json:"e,omitempty"`  // 0 if it has not returned
+	End     instant `json:"e,omitempty"`  // 0 if it did not return
 	By      instant `json:"by,omitempty"` // when its context ends
 	Outcome outcome `json:"o,omitempty"`
 	Reason  string  `json:"r,omitempty"`
-	Value   int64   `json:"v,omitempty"` // what was read, or a revision, or a size
+	Value   int64   `json:"v,omitempty"` // the value read, a revision, or a size
 	Count   int64   `json:"c,omitempty"`
 }
 
-// who names a call throughout a round; it is also the value of the entry that a lock makes.
-func (c call) who() string { return fmt.Sprintf("%s#%d", c.Process, c.ID) }
+// ref identifies a call within a round. It is also the value of the entry of a lock call.
+func (c call) ref() string { return fmt.Sprintf("%s#%d", c.Process, c.ID) }
 
 // holds reports whether the call began a hold.
 func (c call) holds() bool { return (c.Op == opLock || c.Op == opTry) && c.Outcome == ok }
 
-// recorder writes the calls of a process as lines of JSON, each with one write, so that those before
-// the end of the process are in the file.
+// recorder writes calls as lines of JSON, each with one write, so that a kill loses none.
 type recorder struct {
 	process string
 	last    atomic.Int64
 
-	mu  sync.Mutex // guards out: one line at a time
+	mu  sync.Mutex // guards out and err
 	out io.Writer
-	err error // of the first line that could not be written
+	err error // of lines that could not be written
 }
 
-// begin writes a call that is about to be made, and gives it its ID and its time.
+// begin assigns an ID and a start time to a call, and writes it.
 func (r *recorder) begin(c call) call {
 	c.Process, c.ID = r.process, r.last.Add(1)
 	c.Start = now()
@@ -90,14 +89,14 @@ func (r *recorder) begin(c call) call {
 	return c
 }
 
-// end writes what became of a call.
+// end writes a call that has returned.
 func (r *recorder) end(c call) call {
 	c.End = now()
 	r.write(c)
 	return c
 }
 
-// note writes what happened at one moment.
+// note writes a call or an event that is already over.
 func (r *recorder) note(c call) {
 	c.Process, c.ID = r.process, r.last.Add(1)
 	if c.Start == 0 {
@@ -117,7 +116,7 @@ func (r *recorder) write(c call) {
 	r.err = errors.Join(r.err, err)
 }
 
-// readCalls reads what a process has written, by the time at which the calls began.
+// readCalls reads the last record of each call of a process, ordered by start.
 func readCalls(path string) ([]call, error) {
 	last := make(map[int64]call)
 	err := eachLine(path, func(line []byte) error {
@@ -136,7 +135,7 @@ func readCalls(path string) ([]call, error) {
 	return calls, err
 }
 
-// eachLine calls f for each line of a file that was written to its end.
+// eachLine calls f for each complete line of a file.
 func eachLine(path string, f func([]byte) error) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -146,7 +145,7 @@ func eachLine(path string, f func([]byte) error) error {
 	for reader := bufio.NewReader(file); ; {
 		line, err := reader.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
-			return nil // what follows the last newline was cut off by the end of the process
+			return nil // a line without a newline was cut off when the process was killed
 		}
 		if err == nil {
 			err = f(bytes.TrimSpace(line))

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// history is all that a round has left behind to be judged. The checks are functions of it and of
-// nothing else.
+// history is everything that a round recorded, and all that the checks depend on.
 type history struct {
 	plan
 	over     string
@@ -16,70 +15,69 @@ type history struct {
 	names    int
 	schedule []fault
 
-	compacted bool // all the time
+	compacted bool // throughout the faults
 
 	began    instant
-	healed   instant // all faults are over
-	stopping instant // the clients were told to end
-	ended    instant // and have ended
+	healed   instant // when all faults were over
+	stopping instant // when the clients were asked to stop
+	ended    instant // when they had stopped
 
-	calls    []call // by the time they began
-	lives    map[string]*life
-	firings  []firing
-	truth    *truth
-	accesses []access         // of the resource, in order
-	counters map[string]int64 // of the resource, at the end
-	set      map[string]bool  // the guarded set at the end, by who put the element
-	left     []string         // what was left in etcd two TTLs after the end
-	failures []string         // of processes
+	calls     []call // ordered by start
+	lifetimes map[string]*lifetime
+	firings   []firing
+	truth     *truth
+	accesses  []access         // of the resource, in order
+	counters  map[string]int64 // of the resource, at the end
+	set       map[string]bool  // the guarded set at the end, by the call that put the element
+	left      []string         // keys and leases in etcd two TTLs after the end
+	failures  []string         // of processes
 
-	byLock, byCounter verdicts // of the models
+	byLock, byCounter verdicts // counts of the two models
 
-	taken    map[string][]*tenure // holds by name, in the order in which they were reported
-	acquired map[string]call      // the calls that began them, or failed to, by who
+	holdsByName map[string][]*tenure // ordered by when they were reported; see tenures
+	lockCalls   map[string]call      // calls of Lock and TryLock, by ref
 }
 
-// life is that of one client process.
-type life struct {
+// lifetime is that of one client process.
+type lifetime struct {
 	name    string
 	slot    int
-	span            // To is when it was killed, 0 if it was not
+	span            // To is when it was killed, 0 if it was not killed
 	stopped spans   // by the harness
-	gaps    spans   // when it did not run, as it noticed, and as the harness knows
-	closing instant // when it began to close everything, 0 if it did not
-	sizes   []call  // of its memory
+	gaps    spans   // when it did not run, by its own records and the harness's
+	closing instant // when it began to close its clients, 0 if it did not
+	sizes   []call  // its opSize records
 }
 
-// end returns when the process ended, at the latest.
-func (l *life) end() instant {
+// end returns the latest time at which the process may have run.
+func (l *lifetime) end() instant {
 	if l.To != 0 {
 		return l.To
 	}
 	return math.MaxInt64
 }
 
-// tenure is a hold as its holder saw it.
+// tenure is a hold as its holder recorded it.
 type tenure struct {
-	call          // that began it
-	looks  []call // at Err
-	ended  *call  // the end of its context, unless it was given up
-	unlock *call
-	entry  *entry // in the truth; nil if there is none
+	call     // Lock or TryLock
+	errCalls []call
+	ended    *call // the end of its context, unless by Unlock
+	unlock   *call
+	entry    *entry // in etcd; nil if there was none
 }
 
-// sharedWith reports whether both had one hold, which the one who had it first passed on to the other:
-// within a process, and one after the other.
+// sharedWith reports whether t passed its hold on to next, in the same process.
 func (t *tenure) sharedWith(next *tenure) bool {
 	return t.entry != nil && t.entry == next.entry && t.entry.shared() && t.Process == next.Process &&
 		t.unlock != nil && t.unlock.Start <= next.End
 }
 
-// add takes in what one process has written.
-func (h *history) add(l *life, calls []call) {
+// add adds the records of one process.
+func (h *history) add(l *lifetime, calls []call) {
 	l.gaps = append(l.gaps, l.stopped...)
-	heard := l.From
+	last := l.From
 	for _, c := range calls {
-		heard = max(heard, c.Start, c.End)
+		last = max(last, c.Start, c.End)
 		switch c.Op {
 		case opGap:
 			l.gaps = append(l.gaps, span{c.Start, c.End})
@@ -89,23 +87,23 @@ func (h *history) add(l *life, calls []call) {
 			l.closing = c.Start
 		}
 	}
-	// Who is killed before he has noticed that he did not run cannot tell: but he was silent.
-	if l.To.since(heard) > sizeEvery+gapNoticed {
-		l.gaps = append(l.gaps, span{heard, l.To})
+	// A process killed before it could record a gap has no other records of that time either.
+	if l.To.since(last) > sizeEvery+minGap {
+		l.gaps = append(l.gaps, span{last, l.To})
 	}
-	if h.lives == nil {
-		h.lives = make(map[string]*life)
+	if h.lifetimes == nil {
+		h.lifetimes = make(map[string]*lifetime)
 	}
-	h.lives[l.name] = l
+	h.lifetimes[l.name] = l
 	h.calls = append(h.calls, calls...)
 }
 
-// tenures works out the holds, once.
+// tenures computes holdsByName and lockCalls once, and returns the holds by name.
 func (h *history) tenures() map[string][]*tenure {
-	if h.taken != nil {
-		return h.taken
+	if h.holdsByName != nil {
+		return h.holdsByName
 	}
-	h.taken, h.acquired = make(map[string][]*tenure), make(map[string]call)
+	h.holdsByName, h.lockCalls = make(map[string][]*tenure), make(map[string]call)
 	type id struct {
 		process string
 		hold    int64
@@ -113,12 +111,12 @@ func (h *history) tenures() map[string][]*tenure {
 	known := make(map[id]*tenure)
 	for _, c := range h.calls {
 		if c.Op == opLock || c.Op == opTry {
-			h.acquired[c.who()] = c
+			h.lockCalls[c.ref()] = c
 		}
 		if c.holds() {
 			t := &tenure{call: c, entry: h.truth.entry(c.Name, c.Token)}
 			known[id{c.Process, c.ID}] = t
-			h.taken[c.Name] = append(h.taken[c.Name], t)
+			h.holdsByName[c.Name] = append(h.holdsByName[c.Name], t)
 		}
 	}
 	for _, c := range h.calls {
@@ -126,93 +124,94 @@ func (h *history) tenures() map[string][]*tenure {
 		switch {
 		case t == nil:
 		case c.Op == opErr:
-			t.looks = append(t.looks, c)
+			t.errCalls = append(t.errCalls, c)
 		case c.Op == opEnded:
 			t.ended = &c
 		case c.Op == opUnlock:
 			t.unlock = &c
 		}
 	}
-	for _, all := range h.taken {
+	for _, all := range h.holdsByName {
 		slices.SortFunc(all, func(a, b *tenure) int { return cmp.Compare(a.End, b.End) })
 	}
-	return h.taken
+	return h.holdsByName
 }
 
-// told returns when the holder was told that it holds no more, or gave it up itself, and the last
-// moment before that at which it was certain and ran.
-func (h *history) told(t *tenure) (told, certain instant) {
-	l := h.lives[t.Process]
-	told = min(l.end(), h.ended)
+// reportedEnd returns when the hold was reported to be over or its holder released it, and
+// the last time before that at which the holder ran and was certain of its hold.
+func (h *history) reportedEnd(t *tenure) (end, certain instant) {
+	l := h.lifetimes[t.Process]
+	end = min(l.end(), h.ended)
 	if l.closing != 0 {
-		told = min(told, l.closing)
+		end = min(end, l.closing)
 	}
 	if t.ended != nil {
-		told = min(told, t.ended.Start)
+		end = min(end, t.ended.Start)
 	}
 	if t.unlock != nil {
-		told = min(told, t.unlock.Start)
+		end = min(end, t.unlock.Start)
 	}
-	// Whoever looked and saw no error was certain up to then, whatever happened to the process.
+	// Err returned nil, so the holder was certain then, whatever gaps there were before.
 	from := instant(0)
-	for _, look := range t.looks {
-		if look.Outcome == ok {
-			from = max(from, look.Start)
+	for _, c := range t.errCalls {
+		if c.Outcome == ok {
+			from = max(from, c.Start)
 		}
 	}
 	if from == 0 {
 		from = t.End
 	}
-	certain = told
-	if gap, found := l.gaps.first(from, told); found {
+	certain = end
+	if gap, found := l.gaps.first(from, end); found {
 		certain = max(from, gap)
 	}
-	return told, min(certain, told)
+	return end, min(certain, end)
 }
 
-// since returns from when on the holder was certain for sure. A process that was stopped as Lock
-// returned is judged by the first look after.
+// since returns when the holder was first certain of its hold: when Err first returned nil,
+// because the process may have been stopped as Lock returned, or else when Lock returned.
 func (h *history) since(t *tenure) instant {
-	for _, look := range t.looks {
-		if look.Outcome == ok {
-			return look.End
+	for _, c := range t.errCalls {
+		if c.Outcome == ok {
+			return c.End
 		}
 	}
 	return t.End
 }
 
 // lease returns the TTL of the locks of a process.
-func (h *history) lease(process string) time.Duration { return h.leaseOf(h.lives[process].slot) }
+func (h *history) lease(process string) time.Duration { return h.leaseOf(h.lifetimes[process].slot) }
 
-// aftermath is how long a fault is felt after it is over: connections have to be made again, and
-// leases that a new leader has prolonged to run out.
+// aftermath is how long a fault has effects after it is over: connections are reopened, and
+// leases that a new leader has extended expire.
 func (h *history) aftermath() time.Duration { return h.ttl + 3*time.Second }
 
-// calmFor reports whether nothing was done in that time, nor shortly before, that a process of that
-// slot could have felt. A slot below 0 stands for any.
-func (h *history) calmFor(slot int, from, to instant, aftermath time.Duration, except func(firing) bool) bool {
+// undisturbed reports whether no fault affected the process in a slot (any process if slot
+// is negative) during the interval or within aftermath before it. Faults for which except
+// returns true do not count.
+func (h *history) undisturbed(slot int, from, to instant, aftermath time.Duration, except func(firing) bool) bool {
 	return !slices.ContainsFunc(h.firings, func(f firing) bool {
-		c := characterOf(f.Kind)
+		c := traitsOf(f.Kind)
 		felt := c.lane == toCluster || c.operator || slot < 0 || f.Target == slot
-		return felt && span{f.From, f.To.add(aftermath)}.meets(from, to) && (except == nil || !except(f))
+		return felt && span{f.From, f.To.add(aftermath)}.overlaps(from, to) && (except == nil || !except(f))
 	})
 }
 
-// awake reports whether a process ran all the time.
+// awake reports whether a process ran throughout the interval.
 func (h *history) awake(process string, from, to instant) bool {
-	l := h.lives[process]
-	return l != nil && l.end() > to && !l.gaps.meets(from, to)
+	l := h.lifetimes[process]
+	return l != nil && l.end() > to && !l.gaps.overlaps(from, to)
 }
 
-// cutOff reports whether nothing that a process sent in that time can have reached etcd.
+// cutOff reports whether nothing that a process sent during the interval can have reached etcd.
 func (h *history) cutOff(process string, from, to instant) bool {
-	slot := h.lives[process].slot
+	slot := h.lifetimes[process].slot
 	return slices.ContainsFunc(h.firings, func(f firing) bool {
 		began := f.From
 		switch f.Kind {
 		case "cut", "freeze":
 		case "late-answer":
-			began = began.add(h.ttl / 2) // it starts with a delay
+			began = began.add(h.ttl / 2) // it only delays at first
 		default:
 			return false
 		}
@@ -220,10 +219,10 @@ func (h *history) cutOff(process string, from, to instant) bool {
 	})
 }
 
-// excused reports whether an entry went in a way that its holder could not foresee.
+// excused reports whether an entry was deleted in a way that its holder could not foresee.
 func (h *history) excused(e *entry) bool { return h.interfered(e) || h.formerLeader(e) }
 
-// interfered reports whether an operator has taken away that entry, or the lease it was attached to.
+// interfered reports whether an operator deleted the entry or revoked its lease.
 func (h *history) interfered(e *entry) bool {
 	return slices.ContainsFunc(h.firings, func(f firing) bool {
 		switch f.Kind {
@@ -236,9 +235,9 @@ func (h *history) interfered(e *entry) bool {
 	})
 }
 
-// passedOnUnaware reports whether t was passed on within its process although its entry had gone already,
-// in a way that nobody could foresee, and before the process had to know. To pass a hold on takes no
-// request, so that who does it knows what the last audit of the lease has told.
+// passedOnUnaware reports whether t was passed on within its process after its entry was
+// deleted in an excused way, and before the process had to know. Passing a hold on takes no
+// request, so that the process knows only what the last audit of the lease reported.
 func (h *history) passedOnUnaware(t *tenure) bool {
 	e := t.entry
 	if e == nil || e.Head == 0 || e.Deleted == 0 || !h.excused(e) {
@@ -255,24 +254,23 @@ func (h *history) passedOnUnaware(t *tenure) bool {
 	})
 }
 
-// auditBound is how long after its entry was deleted a holder learns it: there is an audit each third of
-// the TTL, which takes two or three requests.
+// auditBound is how soon a holder learns that its entry was deleted: an audit runs every
+// third of the TTL and takes two or three requests.
 func auditBound(ttl time.Duration) time.Duration { return ttl/3 + 500*time.Millisecond }
 
-// formerLeader reports whether the lease of an entry may have been revoked by a leader that was stopped
-// and has woken up: it knows nothing of the renewals that its successor has answered, and may act
-// before it learns that it has one (etcd issue 15247). That is a promise of etcd broken, which no
-// client can see coming.
+// formerLeader reports whether the lease of an entry may have been revoked by a former
+// leader that was stopped and has resumed: until it learns of its successor, it may revoke
+// leases that the successor has renewed (etcd issue 15247). No client can foresee that.
 func (h *history) formerLeader(e *entry) bool {
 	if h.members < 3 || !e.Revoked {
 		return false
 	}
 	from, to := h.truth.notBefore(e.Deleted), h.truth.by(e.Deleted)
 	return slices.ContainsFunc(h.firings, func(f firing) bool {
-		woke := f.To // a member that is stopped half of the time wakes up all the time
-		if f.Kind == "stop-member-half" {
-			woke = f.From
+		resumed := f.To
+		if f.Kind == "stop-member-half" { // resumes again and again
+			resumed = f.From
 		}
-		return f.Led && span{woke, f.To.add(time.Second)}.meets(from, to)
+		return f.Led && span{resumed, f.To.add(time.Second)}.overlaps(from, to)
 	})
 }

@@ -17,10 +17,10 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// Under load, clients are many, or hold much, and the faults are those that must not cost a hold.
+// Kinds of load. All faults under load are ones that must not cost a hold.
 const (
-	loadCrowd = "crowd" // many clients that want few names
-	loadNames = "names" // few clients that hold many names
+	loadCrowd = "crowd" // many clients compete for few names
+	loadNames = "names" // few clients hold many names
 )
 
 const (
@@ -30,14 +30,14 @@ const (
 	loadTTL      = 20 * time.Second
 )
 
-// gentle are the faults under load. At a TTL of 20 s these are felt, and no hold may be lost by them, but
-// for those of a process that is killed.
+// gentle are the faults under load. With a TTL of 20 s they must not cost a hold, except
+// those of a process that is killed.
 var gentle = []string{
 	"kill", "stop-briefly", "stop-half", "reset", "cut-member", "freeze-member", "delay", "foreign-entry",
 	"compact", "move-leader", "kill-leader", "stop-member", "restart",
 }
 
-// underLoad turns a round into one under load.
+// underLoad returns the round with the given load.
 func (r round) underLoad(load string) round {
 	r.load = load
 	if load == loadCrowd {
@@ -48,64 +48,63 @@ func (r round) underLoad(load string) round {
 	return r
 }
 
-// filled waits until all clients have what they need, which is when the faults may begin: all names are
-// held, or everybody in the crowd has a session.
-func (s *scene) filled(ctx context.Context, r round) error {
-	below, want := lockPrefix+"hoard", r.names*r.processes
+// waitFilled waits until all names are held, or every client of the crowd has a session.
+func (s *scene) waitFilled(ctx context.Context, r round) error {
+	prefix, want := lockPrefix+"hoard", r.names*r.processes
 	if r.load == loadCrowd {
-		below, want = lockPrefix+"/", r.workers*r.processes
+		prefix, want = lockPrefix+"/", r.workers*r.processes
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	for {
-		resp, err := s.etcd.Get(ctx, below, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		resp, err := s.etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err == nil && resp.Count >= int64(want) {
 			return nil
 		}
 		if err := pause(ctx, 500*time.Millisecond); err != nil {
-			return fmt.Errorf("wait for %d keys below %s: %w", want, below, err)
+			return fmt.Errorf("wait for %d keys below %s: %w", want, prefix, err)
 		}
 	}
 }
 
-// arrival is how long it takes until all of a crowd have come.
+// arrival is the time over which the workers of a crowd start.
 const arrival = 10 * time.Second
 
-// hoarder takes many names and keeps them.
+// hoarder locks many names and keeps them.
 type hoarder struct {
 	target
 	*recorder
 	locks locks
 
 	mu   sync.Mutex // guards what follows
-	next int
-	held []finished
+	next int        // index of the next name to lock
+	held []heldLock
 }
 
-// run takes all names, looks after them until ctx ends, and leaves them to the end of the client.
+// run locks all names and uses them until ctx ends. Closing the client releases them.
 func (k *hoarder) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for range k.Workers {
 		wg.Go(func() {
-			for ctx.Err() == nil && k.one(ctx) {
+			for ctx.Err() == nil && k.lockNext(ctx) {
 			}
 		})
 	}
 	wg.Wait()
 	w := worker{target: k.target, recorder: k.recorder}
 	for ctx.Err() == nil && len(k.held) > 0 {
-		some := k.held[rand.IntN(len(k.held))]
-		w.look(some.began, some.hold)
-		w.commit(ctx, some.began, some.hold)
+		l := k.held[rand.IntN(len(k.held))]
+		w.checkErr(l.began, l.hold)
+		w.commit(ctx, l.began, l.hold)
 		_ = pause(ctx, 20*time.Millisecond)
 	}
-	for _, all := range k.held {
-		w.look(all.began, all.hold)
+	for _, l := range k.held {
+		w.checkErr(l.began, l.hold)
 	}
 }
 
-// one takes the next name, and reports false if there is none.
-func (k *hoarder) one(ctx context.Context) bool {
+// lockNext locks the next name. It returns false if there is none.
+func (k *hoarder) lockNext(ctx context.Context) bool {
 	k.mu.Lock()
 	i := k.next
 	k.next++
@@ -116,30 +115,29 @@ func (k *hoarder) one(ctx context.Context) bool {
 	c := k.begin(call{Op: opLock, Name: "hoard" + strconv.Itoa(k.Slot) + "/" + strconv.Itoa(i), By: now().add(time.Minute)})
 	acquiring, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	h, err := k.locks.acquire(acquiring, c.Name, c.who(), false)
+	h, err := k.locks.acquire(acquiring, c.Name, c.ref(), false)
 	if err != nil {
 		if ctx.Err() != nil {
-			c.By = min(c.By, now()) // it was told to stop
+			c.By = min(c.By, now()) // the process was asked to stop
 		}
-		c.Outcome, c.Reason = failed, text(err)
+		c.Outcome, c.Reason = failed, errText(err)
 		k.end(c)
 		return true
 	}
 	c.Outcome, c.Token = ok, h.Token()
 	c = k.end(c)
-	context.AfterFunc(h.Context(), func() { // a goroutine for each hold would hide those of the library
+	context.AfterFunc(h.Context(), func() { // without a goroutine per hold, which would hide those of the library
 		if cause := context.Cause(h.Context()); !errors.Is(cause, locker.ErrClosed) {
 			k.note(call{Op: opEnded, Name: c.Name, Hold: c.ID, Token: c.Token, Reason: reason(cause)})
 		}
 	})
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.held = append(k.held, finished{h, c})
+	k.held = append(k.held, heldLock{h, c})
 	return true
 }
 
-// checkNothingLost: none of the faults under load is worth a hold. A former leader's doing is excused here
-// as it is everywhere.
+// checkNothingLost requires that no hold is lost under load, unless its entry is excused.
 func checkNothingLost(h *history) (found []violation) {
 	if h.load == "" {
 		return nil
@@ -154,18 +152,18 @@ func checkNothingLost(h *history) (found []violation) {
 	return found
 }
 
-// size is how large all clients together were at some time: what the last collections of their memory
-// have left, and their goroutines.
-type size struct {
+// totalSize is the memory of all clients that was live after their last collections, and
+// the number of their goroutines, at one time.
+type totalSize struct {
 	at                 instant
 	memory, goroutines int64
 }
 
-// sizes returns how large the clients were in each second under faults.
-func (h *history) sizes() (all []size) {
+// sizes returns the total size in each second under faults.
+func (h *history) sizes() (all []totalSize) {
 	for at := h.began.add(time.Second); at < h.healed; at = at.add(time.Second) {
-		sum := size{at: at}
-		for _, l := range h.lives {
+		sum := totalSize{at: at}
+		for _, l := range h.lifetimes {
 			i, found := slices.BinarySearchFunc(l.sizes, at, func(c call, at instant) int { return cmp.Compare(c.Start, at) })
 			if !found {
 				i--
@@ -180,29 +178,29 @@ func (h *history) sizes() (all []size) {
 	return all
 }
 
-// median returns a size of which no more than half are larger, and no more than half smaller.
-func median(all []size) (m size) {
+// median returns the medians of memory and goroutines, taken separately.
+func median(all []totalSize) (m totalSize) {
 	if len(all) == 0 {
-		return size{}
+		return totalSize{}
 	}
-	by := func(of func(size) int64) int64 {
-		ordered := slices.SortedFunc(slices.Values(all), func(a, b size) int { return cmp.Compare(of(a), of(b)) })
+	by := func(of func(totalSize) int64) int64 {
+		ordered := slices.SortedFunc(slices.Values(all), func(a, b totalSize) int { return cmp.Compare(of(a), of(b)) })
 		return of(ordered[len(ordered)/2])
 	}
-	m.memory = by(func(s size) int64 { return s.memory })
-	m.goroutines = by(func(s size) int64 { return s.goroutines })
+	m.memory = by(func(s totalSize) int64 { return s.memory })
+	m.goroutines = by(func(s totalSize) int64 { return s.goroutines })
 	return m
 }
 
-// What the median of the last third may be above that of the second: a quarter, for the clients do not do
-// the same at all times, and a little that counts where there is not much.
+// The median of the last third may exceed that of the second by a quarter, since the work
+// of the clients varies, plus a constant that matters only where there is little.
 const (
 	spareMemory     = 4 << 20
 	spareGoroutines = 50
 )
 
-// checkFlat compares the last third of the time with the second: by then all is set up. Medians do not mind
-// that a process was just killed.
+// checkFlat compares the last third of the time with the second, when everything is set up.
+// It uses medians because a process may just have been killed.
 func checkFlat(h *history) (found []violation) {
 	if h.load == "" {
 		return nil
@@ -216,7 +214,7 @@ func checkFlat(h *history) (found []violation) {
 	return found
 }
 
-// reportSizes writes how large all clients together were over time.
+// reportSizes writes the total size of the clients over time.
 func reportSizes(w io.Writer, h *history) {
 	all := h.sizes()
 	for i := 0; i < len(all); i += 10 {
@@ -230,7 +228,7 @@ func reportSizes(w io.Writer, h *history) {
 	}
 }
 
-// loads are what -load may say.
+// loads are the values of -load.
 var loads = []string{"", loadCrowd, loadNames}
 
 func checkLoad(load string) error {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestLockerKeepsItsPromisesUnderASmallLoad(t *testing.T) {
+func TestLoad_LockerKeepsItsGuarantees(t *testing.T) {
 	t.Parallel()
 	for what, r := range map[string]round{
 		"50 clients on 10 names": {load: loadCrowd, names: 10, workers: 50 / processes},
@@ -16,36 +16,36 @@ func TestLockerKeepsItsPromisesUnderASmallLoad(t *testing.T) {
 			t.Parallel()
 			r.plan = plan{seed: 1, duration: 12 * time.Second, ttl: loadTTL, members: 3, only: gentle}
 			r.over = overLocker
-			mustKeepPromises(t, r)
+			mustBeSound(t, r)
 		})
 	}
 }
 
-func TestALoadWithoutItsFaultsIsEmpty(t *testing.T) {
+func TestLoad_WithoutItsFaultsProvesNothing(t *testing.T) {
 	t.Parallel()
 	for _, load := range []string{loadCrowd, loadNames} {
 		h := sound()
 		h.load, h.only, h.duration = load, gentle, everyKind
 		if kinds := h.unfired(); len(kinds) != len(gentle) {
-			t.Errorf("%s: none of %d kinds of fault has fired; missed were %v", load, len(gentle), kinds)
+			t.Errorf("%s: none of %d kinds of fault has fired, but only these are missed: %v", load, len(gentle), kinds)
 		}
-		if missing := h.empty(); !slices.Contains(missing, "faults: 0, want at least 1") {
-			t.Errorf("%s: what is missing is %q", load, missing)
+		if missing := h.missing(); !slices.Contains(missing, "faults: 0, want at least 1") {
+			t.Errorf("%s: missing: %q", load, missing)
 		}
 		for _, k := range gentle {
 			h.firings = append(h.firings, firing{fault: fault{Kind: kind(k)}, span: span{ms(1000), ms(1001)}})
 		}
 		if kinds := h.unfired(); len(kinds) > 0 {
-			t.Errorf("%s: all have fired, and yet %v were missed", load, kinds)
+			t.Errorf("%s: all have fired, but these are missed: %v", load, kinds)
 		}
 	}
 }
 
-func TestNamesThatAreNotAllHeldAreTooFew(t *testing.T) {
+func TestLoad_NamesThatAreNotHeldAreMissed(t *testing.T) {
 	t.Parallel()
 	h := sound()
 	h.load, h.names = loadNames, 500 // in each of two processes
-	if missing := h.empty(); !slices.Contains(missing, "holds: 2, want at least 1000") {
-		t.Errorf("what is missing is %q", missing)
+	if missing := h.missing(); !slices.Contains(missing, "holds: 2, want at least 1000") {
+		t.Errorf("missing: %q", missing)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// locks is a library of locks. What a worker does is the same over all of them.
+// locks is a lock library under test.
 type locks interface {
 	acquire(ctx context.Context, name, value string, try bool) (hold, error)
 	close() error
@@ -30,37 +30,37 @@ type hold interface {
 	Unlock(ctx context.Context) error
 }
 
-// lockerLocks is Locker.
+// lockerLocks is a client of Locker.
 type lockerLocks struct{ *locker.Client }
 
 func newLockerLocks(etcd *clientv3.Client, t target) (lockerLocks, error) {
-	turns := 1
+	shares := 1
 	if t.shares() {
-		turns = turnsShared
+		shares = maxShares
 	}
-	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(t.Lease), locker.WithLocalHandover(turns))
+	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(t.Lease), locker.WithLocalHandover(shares))
 	return lockerLocks{c}, err
 }
 
-// turnsShared is how many goroutines in a row may share a hold.
-const turnsShared = 4
+// maxShares is how many goroutines may share a hold, one after the other.
+const maxShares = 4
 
 func (l lockerLocks) acquire(ctx context.Context, name, value string, try bool) (hold, error) {
-	call := l.Lock
+	lock := l.Lock
 	if try {
-		call = l.TryLock
+		lock = l.TryLock
 	}
-	held, err := call(ctx, name, value)
+	held, err := lock(ctx, name, value)
 	if err != nil {
-		return nil, err // not a hold that is nil
+		return nil, err // not a nil *locker.Lock in a hold
 	}
 	return held, nil
 }
 
 func (l lockerLocks) close() error { return l.Close() }
 
-// mutexLocks is etcd's own concurrency.Mutex. Each hold has a session of its own: a session that many
-// share would make a second Lock of a name return at once.
+// mutexLocks is etcd's concurrency.Mutex. Each hold has its own session, because a second
+// Lock of a name in the same session returns at once.
 type mutexLocks struct {
 	etcd *clientv3.Client
 	ttl  time.Duration
@@ -72,11 +72,11 @@ func (m mutexLocks) acquire(ctx context.Context, name, _ string, try bool) (hold
 		return nil, err
 	}
 	mutex := concurrency.NewMutex(session, lockPrefix+url.PathEscape(name))
-	call := mutex.Lock
+	lock := mutex.Lock
 	if try {
-		call = mutex.TryLock
+		lock = mutex.TryLock
 	}
-	if err := call(ctx); err != nil {
+	if err := lock(ctx); err != nil {
 		return nil, errors.Join(err, closeWithin(session, m.ttl))
 	}
 	h := &mutexHold{etcd: m.etcd, session: session, mutex: mutex, ttl: m.ttl}
@@ -104,7 +104,7 @@ func (m mutexLocks) acquire(ctx context.Context, name, _ string, try bool) (hold
 
 func (m mutexLocks) close() error { return nil }
 
-// closeWithin revokes the lease; if etcd does not answer, it runs out by itself.
+// closeWithin revokes the lease. If that takes longer than the TTL, it expires by itself.
 func closeWithin(session *concurrency.Session, ttl time.Duration) error {
 	session.Orphan()
 	ctx, cancel := context.WithTimeout(context.Background(), ttl)
@@ -113,7 +113,7 @@ func closeWithin(session *concurrency.Session, ttl time.Duration) error {
 	return err
 }
 
-// mutexHold is a Mutex that is held.
+// mutexHold is the hold of a Mutex.
 type mutexHold struct {
 	etcd     *clientv3.Client
 	session  *concurrency.Session
@@ -129,7 +129,7 @@ func (h *mutexHold) Token() int64             { return h.token }
 func (h *mutexHold) Context() context.Context { return h.ctx }
 func (h *mutexHold) Guard() []clientv3.Cmp    { return []clientv3.Cmp{h.mutex.IsOwner()} }
 
-// Err is what a user of a session can know.
+// Err reports what a user of a session can know.
 func (h *mutexHold) Err() error {
 	select {
 	case <-h.session.Done():
@@ -147,7 +147,7 @@ func (h *mutexHold) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.T
 	return resp, err
 }
 
-// SetValue is nothing that a Mutex has.
+// SetValue does nothing, because a Mutex has no value.
 func (h *mutexHold) SetValue(context.Context, string) error { return nil }
 
 func (h *mutexHold) Unlock(ctx context.Context) error {

@@ -1,5 +1,5 @@
-// Command chaos runs processes that lock names on a real etcd, breaks what can be broken, and judges
-// what came of it. README.md says how to read its reports.
+// Command chaos tests Locker under fault injection: client processes lock names on a real etcd,
+// faults are injected, and the recorded history is checked. README.md explains its reports.
 package main
 
 import (
@@ -22,14 +22,14 @@ import (
 )
 
 const (
-	clientCommand = "chaos-client" // makes the program a client; the harness uses it
+	clientCommand = "chaos-client" // environment variable that makes the program a client process
 	overLocker    = "locker"
 	overMutex     = "mutex"
 	etcdVersion   = "v3.7.3"
 	processes     = 5
 )
 
-// settings are what the command line says.
+// settings holds the parsed command line.
 type settings struct {
 	seed     uint64
 	duration time.Duration
@@ -75,22 +75,22 @@ func exit(err error) {
 
 func parse(args []string) (s settings, err error) {
 	flags := flag.NewFlagSet("chaos", flag.ExitOnError)
-	flags.Uint64Var(&s.seed, "seed", 0, "what the faults are drawn from; 0 draws one")
-	flags.DurationVar(&s.duration, "duration", 30*time.Second, "how long there are faults, in all")
-	flags.DurationVar(&s.round, "round", time.Minute, "how much of that one cluster has to stand")
-	flags.DurationVar(&s.ttl, "ttl", 2*time.Second, "of the locks")
-	members := flags.String("members", "3", "of the clusters, which take turns: 1, 3, or 1,3")
-	only := flags.String("faults", "", "only these kinds, with commas in between; all if empty")
-	flags.StringVar(&s.over, "over", overLocker, "what is tested: locker, or mutex for etcd's concurrency.Mutex")
-	flags.BoolVar(&s.unfenced, "unfenced", false, "let the resource accept any token")
-	flags.StringVar(&s.load, "load", "", "with a load, and with the faults that must not cost a hold: crowd (1,000 clients on 100 names) or names (100,000 names held)")
-	flags.StringVar(&s.script, "script", "", "instead of rounds, one of those that are always the same: "+strings.Join(slices.Sorted(maps.Keys(scripts)), ", "))
-	flags.StringVar(&s.dir, "dir", "", "where to leave the history; a temporary directory, removed if nothing was found, if empty")
-	flags.IntVar(&s.names, "names", 6, "how many names all processes want")
-	flags.DurationVar(&s.rest, "rest", 0, "how much calmer: a time without, after each fault")
-	flags.DurationVar(&s.hold, "hold", 0, "how long a post is held, about at most; 4 TTLs if 0")
-	flags.BoolVar(&s.long, "long", false, "let one process have a TTL of a minute, which else is so in every third round")
-	flags.BoolVar(&s.schedule, "schedule", false, "print the faults that would come, and do nothing")
+	flags.Uint64Var(&s.seed, "seed", 0, "seed of the schedule of faults; 0 picks one at random")
+	flags.DurationVar(&s.duration, "duration", 30*time.Second, "total time under faults")
+	flags.DurationVar(&s.round, "round", time.Minute, "time under faults per cluster")
+	flags.DurationVar(&s.ttl, "ttl", 2*time.Second, "TTL of the locks")
+	members := flags.String("members", "3", "cluster sizes, used in turn: 1, 3, or 1,3")
+	only := flags.String("faults", "", "comma-separated kinds of fault to inject; all if empty")
+	flags.StringVar(&s.over, "over", overLocker, "library under test: locker, or mutex for etcd's concurrency.Mutex")
+	flags.BoolVar(&s.unfenced, "unfenced", false, "make the resource accept any token")
+	flags.StringVar(&s.load, "load", "", "add a load and inject only faults that must not cost a hold: crowd (1,000 clients on 100 names) or names (100,000 names held)")
+	flags.StringVar(&s.script, "script", "", "run a script instead of rounds: "+strings.Join(slices.Sorted(maps.Keys(scripts)), ", "))
+	flags.StringVar(&s.dir, "dir", "", "directory in which to keep every history; if empty, a temporary one, removed unless a check fails")
+	flags.IntVar(&s.names, "names", 6, "number of names that all processes compete for")
+	flags.DurationVar(&s.rest, "rest", 0, "pause after each fault")
+	flags.DurationVar(&s.hold, "hold", 0, "approximate maximum duration of long holds; 4 TTLs if 0")
+	flags.BoolVar(&s.long, "long", false, "give one process a TTL of a minute in every round, not only in every third")
+	flags.BoolVar(&s.schedule, "schedule", false, "print the schedule of faults and exit")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
@@ -100,7 +100,7 @@ func parse(args []string) (s settings, err error) {
 	for _, text := range strings.Split(*members, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n != 1 && n != 3 {
-			return s, fmt.Errorf("%q members: want 1 or 3", text)
+			return s, fmt.Errorf("members %q: want 1 or 3", text)
 		}
 		s.members = append(s.members, n)
 	}
@@ -108,7 +108,7 @@ func parse(args []string) (s settings, err error) {
 		return s, fmt.Errorf("over %q: want %s or %s", s.over, overLocker, overMutex)
 	}
 	if flags.NArg() > 0 || s.duration <= 0 || s.round <= 0 || s.ttl < 2*time.Second || s.names < 1 || s.rest < 0 {
-		return s, fmt.Errorf("arguments %q: there are none, durations are more than 0, and etcd grants 2s at least", flags.Args())
+		return s, fmt.Errorf("arguments %q: want none, positive durations, at least one name, and a TTL of at least 2s", flags.Args())
 	}
 	if s.hold <= 0 {
 		s.hold = 4 * s.ttl
@@ -119,7 +119,7 @@ func parse(args []string) (s settings, err error) {
 	return s, errors.Join(checkKinds(s.only), checkLoad(s.load), checkScript(s.script))
 }
 
-// run makes rounds until the duration is used up, also after one that has found something.
+// run makes rounds until the duration is used up, even after one that found violations.
 func (s settings) run(ctx context.Context, w io.Writer) error {
 	if s.schedule {
 		for _, f := range s.plan(0, min(s.duration, s.round)).draw() {
@@ -139,35 +139,35 @@ func (s settings) run(ctx context.Context, w io.Writer) error {
 	for left := s.duration; left > 0 && ctx.Err() == nil; rounds++ {
 		d := min(s.round, left)
 		if left-d < s.round/2 {
-			d = left // no round that is too short to mean anything
+			d = left // a shorter last round would prove too little
 		}
 		left -= d
-		h, err := s.one(ctx, w, s.plan(rounds, d), program)
+		h, err := s.runRound(ctx, w, s.plan(rounds, d), program)
 		errs = append(errs, err)
 		if h != nil {
 			all.add(h.summary())
-			for _, kind := range h.unfired() {
-				unfired[kind] = true
+			for _, name := range h.unfired() {
+				unfired[name] = true
 			}
 		}
 	}
 	if rounds > 1 {
-		fmt.Fprintf(w, "in all, %d rounds with %v of faults:\n", rounds, s.duration)
+		fmt.Fprintf(w, "total of %d rounds with %v of faults:\n", rounds, s.duration)
 		all.write(w)
 	}
-	for kind := range unfired {
-		if all.faults[kind] == 0 {
-			errs = append(errs, fmt.Errorf("there was no %s", kind))
+	for name := range unfired {
+		if all.faults[name] == 0 {
+			errs = append(errs, fmt.Errorf("the fault %s never happened", name))
 		}
 	}
-	// A round may have none: what a storm has left may last into the time that was to be calm.
+	// A single round may have none: the effects of a storm may last into the quiet phase.
 	if len(all.alone) == 0 && len(s.only) == 0 && s.load == "" && s.over == overLocker && s.duration >= everyKind {
-		errs = append(errs, errors.New("no name was taken over with nothing else going on"))
+		errs = append(errs, errors.New("no name was taken over without other faults"))
 	}
 	return errors.Join(errs...)
 }
 
-// perform plays a script.
+// perform runs the script of the command line.
 func (s settings) perform(ctx context.Context, w io.Writer, program string) error {
 	dir, err := os.MkdirTemp("", "locker-chaos-")
 	if err != nil {
@@ -176,12 +176,12 @@ func (s settings) perform(ctx context.Context, w io.Writer, program string) erro
 	defer os.RemoveAll(dir)
 	found, err := scripts[s.script].perform(ctx, w, program, dir)
 	if err == nil && len(found) > 0 {
-		err = fmt.Errorf("%d violations; to repeat it: go run ./chaos -script %s", len(found), s.script)
+		err = fmt.Errorf("%d violations; to repeat: go run ./chaos -script %s", len(found), s.script)
 	}
 	return err
 }
 
-// plan is that of a round.
+// plan returns the plan of round i.
 func (s settings) plan(i int, d time.Duration) plan {
 	p := plan{
 		seed: s.seed + uint64(i), duration: d, ttl: s.ttl, lone: true,
@@ -193,8 +193,8 @@ func (s settings) plan(i int, d time.Duration) plan {
 	return p
 }
 
-// one makes a round and reports it.
-func (s settings) one(ctx context.Context, w io.Writer, p plan, program string) (*history, error) {
+// runRound makes a round and reports on it.
+func (s settings) runRound(ctx context.Context, w io.Writer, p plan, program string) (*history, error) {
 	fmt.Fprintf(w, "round with seed %d: %v of faults on %d member(s), over %s %s\n", p.seed, p.duration, p.members, s.over, s.load)
 	dir, err := s.newDir()
 	if err != nil {
@@ -209,20 +209,20 @@ func (s settings) one(ctx context.Context, w io.Writer, p plan, program string) 
 		return nil, fmt.Errorf("round with seed %d: %w (see %s)", p.seed, err, dir)
 	}
 	violations := judge(h)
-	missing := h.empty()
+	missing := h.missing()
 	report(w, h)
 	if s.load != "" {
 		reportSizes(w, h)
 	}
-	explain(w, h, violations)
+	writeViolations(w, h, violations)
 	for _, what := range missing {
-		fmt.Fprintf(w, "  EMPTY: %s\n", what)
+		fmt.Fprintf(w, "  MISSING: %s\n", what)
 	}
 	if err := r.keep(w, len(violations)+len(missing) > 0 || s.dir != ""); err != nil {
 		return h, err
 	}
 	if len(violations)+len(missing) > 0 {
-		return h, fmt.Errorf("%d violations and %d things missing; to replay it: %s", len(violations), len(missing), s.command(p))
+		return h, fmt.Errorf("%d violations, %d requirements missed; to replay: %s", len(violations), len(missing), s.command(p))
 	}
 	return h, nil
 }
@@ -237,7 +237,7 @@ func (s settings) newDir() (string, error) {
 	return os.MkdirTemp(s.dir, "round-")
 }
 
-// command is what makes the same round again.
+// command returns the command that repeats a round.
 func (s settings) command(p plan) string {
 	c := fmt.Sprintf("go run ./chaos -seed %d -duration %v -round %v -members %d -ttl %v -names %d -rest %v -hold %v -over %s",
 		p.seed, p.duration, p.duration, p.members, s.ttl, s.names, p.rest, s.hold, s.over)

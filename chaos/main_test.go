@@ -10,11 +10,11 @@ import (
 	"go.uber.org/goleak"
 )
 
-// parallel is the flag of go test.
+// parallel is a flag of go test.
 const parallel = "test.parallel"
 
-// TestMain lets the test's own program be a client process, as the harness starts itself. More rounds go on
-// at once than there are cores, for they mostly wait: for leases to run out, and for nothing to happen.
+// TestMain runs the test binary as a client process when the harness starts it as one. More
+// tests run in parallel than there are cores, because rounds spend most of their time waiting.
 func TestMain(m *testing.M) {
 	if err := checkClock(); err != nil {
 		exit(err)

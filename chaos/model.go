@@ -11,47 +11,46 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// The models are a second opinion on what the other checks say. They know nothing of etcd: they see
-// the calls of the clients as a history and ask whether a sequential lock, or a sequential counter,
-// could have answered so.
+// The models are a second opinion. They use the calls of the clients alone, not what
+// happened in etcd, and ask whether the history is linearizable as a lock and as a counter.
 
-// modelPatience bounds the search for an explanation; a search that takes longer gives no verdict.
-const modelPatience = 20 * time.Second
+// modelTimeout bounds the search for each name; a search that takes longer gives no verdict.
+const modelTimeout = 20 * time.Second
 
 // step is one operation on the lock or on the counter of a name.
 type step struct {
-	what       op
-	hold       string // who began it
-	nextInLine string // the process that may have got the hold from another of its goroutines
-	token      int64
-	value      int64   // what an increment has read
-	sure       outcome // ok, or that it may have had an effect
+	what     op
+	hold     string // the call that began it
+	sharedIn string // the process whose goroutines may pass the hold on; empty if none
+	token    int64
+	value    int64   // read by an increment
+	outcome  outcome // ok, or one that leaves the effect in doubt
 }
 
-// lockState is which hold there is, if any, and the largest token so far and the process that has it.
+// lockState is the state of the lock of a name.
 type lockState struct {
-	hold string
-	last int64
-	by   string
+	hold string // empty if there is none
+	last int64  // the largest token so far
+	by   string // sharedIn of the hold with that token
 }
 
-// lockModel is a lock whose tokens grow; only within a process that shares holds the next may have the
-// same. A hold that was not given up for certain ends at some time after the holder last knew of it.
+// lockModel is a lock whose tokens grow, except when a hold is passed on within a process. A
+// hold without a confirmed release ends some time after the holder was last certain of it.
 var lockModel = porcupine.Model{
 	Init: func() any { return lockState{} },
 	Step: func(s, input, _ any) (bool, any) {
 		state, in := s.(lockState), input.(step)
 		if in.what == opLock {
-			passedOn := in.token == state.last && in.nextInLine != "" && in.nextInLine == state.by
-			return state.hold == "" && (in.token > state.last || passedOn), lockState{in.hold, in.token, in.nextInLine}
+			same := in.token == state.last && in.sharedIn != "" && in.sharedIn == state.by
+			return state.hold == "" && (in.token > state.last || same), lockState{in.hold, in.token, in.sharedIn}
 		}
 		return state.hold == in.hold, lockState{"", state.last, state.by}
 	},
 	DescribeOperation: describe,
 }
 
-// counterModel is a counter that is read and written in one step. Of a write whose answer nobody has
-// seen, it is left open whether and when it takes effect.
+// counterModel is a counter that is read and written in one step. A write without an answer
+// may take effect at any time, or never.
 var counterModel = porcupine.Model{
 	Init: func() any { return int64(0) },
 	Step: func(s, input, _ any) (bool, any) {
@@ -59,38 +58,38 @@ var counterModel = porcupine.Model{
 		if in.value == value {
 			return true, value + 1
 		}
-		return in.sure != ok, value
+		return in.outcome != ok, value
 	},
 	DescribeOperation: describe,
 }
 
 func describe(input, _ any) string {
 	in := input.(step)
-	return fmt.Sprintf("%s with token %d (%d, %s)", in.what, in.token, in.value, cmp.Or(in.sure, "unknown"))
+	return fmt.Sprintf("%s with token %d (%d, %s)", in.what, in.token, in.value, cmp.Or(in.outcome, "unknown"))
 }
 
-// endless is the return of what may take effect at any time.
+// endless is the return time of an operation that may take effect at any time.
 const endless = math.MaxInt64
 
-// lockSteps returns what the clients know of the lock of each name. A lock that nobody got explains
-// itself, whatever it did: what is possible with it is possible without.
+// lockSteps returns the operations on the lock of each name. Calls that returned no hold
+// are left out: they rule nothing out.
 func lockSteps(h *history) map[string][]porcupine.Operation {
 	all := make(map[string][]porcupine.Operation)
 	for name, holds := range h.tenures() {
 		for _, t := range holds {
 			if t.entry != nil && h.excused(t.entry) {
-				continue // it has lost the lock before it knew
+				continue // lost before the holder could know
 			}
-			_, certain := h.told(t)
-			over := porcupine.Operation{Input: step{what: opUnlock, hold: t.who(), token: t.Token}, Call: int64(max(certain, t.Start)), Return: endless}
+			_, certain := h.reportedEnd(t)
+			over := porcupine.Operation{Input: step{what: opUnlock, hold: t.ref(), token: t.Token}, Call: int64(max(certain, t.Start)), Return: endless}
 			if t.unlock != nil && t.unlock.Outcome == ok {
 				over.Return = int64(t.unlock.End)
 			}
-			nextInLine := ""
+			sharedIn := ""
 			if t.entry != nil && t.entry.shared() {
-				nextInLine = t.Process
+				sharedIn = t.Process
 			}
-			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, hold: t.who(), nextInLine: nextInLine, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)
+			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, hold: t.ref(), sharedIn: sharedIn, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)
 		}
 	}
 	return all
@@ -100,9 +99,9 @@ func counterSteps(h *history) map[string][]porcupine.Operation {
 	all := make(map[string][]porcupine.Operation)
 	for _, c := range h.calls {
 		if c.Op != opAdd || c.Count == 0 || c.Outcome == failed || c.Outcome == lost {
-			continue // it was refused, or never written
+			continue // refused, or never written
 		}
-		o := porcupine.Operation{Input: step{what: opAdd, token: c.Token, value: c.Value, sure: c.Outcome}, Call: int64(c.Start), Return: int64(c.End)}
+		o := porcupine.Operation{Input: step{what: opAdd, token: c.Token, value: c.Value, outcome: c.Outcome}, Call: int64(c.Start), Return: int64(c.End)}
 		if c.Outcome != ok {
 			o.Return = endless
 		}
@@ -111,7 +110,7 @@ func counterSteps(h *history) map[string][]porcupine.Operation {
 	return all
 }
 
-// verdicts counts what a model was asked about, and the names on which it gave a verdict or gave up.
+// verdicts counts the operations that a model checked, and the names decided or not.
 type verdicts struct{ operations, decided, undecided int }
 
 func (v *verdicts) add(other verdicts) {
@@ -121,7 +120,7 @@ func (v *verdicts) add(other verdicts) {
 }
 
 func (v verdicts) String() string {
-	return fmt.Sprintf("%d names decided and %d not, of %d operations", v.decided, v.undecided, v.operations)
+	return fmt.Sprintf("%d names decided, %d undecided, %d operations", v.decided, v.undecided, v.operations)
 }
 
 func checkLockModel(h *history) []violation { return h.explain(lockModel, lockSteps(h), &h.byLock) }
@@ -129,16 +128,16 @@ func checkCounterModel(h *history) []violation {
 	return h.explain(counterModel, counterSteps(h), &h.byCounter)
 }
 
-// explain asks for each name whether the model allows what was seen, and counts how often it could tell.
-func (h *history) explain(model porcupine.Model, names map[string][]porcupine.Operation, told *verdicts) (found []violation) {
+// explain checks the operations on each name against the model, and counts the verdicts.
+func (h *history) explain(model porcupine.Model, names map[string][]porcupine.Operation, counts *verdicts) (found []violation) {
 	for name, steps := range names {
-		told.operations += len(steps)
-		verdict := porcupine.CheckOperationsTimeout(model, steps, modelPatience)
+		counts.operations += len(steps)
+		verdict := porcupine.CheckOperationsTimeout(model, steps, modelTimeout)
 		if verdict == porcupine.Unknown {
-			told.undecided++
+			counts.undecided++
 			continue
 		}
-		told.decided++
+		counts.decided++
 		if verdict == porcupine.Illegal {
 			found = append(found, violation{At: h.ended, Text: fmt.Sprintf("no order explains the %d operations on %s%s", len(steps), name, h.shortest(model, steps))})
 		}
@@ -146,13 +145,13 @@ func (h *history) explain(model porcupine.Model, names map[string][]porcupine.Op
 	return found
 }
 
-// shortest finds the first operation with which what came before it cannot be explained any more, and
-// names it and the last that returned before it.
+// shortest finds the shortest prefix of the history that the model does not allow, and
+// describes its last operations.
 func (h *history) shortest(model porcupine.Model, steps []porcupine.Operation) string {
 	ends := slices.DeleteFunc(slices.Clone(steps), func(o porcupine.Operation) bool { return o.Return == endless })
 	slices.SortFunc(ends, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
 	k := sort.Search(len(ends), func(i int) bool {
-		return porcupine.CheckOperationsTimeout(model, until(steps, ends[i].Return), modelPatience) == porcupine.Illegal
+		return porcupine.CheckOperationsTimeout(model, knownAt(steps, ends[i].Return), modelTimeout) == porcupine.Illegal
 	})
 	text := ""
 	for _, o := range ends[max(0, k-2):min(k+1, len(ends))] {
@@ -161,9 +160,9 @@ func (h *history) shortest(model porcupine.Model, steps []porcupine.Operation) s
 	return text
 }
 
-// until returns what was known at a time. A lock or an increment that had not returned then may be
-// left out; the end of a hold may have come already.
-func until(steps []porcupine.Operation, at int64) (known []porcupine.Operation) {
+// knownAt returns the operations known at a time. Locks and increments that had not returned
+// are left out. The end of a hold is kept, as one that may take effect at any time.
+func knownAt(steps []porcupine.Operation, at int64) (known []porcupine.Operation) {
 	reported := make(map[string]bool) // holds
 	for _, o := range steps {
 		if in := o.Input.(step); in.what == opLock && o.Return <= at {

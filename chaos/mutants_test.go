@@ -18,27 +18,27 @@ import (
 	"time"
 )
 
-var allMutants = flag.Bool("mutants", false, "test every mutant, not only those that are caught soonest")
+var allMutants = flag.Bool("mutants", false, "test all mutants, not only those that are caught within seconds")
 
-// edit replaces a text that occurs exactly once in a file of the library.
+// edit replaces a text that occurs exactly once in a source file.
 type edit struct{ file, old, new string }
 
-// mutant is a mistake that a library of locks could make.
+// mutant is a mistake that a lock library could make.
 type mutant struct {
 	name     string
 	edits    []edit
-	storm    []string // flags: what shows it soonest
-	soon     bool     // it is caught within seconds
-	caughtBy []string // invariants: it breaks one of these at least
+	flags    []string // of the harness, chosen to catch the mistake soon
+	soon     bool     // caught within seconds
+	caughtBy []string // invariants, at least one of which it must violate
 }
 
 var mutants = []mutant{
 	{
-		name:  "the deadline is counted from the receipt of the answer",
+		name:  "the deadline counts from the receipt of the answer",
 		edits: []edit{{"keepalive.go", "	r.ttl = resp.TTL\n	r.odd", "	r.ttl, r.sent = resp.TTL, time.Now()\n	r.odd"}},
-		storm: []string{"-faults", "late-answer", "-hold", "20s"},
+		flags: []string{"-faults", "late-answer", "-hold", "20s"},
 		caughtBy: []string{
-			"no two holds are certain at once", "a loss is told before etcd deletes",
+			"no two holds are certain at once", "a loss is reported before etcd deletes the entry",
 			"a lock model explains the history (porcupine)",
 		},
 	},
@@ -48,87 +48,87 @@ var mutants = []mutant{
 			"release.go", "		_ = l.cleanUp(l.client.lines.Call(l.name)) // it has done what can be done\n",
 			"		ctx, cancel := context.WithCancel(l.session.cleanUpCtx)\n		cancel()\n		_, _ = l.dequeue(ctx, nil)\n		l.detach(nil)\n",
 		}},
-		storm:    []string{"-script", "given-up"},
+		flags:    []string{"-script", "given-up"},
 		soon:     true,
-		caughtBy: []string{goesWhenGivenUp},
+		caughtBy: []string{leavesNoEntry},
 	},
 	{
-		name:     "unlock goes by the key alone",
+		name:     "unlock deletes by the key alone",
 		edits:    []edit{{"release.go", "txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}}", "txn.Txn{Name: l.name, Then: []*pb.RequestOp{txn.OpDelete(l.key)}}"}},
-		storm:    []string{"-faults", "freeze-member-briefly", "-names", "4", "-hold", "200ms"},
-		caughtBy: []string{"an entry is removed by its owner only", "no two holds are certain at once"},
+		flags:    []string{"-faults", "freeze-member-briefly", "-names", "4", "-hold", "200ms"},
+		caughtBy: []string{"an entry is removed only by its owner", "no two holds are certain at once"},
 	},
 	{
-		name:     "the own entry is not checked after waiting",
+		name:     "a waiter does not check its own entry",
 		edits:    []edit{{"acquire.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
-		storm:    []string{"-faults", "delete-entry"},
-		caughtBy: []string{"a hold that is reported was the head of its queue during the call"},
+		flags:    []string{"-faults", "delete-entry"},
+		caughtBy: []string{"every reported hold was the head of its queue during the call"},
 	},
 	{
-		name:     "the guard asks for existence instead of the create revision",
+		name:     "the guard checks existence instead of the create revision",
 		edits:    []edit{{"lease.go", `clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())`, `clientv3.Compare(clientv3.CreateRevision(l.key), ">", 0)`}},
-		storm:    []string{"-faults", "delete-entry"},
-		caughtBy: []string{"a guarded write happens under its hold"},
+		flags:    []string{"-faults", "delete-entry"},
+		caughtBy: []string{"a guarded write is applied during its hold"},
 	},
 	{
-		name: "nothing is read again after a watch was closed while waiting",
+		name: "a waiter does not read again after its watch was closed",
 		edits: []edit{
 			{"acquire.go", "	for pause := (backoff.Pause{}); revision == 0 ||", "	closed := false\n	for pause := (backoff.Pause{}); revision == 0 ||"},
 			{"acquire.go", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
 			{"acquire.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if closed {\n			if unwatched != nil && pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
 		},
-		storm:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
-		caughtBy: []string{"whose turn it is gets the lock"},
+		flags:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
+		caughtBy: []string{"the head of the queue gets the lock in time"},
 	},
 	{
-		name:     "nothing is read again after a watch of an observer was closed",
+		name:     "an observer does not read again after its watch was closed",
 		edits:    []edit{{"watch.go", "			update(sent, resp.Header.Revision, p.load(resp, f.name))\n", "			if pause == (backoff.Pause{}) {\n				update(sent, resp.Header.Revision, p.load(resp, f.name))\n			}\n"}},
-		storm:    []string{"-faults", "lose-events"},
-		caughtBy: []string{"observers see what was so, in order, and the newest"},
+		flags:    []string{"-faults", "lose-events"},
+		caughtBy: []string{"observers see only true states, in order, and the newest in time"},
 	},
 	{
-		name: "observers go by revisions alone",
+		name: "observers compare revisions alone",
 		edits: []edit{
 			{"watch.go", "	\"bytes\"\n", ""},
 			{"watch.go", "a.Lease == b.Lease && bytes.Equal(a.Value, b.Value)", "a.ModRevision == b.ModRevision"},
 		},
-		storm:    []string{"-script", "empty"},
+		flags:    []string{"-script", "empty"},
 		soon:     true,
-		caughtBy: []string{showsWhatIsSo},
+		caughtBy: []string{showsCurrent},
 	},
 	{
-		name:     "the audit asks for existence instead of the create revision",
+		name:     "the audit checks existence instead of the create revision",
 		edits:    []edit{{"record.go", "(len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load())", "len(kvs) == 0"}},
-		storm:    []string{"-script", "restore"},
-		caughtBy: []string{forgottenIsLost},
+		flags:    []string{"-script", "restore"},
+		caughtBy: []string{missingIsLost},
 	},
 	{
-		name:     "the audit leaves entries that belong to no lock",
+		name:     "the audit keeps entries that belong to no lock",
 		edits:    []edit{{"record.go", "	s.auditEntries(ctx)\n", ""}},
-		storm:    []string{"-script", "restore"},
-		caughtBy: []string{nothingBlocks},
+		flags:    []string{"-script", "restore"},
+		caughtBy: []string{noStaleEntry},
 	},
 	{
-		name:     "a session does not mind that etcd has gone back",
+		name:     "a session ignores that etcd went back in time",
 		edits:    []edit{{"record.go", "	if !s.timeline.follows(header, before) {\n", "	if false {\n"}},
-		storm:    []string{"-script", "restore"},
-		caughtBy: []string{endsWithThePast},
+		flags:    []string{"-script", "restore"},
+		caughtBy: []string{endsWhenBehind},
 	},
 	{
-		name:     "a write that etcd's client has repeated is not in doubt",
+		name:     "a write that etcd's client repeated is not in doubt",
 		edits:    []edit{{"internal/txn/repeats.go", "return r.again.Load()", "return false"}},
-		storm:    []string{"-faults", "repeat-writes"},
-		caughtBy: []string{"a guarded write that is acknowledged was made once"},
+		flags:    []string{"-faults", "repeat-writes"},
+		caughtBy: []string{"an acknowledged guarded write was applied once"},
 	},
 	{
-		name:     "connections are not kept alive",
+		name:     "connections have no keepalive",
 		edits:    []edit{{"options.go", "		DialKeepAliveTime:    keepAliveTime,\n", ""}},
-		storm:    []string{"-script", "dead-connections"},
-		caughtBy: []string{backFromTheDead},
+		flags:    []string{"-script", "dead-connections"},
+		caughtBy: []string{recovers},
 	},
 }
 
-// duration is how long a storm lasts.
+// duration is the time under faults of one round.
 func (m mutant) duration() time.Duration {
 	if m.soon {
 		return 8 * time.Second
@@ -136,21 +136,21 @@ func (m mutant) duration() time.Duration {
 	return 20 * time.Second
 }
 
-// catch is how a mutant was caught.
+// catch records how a mutant was caught.
 type catch struct {
-	by    []string // invariants, of those it was to be caught by
+	by    []string // those of caughtBy that were violated
 	after time.Duration
 }
 
-// TestTheHarnessCatchesMutants applies each mistake to a copy of the source and lets the harness run over
-// it until it finds what the mistake breaks. Over a copy without the mistake, the same storms from the
-// same seeds must show nothing.
-func TestTheHarnessCatchesMutants(t *testing.T) {
+// TestMutants_AreCaught applies each mistake to a copy of the source and runs the harness
+// on it until it reports what the mistake violates. On an unchanged copy, the same flags
+// and seeds must report nothing.
+func TestMutants_AreCaught(t *testing.T) {
 	t.Parallel()
-	sound := build(t)
+	unchanged := build(t)
 	var mu sync.Mutex // guards caught
 	caught := make(map[string]catch)
-	t.Cleanup(func() { t.Log(table(caught)) })
+	t.Cleanup(func() { t.Log(markdown(caught)) })
 	for _, m := range mutants {
 		if !m.soon && !*allMutants {
 			continue
@@ -166,24 +166,24 @@ func TestTheHarnessCatchesMutants(t *testing.T) {
 			mu.Lock()
 			caught[m.name] = c
 			mu.Unlock()
-			t.Run("and not without the mistake", func(t *testing.T) {
+			t.Run("but not without the mistake", func(t *testing.T) {
 				for seed := range seeds {
-					m.spare(t, sound, seed+1)
+					m.checkUnchanged(t, unchanged, seed+1)
 				}
 			})
 		})
 	}
 }
 
-// hunt lets the storm rage over the mutant until it is caught, and returns how many seeds that took.
+// hunt runs rounds on the mutant until it is caught, and returns how many that took.
 func (m mutant) hunt(t *testing.T, program string) (c catch, seeds uint64) {
 	t.Helper()
 	const attempts = 4
 	began := time.Now()
 	for seed := uint64(1); seed <= attempts; seed++ {
-		violated, out, err := m.storms(t, program, seed)
+		violated, out, err := m.round(t, program, seed)
 		if len(violated) > 0 && err == nil {
-			t.Errorf("it has found something and ended with success:\n%s", out)
+			t.Errorf("the harness found violations but exited with success:\n%s", out)
 		}
 		by := slices.DeleteFunc(slices.Clone(violated), func(name string) bool { return !slices.Contains(m.caughtBy, name) })
 		if len(by) > 0 {
@@ -191,40 +191,40 @@ func (m mutant) hunt(t *testing.T, program string) (c catch, seeds uint64) {
 			t.Logf("caught after %v, with seed %d, by: %s", c.after, seed, strings.Join(violated, "; "))
 			return c, seed
 		}
-		t.Logf("seed %d: not caught by what it breaks (%q), but by %q:\n%s", seed, m.caughtBy, violated, out)
+		t.Logf("seed %d: violated: %q, want one of %q:\n%s", seed, violated, m.caughtBy, out)
 	}
 	t.Errorf("not caught in %d rounds of %v", attempts, m.duration())
 	return c, attempts
 }
 
-// spare lets the same storm rage over the library without the mistake.
-func (m mutant) spare(t *testing.T, program string, seed uint64) {
+// checkUnchanged runs the same round on the library without the mistake.
+func (m mutant) checkUnchanged(t *testing.T, program string, seed uint64) {
 	t.Helper()
-	if violated, out, err := m.storms(t, program, seed); err != nil || len(violated) > 0 {
+	if violated, out, err := m.round(t, program, seed); err != nil || len(violated) > 0 {
 		t.Errorf("seed %d, without the mistake: %v, violated: %q\n%s", seed, err, violated, out)
 	}
 }
 
-// storms makes one round and returns which promises were broken.
-func (m mutant) storms(t *testing.T, program string, seed uint64) (violated []string, out []byte, err error) {
+// round runs one round and returns the violated invariants.
+func (m mutant) round(t *testing.T, program string, seed uint64) (violated []string, out []byte, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), m.duration()+2*time.Minute)
 	defer cancel()
-	args := append([]string{"-seed", fmt.Sprint(seed), "-duration", m.duration().String(), "-dir", t.TempDir()}, m.storm...)
+	args := append([]string{"-seed", fmt.Sprint(seed), "-duration", m.duration().String(), "-dir", t.TempDir()}, m.flags...)
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it ends what it has started
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it stops what it started
 	cmd.WaitDelay = recovery
 	out, err = cmd.CombinedOutput()
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
 		if _, what, found := strings.Cut(lines.Text(), "VIOLATED: "); found {
-			violated = append(violated, what[:strings.LastIndex(what, " (")]) // how many times does not matter
+			violated = append(violated, what[:strings.LastIndex(what, " (")]) // without the count
 		}
 	}
 	return violated, out, err
 }
 
-// table tells in Markdown how the mutants were caught.
-func table(caught map[string]catch) string {
+// markdown returns a Markdown table of how the mutants were caught.
+func markdown(caught map[string]catch) string {
 	var text strings.Builder
 	text.WriteString("\n| mutant | caught by | after |\n|---|---|---|\n")
 	for _, m := range mutants {
@@ -235,7 +235,7 @@ func table(caught map[string]catch) string {
 	return text.String()
 }
 
-// build compiles the harness with a copy of the library, and with mistakes in it.
+// build compiles the harness from a copy of the source with the given edits.
 func build(t *testing.T, edits ...edit) (program string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -249,23 +249,23 @@ func build(t *testing.T, edits ...edit) (program string) {
 			t.Fatal(err)
 		}
 		if n := bytes.Count(source, []byte(e.old)); n != 1 {
-			t.Fatalf("%s has %d times, not once:\n%s", e.file, n, e.old)
+			t.Fatalf("%s contains this %d times, want once:\n%s", e.file, n, e.old)
 		}
 		if err := os.WriteFile(path, bytes.Replace(source, []byte(e.old), []byte(e.new), 1), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	program = filepath.Join(dir, "harness")
-	build := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-o", program, ".")
-	build.Dir = filepath.Join(dir, "chaos")
-	build.Env = append(os.Environ(), "GOWORK=off")
-	if out, err := build.CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-mod=mod", "-ldflags=-s -w", "-o", program, ".")
+	cmd.Dir = filepath.Join(dir, "chaos")
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	return program
 }
 
-// copySource copies what the harness is built from.
+// copySource copies the source from which the harness is built.
 func copySource(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

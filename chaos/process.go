@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// target says where a client process finds things, and what it should do there.
+// target is the configuration of a client process.
 type target struct {
 	Process   string        `json:"process"`
 	Slot      int           `json:"slot"`
@@ -23,61 +23,60 @@ type target struct {
 	Resource  string        `json:"resource"`
 	Over      string        `json:"over"`
 	Load      string        `json:"load,omitempty"`
-	TTL       time.Duration `json:"ttl"`   // of the round, to which all that is done is paced
-	Lease     time.Duration `json:"lease"` // the TTL of its own locks
+	TTL       time.Duration `json:"ttl"`   // of the round, which sets the pace of the workers
+	Lease     time.Duration `json:"lease"` // TTL of its own locks
 	Seed      uint64        `json:"seed"`
 	Names     int           `json:"names"`
 	Workers   int           `json:"workers"`
-	Hold      time.Duration `json:"hold"` // of a post, about that long at most
+	Hold      time.Duration `json:"hold"` // approximate maximum duration of long holds
 }
 
-// shares reports whether the goroutines of the process may pass a hold on among themselves. It is so in
-// one process, for the others to meet.
+// shares reports whether the goroutines of the process may pass a hold on among themselves.
+// One process does, so that the others compete with it.
 func (t target) shares() bool { return t.Over == overLocker && t.Load == "" && t.Slot == 1 }
 
-// name returns a name that all processes want.
+// name returns a name that all processes compete for.
 func (t target) name(i int) string { return "n/" + strconv.Itoa(i) }
 
-// post returns a name that only two processes want, this one and the one before: one of them holds it
-// at nearly all times, so that a fault finds something to lose.
+// post returns a name that only two processes compete for: this one and the one before it.
+// One of them holds it nearly all the time, so that most faults hit a holder.
 func (t target) post(i int) string { return "post/" + strconv.Itoa((t.Slot+i)%processes) }
 
-// slot is a place for a client process. When the process was killed, the next takes the place, with
-// another name and a history of its own.
-type slot struct {
+// clientSlot runs one client process at a time, each with its own name and history.
+type clientSlot struct {
 	number int
 	dir    string
 	target target
-	faults sync.Mutex // held by the one that is going on
+	faults sync.Mutex // held during a fault of the process
 
 	mu       sync.Mutex // guards what follows
-	runs     []*process
-	suspends int // how many faults have stopped it
+	runs     []*child
+	suspends int // number of faults that keep it stopped
 }
 
-// process is one client process.
-type process struct {
+// child is one client process.
+type child struct {
 	name    string
-	history string // a file
-	log     string // a file: the standard error
+	history string // file of its standard output
+	log     string // file of its standard error
 	stdin   io.WriteCloser
 	cmd     *exec.Cmd
-	ended   chan struct{} // closed when it has ended
-	err     error         // set before that
+	ended   chan struct{} // closed when it has exited
+	err     error         // of Wait; set before ended is closed
 	began   instant
 
-	// Guarded by the mutex of the slot.
+	// Guarded by mu of the slot.
 	died    instant // when it was killed
 	stopped []span
 }
 
-// start puts a process into an empty slot.
-func (s *slot) start() error {
+// start starts a process in an empty slot.
+func (s *clientSlot) start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.target
 	t.Process = fmt.Sprintf("%d.%d", s.number, len(s.runs))
-	p := &process{
+	p := &child{
 		name:    t.Process,
 		history: filepath.Join(s.dir, "client-"+t.Process+".jsonl"),
 		log:     filepath.Join(s.dir, "client-"+t.Process+".log"),
@@ -91,9 +90,9 @@ func (s *slot) start() error {
 	return nil
 }
 
-// launch starts the program itself as a client. Its output goes into files without a detour, so that
-// nothing that was written is lost when it is killed.
-func (p *process) launch(t target) error {
+// launch starts this program as a client process. It writes its output to files directly,
+// so that a kill loses nothing that was written.
+func (p *child) launch(t target) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -115,7 +114,7 @@ func (p *process) launch(t target) error {
 	p.cmd = exec.Command(program, clientCommand)
 	p.cmd.Env = append(os.Environ(), clientCommand+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = out, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the harness
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches the harness only
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -124,7 +123,7 @@ func (p *process) launch(t target) error {
 		return err
 	}
 	p.stdin = stdin
-	go func() { // ends with the process, which close and kill wait for
+	go func() { // ends with the process, which kill and finish wait for
 		p.err = p.cmd.Wait()
 		close(p.ended)
 	}()
@@ -135,14 +134,14 @@ func (p *process) launch(t target) error {
 }
 
 // current returns the process in the slot.
-func (s *slot) current() *process { return s.runs[len(s.runs)-1] }
+func (s *clientSlot) current() *child { return s.runs[len(s.runs)-1] }
 
-// kill ends the process as the system does that has run out of memory.
-func (s *slot) kill() {
+// kill ends the process as the kernel does when it is out of memory.
+func (s *clientSlot) kill() {
 	s.mu.Lock()
 	p := s.current()
 	select {
-	case <-p.ended: // by itself
+	case <-p.ended:
 	default:
 		p.died = now()
 	}
@@ -151,27 +150,26 @@ func (s *slot) kill() {
 	<-p.ended
 }
 
-// failure returns an error if the process has ended in another way than it was meant to.
-func (p *process) failure() error {
+// failure returns an error if the process exited with one and was not killed.
+func (p *child) failure() error {
 	if p.err == nil || p.died != 0 {
 		return nil
 	}
-	return fmt.Errorf("client %s: %w, having said: %s", p.name, p.err, p.lastWords())
+	return fmt.Errorf("client %s: %w; its log ends: %s", p.name, p.err, p.logTail())
 }
 
-// lastWords returns the end of what the process has written to its log, which may hold a report of the
-// race detector.
-func (p *process) lastWords() string {
-	const most = 16 << 10
+// logTail returns the end of the log, which may contain a report of the race detector.
+func (p *child) logTail() string {
+	const limit = 16 << 10
 	text, err := os.ReadFile(p.log)
 	if err != nil {
 		return err.Error()
 	}
-	return string(text[max(0, len(text)-most):])
+	return string(text[max(0, len(text)-limit):])
 }
 
-// suspend stops the process where it is; resume lets it go on. They may be nested.
-func (s *slot) suspend() error {
+// suspend stops the process until resume. They may be nested.
+func (s *clientSlot) suspend() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.current()
@@ -182,7 +180,7 @@ func (s *slot) suspend() error {
 	return p.cmd.Process.Signal(syscall.SIGSTOP)
 }
 
-func (s *slot) resume() error {
+func (s *clientSlot) resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.current()
@@ -194,8 +192,8 @@ func (s *slot) resume() error {
 	return err
 }
 
-// tell gives the process an order, unless it has ended.
-func (s *slot) tell(order string) error {
+// send sends the process an order, unless it has exited.
+func (s *clientSlot) send(order string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.current()
@@ -208,9 +206,8 @@ func (s *slot) tell(order string) error {
 	return err
 }
 
-// finish lets the process end in good order. If it has not by the end of ctx, its stacks go to its log,
-// and it is killed.
-func (s *slot) finish(ctx context.Context) error {
+// finish stops the process. If it is not done when ctx ends, it logs its stacks and is killed.
+func (s *clientSlot) finish(ctx context.Context) error {
 	p := s.current()
 	if err := p.stdin.Close(); err != nil {
 		return err
@@ -226,5 +223,5 @@ func (s *slot) finish(ctx context.Context) error {
 	case <-time.After(2 * time.Second):
 	}
 	s.kill()
-	return fmt.Errorf("client %s did not end in time; its stacks are in %s", p.name, p.log)
+	return fmt.Errorf("client %s did not stop in time; its stacks are in %s", p.name, p.log)
 }

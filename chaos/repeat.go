@@ -17,25 +17,25 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// repeats makes etcd's client repeat transactions by itself, as it does when something on the way answers
-// one with the code Canceled though it goes on to etcd: there it is applied twice, or long after it was
-// repeated.
+// repeats makes etcd's client repeat transactions by itself. The client does so when a
+// middlebox answers a transaction with the code Canceled but still forwards it: etcd then
+// applies both, one possibly long after the other.
 type repeats struct {
-	until  atomic.Int64  // an instant; before it, some transactions are answered so
-	latest time.Duration // that one comes late, at most
-	late   sync.WaitGroup
+	until    atomic.Int64  // the instant until which some transactions are answered with Canceled
+	maxDelay time.Duration // of transactions that are forwarded late
+	late     sync.WaitGroup
 }
 
-// dialOption installs r. It stands inside the retries of etcd's client.
+// dialOption installs r below the retries of etcd's client.
 func (r *repeats) dialOption() grpc.DialOption { return grpc.WithChainUnaryInterceptor(r.intercept) }
 
-// join waits for the transactions that are still to come.
+// join waits for the transactions that are still delayed.
 func (r *repeats) join() { r.late.Wait() }
 
-var errMiddlebox = status.Error(codes.Canceled, "something on the way has cancelled it")
+var errMiddlebox = status.Error(codes.Canceled, "canceled by a middlebox")
 
 func (r *repeats) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if method != pb.KV_Txn_FullMethodName || now() >= instant(r.until.Load()) || rand.IntN(repeatedOf) > 0 {
+	if method != pb.KV_Txn_FullMethodName || now() >= instant(r.until.Load()) || rand.IntN(repeatOneIn) > 0 {
 		return invoke(ctx, method, req, reply, conn, opts...)
 	}
 	if rand.IntN(2) == 0 {
@@ -44,7 +44,7 @@ func (r *repeats) intercept(ctx context.Context, method string, req, reply any, 
 		}
 		return errMiddlebox
 	}
-	// It is on its way: for gRPC the call is over, and nothing is told to its caller any more.
+	// For gRPC the call is over: what is forwarded must not report to its caller.
 	var rest []grpc.CallOption
 	for _, o := range opts {
 		switch o := o.(type) {
@@ -55,36 +55,36 @@ func (r *repeats) intercept(ctx context.Context, method string, req, reply any, 
 			rest = append(rest, o)
 		}
 	}
-	after := time.Duration(1 + rand.Int64N(int64(r.latest)))
+	after := time.Duration(1 + rand.Int64N(int64(r.maxDelay)))
 	r.late.Go(func() {
 		time.Sleep(after)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.latest)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.maxDelay)
 		defer cancel()
-		_ = invoke(ctx, method, req, new(pb.TxnResponse), conn, rest...) // nobody waits for its answer
+		_ = invoke(ctx, method, req, new(pb.TxnResponse), conn, rest...) // nobody waits for the answer
 	})
 	return errMiddlebox
 }
 
-// repeatedOf says of how many transactions one is answered with Canceled.
-const repeatedOf = 4
+// repeatOneIn is the number of transactions of which one is answered with Canceled.
+const repeatOneIn = 4
 
-// orderRepeat is a line that the harness may send a client process after its target: repeat writes until
-// that instant.
+// orderRepeat begins a line that the harness may send to a client process: repeat writes
+// until the instant that follows.
 const orderRepeat = "repeat"
 
-// obey follows the orders of the harness until there are no more.
-func obey(orders io.Reader, r *repeats) {
+// readOrders follows the orders of the harness until the input ends.
+func readOrders(orders io.Reader, r *repeats) {
 	for all := bufio.NewScanner(orders); all.Scan(); {
-		what, until, _ := strings.Cut(all.Text(), " ")
-		if n, err := strconv.ParseInt(until, 10, 64); err == nil && what == orderRepeat {
+		what, when, _ := strings.Cut(all.Text(), " ")
+		if n, err := strconv.ParseInt(when, 10, 64); err == nil && what == orderRepeat {
 			r.until.Store(n)
 		}
 	}
 }
 
-// repeatWrites lets the process in the slot repeat some of its writes, for a while.
+// repeatWrites makes a process repeat some of its writes for a while.
 func (s *scene) repeatWrites(ctx context.Context, f *firing) error {
-	err := s.slots[f.Target].tell(orderRepeat + " " + strconv.FormatInt(int64(now().add(f.For)), 10))
+	err := s.slots[f.Target].send(orderRepeat + " " + strconv.FormatInt(int64(now().add(f.For)), 10))
 	_ = pause(ctx, f.For)
 	return err
 }

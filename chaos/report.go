@@ -25,75 +25,75 @@ func report(w io.Writer, h *history) {
 }
 
 func (s summary) write(w io.Writer) {
-	fmt.Fprintf(w, "  %d holds, %d of them passed on within a process, %d waits given up, %d refusals of TryLock, %d clients killed\n",
+	fmt.Fprintf(w, "  %d holds, %d of them passed on within a process; %d calls gave up, %d calls of TryLock were refused; %d clients killed\n",
 		s.holds, s.shared, s.gaveUp, s.denied, s.killed)
-	fmt.Fprintf(w, "  %d holds lost: %s; %d more entries expired of clients that were dead\n", total(s.lost), tally(s.lost), s.orphans)
-	fmt.Fprintf(w, "  %d guarded writes, %d refused, %d of which nobody knows; %d by holds that were over\n", s.writes[ok], s.writes[lost]+s.writes[failed], s.writes[unknown]+s.writes[unsure], s.stale)
-	fmt.Fprintf(w, "  %d fenced increments, %d refused, %d of which nobody knows\n", s.adds[ok], s.adds[lost], s.adds[unknown]+s.adds[unsure])
+	fmt.Fprintf(w, "  %d holds lost: %s; %d more holds of clients that were killed\n", total(s.lost), tally(s.lost), s.ofKilled)
+	fmt.Fprintf(w, "  guarded writes: %d applied, %d refused, %d in doubt; %d attempted after the hold\n", s.writes[ok], s.writes[lost]+s.writes[failed], s.writes[unknown]+s.writes[unsure], s.stale)
+	fmt.Fprintf(w, "  fenced increments: %d applied, %d refused, %d in doubt\n", s.adds[ok], s.adds[lost], s.adds[unknown]+s.adds[unsure])
 	if s.former > 0 {
-		fmt.Fprintf(w, "  %d entries of holds expired as a stopped member woke up; their times are not judged\n", s.former)
+		fmt.Fprintf(w, "  %d entries of holds expired when a stopped member resumed; their times are not checked\n", s.former)
 	}
-	if n := len(s.slacks); n > 0 {
-		fmt.Fprintf(w, "  a loss was told %v to %v before the lease ran out in etcd (%d losses of clients that were cut off until then)\n",
-			slices.Min(s.slacks).Round(time.Millisecond), slices.Max(s.slacks).Round(time.Millisecond), n)
+	if n := len(s.margins); n > 0 {
+		fmt.Fprintf(w, "  losses were reported %v to %v before the lease expired in etcd (%d losses of clients cut off until then)\n",
+			slices.Min(s.margins).Round(time.Millisecond), slices.Max(s.margins).Round(time.Millisecond), n)
 	}
 	for _, times := range []struct {
 		what  string
 		after []time.Duration
-	}{{"take-over from a killed holder, nothing else going on", s.alone}, {"take-over from a killed holder, among other faults", s.among}} {
+	}{{"take-over from a killed holder without other faults", s.alone}, {"take-over from a killed holder during other faults", s.among}} {
 		if len(times.after) > 0 {
 			fmt.Fprintf(w, "  %s: %s\n", times.what, percentiles(times.after))
 		}
 	}
-	fmt.Fprintf(w, "  %d states told to watches; memory of a client at most %.1f MiB, goroutines at most %d\n", s.told, float64(s.memory)/(1<<20), s.goroutines)
+	fmt.Fprintf(w, "  %d states reported by watches; at most %.1f MiB of memory and %d goroutines in a client\n", s.states, float64(s.memory)/(1<<20), s.goroutines)
 	fmt.Fprintf(w, "  %d changes in etcd; lock model: %v; counter model: %v\n", s.changes, s.byLock, s.byCounter)
 	fmt.Fprintf(w, "  faults: %s\n", tally(s.faults))
 }
 
-// summary is what a round was about, or several, in figures.
+// summary holds the figures of one or more rounds.
 type summary struct {
-	holds, gaveUp, denied, killed, stale, told, orphans int
-	changes                                             int
-	byLock, byCounter                                   verdicts
-	shared                                              int // holds that came from another goroutine
-	former                                              int // entries that a former leader may have deleted
-	lost, faults                                        map[string]int
-	writes, adds                                        map[outcome]int
-	slacks                                              []time.Duration // between a loss and the end of its lease
-	alone, among                                        []time.Duration // take-overs
-	memory, goroutines                                  int64
-	problems                                            []string // with faults
+	holds, gaveUp, denied, killed, stale, states, ofKilled int
+	changes                                                int
+	byLock, byCounter                                      verdicts
+	shared                                                 int // holds passed on by another goroutine
+	former                                                 int // entries that a former leader may have revoked
+	lost, faults                                           map[string]int
+	writes, adds                                           map[outcome]int
+	margins                                                []time.Duration // between the report of a loss and the expiry of the lease
+	alone, among                                           []time.Duration // take-overs
+	memory, goroutines                                     int64
+	problems                                               []string // faults that failed
 }
 
 func newSummary() summary {
 	return summary{lost: make(map[string]int), faults: make(map[string]int), writes: make(map[outcome]int), adds: make(map[outcome]int)}
 }
 
-// add counts in another round.
+// add adds the figures of another round.
 func (s *summary) add(other summary) {
 	for _, n := range []struct {
 		to   *int
 		more int
 	}{
 		{&s.holds, other.holds}, {&s.gaveUp, other.gaveUp}, {&s.denied, other.denied}, {&s.killed, other.killed},
-		{&s.stale, other.stale}, {&s.told, other.told}, {&s.orphans, other.orphans}, {&s.changes, other.changes},
+		{&s.stale, other.stale}, {&s.states, other.states}, {&s.ofKilled, other.ofKilled}, {&s.changes, other.changes},
 		{&s.shared, other.shared}, {&s.former, other.former},
 	} {
 		*n.to += n.more
 	}
 	s.byLock.add(other.byLock)
 	s.byCounter.add(other.byCounter)
-	sum(s.lost, other.lost)
-	sum(s.faults, other.faults)
-	sum(s.writes, other.writes)
-	sum(s.adds, other.adds)
-	s.slacks = append(s.slacks, other.slacks...)
+	addCounts(s.lost, other.lost)
+	addCounts(s.faults, other.faults)
+	addCounts(s.writes, other.writes)
+	addCounts(s.adds, other.adds)
+	s.margins = append(s.margins, other.margins...)
 	s.alone = append(s.alone, other.alone...)
 	s.among = append(s.among, other.among...)
 	s.memory, s.goroutines = max(s.memory, other.memory), max(s.goroutines, other.goroutines)
 }
 
-func sum[K comparable](to, more map[K]int) {
+func addCounts[K comparable](to, more map[K]int) {
 	for k, n := range more {
 		to[k] += n
 	}
@@ -119,16 +119,16 @@ func (h *history) summary() summary {
 			s.problems = append(s.problems, fmt.Sprintf("%v: %s", f.fault, f.Err))
 		}
 	}
-	for _, l := range h.lives {
+	for _, l := range h.lifetimes {
 		if l.To != 0 {
 			s.killed++
 		}
-		for _, size := range l.sizes {
-			s.memory, s.goroutines = max(s.memory, size.Value), max(s.goroutines, size.Count)
+		for _, c := range l.sizes {
+			s.memory, s.goroutines = max(s.memory, c.Value), max(s.goroutines, c.Count)
 		}
 	}
 	for _, o := range h.takeOvers() {
-		s.orphans++
+		s.ofKilled++
 		switch {
 		case o.by == nil:
 		case o.alone:
@@ -144,10 +144,10 @@ func (h *history) summary() summary {
 			}
 		}
 	}
-	s.slack(h)
+	s.addMargins(h)
 	for _, entries := range h.truth.entries {
 		for _, e := range entries {
-			if c, known := h.acquired[e.Who]; known && c.holds() && e.Deleted != 0 && h.formerLeader(e) && !h.interfered(e) {
+			if c, known := h.lockCalls[e.Owner]; known && c.holds() && e.Deleted != 0 && h.formerLeader(e) && !h.interfered(e) {
 				s.former++
 			}
 		}
@@ -175,25 +175,25 @@ func (s *summary) count(c call) {
 	case opAdd:
 		s.adds[c.Outcome]++
 	case opSaw:
-		s.told++
+		s.states++
 	}
 }
 
-// slack is how long a loss was told before etcd let the lease run out, to processes that ran. Only those
-// count that were cut off until then: whoever reaches etcd revokes the lease of a session that it has lost
-// at once, which tells nothing.
-func (s *summary) slack(h *history) {
+// addMargins adds how long before etcd revoked the expired lease each loss was reported.
+// Only processes that ran and were cut off until then count: a client that reaches etcd
+// revokes the lease of a lost session at once, so that its entry goes early.
+func (s *summary) addMargins(h *history) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
 			if t.ended == nil || t.ended.Reason != "expired" || t.entry == nil || !t.entry.Revoked || h.excused(t.entry) {
 				continue
 			}
-			told, certain := h.told(t)
+			end, certain := h.reportedEnd(t)
 			gone := h.truth.by(t.entry.Deleted)
-			if certain < told || !h.cutOff(t.Process, told, gone) {
+			if certain < end || !h.cutOff(t.Process, end, gone) {
 				continue
 			}
-			s.slacks = append(s.slacks, gone.since(told))
+			s.margins = append(s.margins, gone.since(end))
 		}
 	}
 }
@@ -215,8 +215,8 @@ func percentiles(all []time.Duration) string {
 	return fmt.Sprintf("p50 %v, p90 %v, p99 %v, max %v (%d)", at(50), at(90), at(99), at(100), len(all))
 }
 
-// explain writes the violations of a round, few of each invariant, with what went on at the time.
-func explain(w io.Writer, h *history, all []violation) {
+// writeViolations writes the first violations of each invariant, with the faults at the time.
+func writeViolations(w io.Writer, h *history, all []violation) {
 	const enough = 3
 	byInvariant := make(map[string][]violation)
 	for _, v := range all {
@@ -229,7 +229,7 @@ func explain(w io.Writer, h *history, all []violation) {
 		for _, v := range found[:min(enough, len(found))] {
 			fmt.Fprintf(w, "    %s\n", v.Text)
 			for _, f := range h.firings {
-				if (span{f.From, f.To.add(h.ttl)}).meets(v.At.add(-h.ttl), v.At) {
+				if (span{f.From, f.To.add(h.ttl)}).overlaps(v.At.add(-h.ttl), v.At) {
 					fmt.Fprintf(w, "      meanwhile %s on %d from %s to %s\n", f.Kind, f.Target, h.at(f.From), h.at(f.To))
 				}
 			}
@@ -237,8 +237,8 @@ func explain(w io.Writer, h *history, all []violation) {
 	}
 }
 
-// empty returns what is missing for a round, which was judged, to prove anything.
-func (h *history) empty() (missing []string) {
+// missing returns what a checked round lacks to prove anything.
+func (h *history) missing() (missing []string) {
 	s := h.summary()
 	need := func(what string, have, least int) {
 		if have < least {
@@ -247,20 +247,20 @@ func (h *history) empty() (missing []string) {
 	}
 	seconds := int(h.duration / time.Second)
 	need("faults", total(s.faults), 1)
-	need("names that the lock model decided", s.byLock.decided, 1)
-	if h.load == loadNames { // nobody increments anything
+	need("names decided by the lock model", s.byLock.decided, 1)
+	if h.load == loadNames { // there are no increments
 		need("holds", s.holds, h.names*h.processes)
 		need("guarded writes", s.writes[ok], seconds)
 		return missing
 	}
 	need("holds", s.holds, 2*seconds)
 	need("fenced increments", s.adds[ok], seconds)
-	need("names that the counter model decided", s.byCounter.decided, 1)
+	need("names decided by the counter model", s.byCounter.decided, 1)
 	if h.over != overLocker {
 		return missing
 	}
 	need("guarded writes", s.writes[ok], seconds)
-	need("states told to watches", s.told, seconds)
+	need("states reported by watches", s.states, seconds)
 	if h.load == "" && h.duration >= 10*time.Second {
 		need("holds passed on within a process", s.shared, 1)
 	}
@@ -270,7 +270,7 @@ func (h *history) empty() (missing []string) {
 	return missing
 }
 
-// unfired returns the kinds of fault that should have happened and did not.
+// unfired returns the kinds of fault that should have happened but did not.
 func (h *history) unfired() (kinds []string) {
 	if h.over != overLocker {
 		return nil
@@ -278,7 +278,7 @@ func (h *history) unfired() (kinds []string) {
 	fired := h.summary().faults
 	for _, l := range []lane{toClients, toCluster} {
 		for _, k := range h.kinds(l) {
-			// Those of the second half may have come too late because others lasted longer than they were meant to.
+			// Faults of the second half may be crowded out by others that took longer.
 			planned := slices.ContainsFunc(h.schedule, func(f fault) bool { return f.Kind == k && f.At < h.duration/2 })
 			if (planned || h.duration >= everyKind) && fired[string(k)] == 0 {
 				kinds = append(kinds, string(k))
@@ -288,5 +288,5 @@ func (h *history) unfired() (kinds []string) {
 	return kinds
 }
 
-// everyKind is a duration in which each kind of fault has its turn.
+// everyKind is a duration in which every kind of fault happens.
 const everyKind = 60 * time.Second

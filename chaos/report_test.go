@@ -8,15 +8,15 @@ import (
 	"testing"
 )
 
-func TestARoundWithoutAVerdictOfBothModelsIsEmpty(t *testing.T) {
+func TestReport_ARoundNeedsAVerdictOfBothModels(t *testing.T) {
 	t.Parallel()
 	const (
-		noLock    = "names that the lock model decided: 0, want at least 1"
-		noCounter = "names that the counter model decided: 0, want at least 1"
+		noLock    = "names decided by the lock model: 0, want at least 1"
+		noCounter = "names decided by the counter model: 0, want at least 1"
 	)
 	h := sound()
-	if missing := h.empty(); !slices.Contains(missing, noLock) || !slices.Contains(missing, noCounter) {
-		t.Errorf("the models have not been asked; what is missing is %q", missing)
+	if missing := h.missing(); !slices.Contains(missing, noLock) || !slices.Contains(missing, noCounter) {
+		t.Errorf("the models were not run; missing: %q", missing)
 	}
 	judge(h)
 	if want := (verdicts{operations: 4, decided: 1}); h.byLock != want {
@@ -25,16 +25,16 @@ func TestARoundWithoutAVerdictOfBothModelsIsEmpty(t *testing.T) {
 	if want := (verdicts{operations: 1, decided: 1}); h.byCounter != want {
 		t.Errorf("the counter model: %v, want %v", h.byCounter, want)
 	}
-	if missing := h.empty(); slices.Contains(missing, noLock) || slices.Contains(missing, noCounter) {
-		t.Errorf("the models gave a verdict; what is missing is %q", missing)
+	if missing := h.missing(); slices.Contains(missing, noLock) || slices.Contains(missing, noCounter) {
+		t.Errorf("the models gave a verdict; missing: %q", missing)
 	}
 	h.byLock, h.byCounter = verdicts{operations: 4, undecided: 1}, verdicts{operations: 1, undecided: 1}
-	if missing := h.empty(); !slices.Contains(missing, noLock) || !slices.Contains(missing, noCounter) {
-		t.Errorf("the models gave up; what is missing is %q", missing)
+	if missing := h.missing(); !slices.Contains(missing, noLock) || !slices.Contains(missing, noCounter) {
+		t.Errorf("the models gave up; missing: %q", missing)
 	}
 }
 
-func TestARunTellsHowOftenTheModelsCouldTell(t *testing.T) {
+func TestReport_CountsTheVerdictsOfTheModels(t *testing.T) {
 	t.Parallel()
 	one := newSummary()
 	one.byLock, one.byCounter = verdicts{10, 3, 1}, verdicts{20, 4, 0}
@@ -43,17 +43,17 @@ func TestARunTellsHowOftenTheModelsCouldTell(t *testing.T) {
 	all.add(one)
 	var text strings.Builder
 	all.write(&text)
-	const want = "lock model: 6 names decided and 2 not, of 20 operations; counter model: 8 names decided and 0 not, of 40 operations"
+	const want = "lock model: 6 names decided, 2 undecided, 20 operations; counter model: 8 names decided, 0 undecided, 40 operations"
 	if !strings.Contains(text.String(), want) {
 		t.Errorf("%q is not in\n%s", want, text.String())
 	}
 }
 
-// docs/guarantees.md says in italics which checks would notice that a promise is broken: one that was
-// renamed or removed must not leave its promise behind.
-func TestEveryCheckThatTheGuaranteesNameExists(t *testing.T) {
+// docs/guarantees.md names in italics the checks of each guarantee. A check that is renamed
+// or removed must not leave its guarantee without one.
+func TestDocs_EveryCheckThatTheGuaranteesNameExists(t *testing.T) {
 	t.Parallel()
-	const promises = 13
+	const guarantees = 13
 	text, err := os.ReadFile("../docs/guarantees.md")
 	if err != nil {
 		t.Fatal(err)
@@ -61,18 +61,18 @@ func TestEveryCheckThatTheGuaranteesNameExists(t *testing.T) {
 	_, table, _ := strings.Cut(string(text), "## How each guarantee is tested")
 	row, italic := regexp.MustCompile(`(?m)^\| (\d+) .*$`), regexp.MustCompile(`\*([^*]+)\*`)
 	rows := row.FindAllStringSubmatch(table, -1)
-	if len(rows) < promises {
-		t.Errorf("the table has %d promises, want %d", len(rows), promises)
+	if len(rows) < guarantees {
+		t.Errorf("the table has %d guarantees, want %d", len(rows), guarantees)
 	}
 	for _, r := range rows {
 		named := italic.FindAllStringSubmatch(r[0], -1)
 		if len(named) == 0 {
-			t.Errorf("promise %s: no check is named", r[1])
+			t.Errorf("guarantee %s names no check", r[1])
 		}
 		for _, n := range named {
 			for check := range strings.SplitSeq(n[1], "; ") {
 				if !isInvariant(check) {
-					t.Errorf("promise %s: there is no check %q", r[1], check)
+					t.Errorf("guarantee %s names the check %q, which does not exist", r[1], check)
 				}
 			}
 		}

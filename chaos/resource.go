@@ -7,9 +7,9 @@ import (
 	"sync"
 )
 
-// resource is what the locks protect: for each name a counter that clients read and then write. It
-// refuses who comes with a smaller token than somebody before, unless it is told not to look. It has
-// nothing to do with etcd, as the resources that need fencing do.
+// resource is what the locks protect: for each name a counter that clients read and then
+// write. Unless it is unfenced, it refuses a token smaller than one seen before. It is
+// independent of etcd, like the resources that need fencing.
 type resource struct {
 	unfenced bool
 
@@ -19,23 +19,23 @@ type resource struct {
 	accesses []access
 }
 
-// access is one that was not refused.
+// access is a read or write that was not refused.
 type access struct {
 	Name  string
 	Token int64
 	Wrote bool
 }
 
-// Request is that of Read or Write.
+// Request is the argument of Read and Write.
 type Request struct {
 	Name         string
 	Token, Value int64
 }
 
-// errStale is what the resource answers to a token that is too small. Over the wire only its text stays.
+// errStale refuses a token that is too small. Over the wire only its text remains.
 var errStale = errors.New("the token is smaller than one seen before")
 
-// Read returns the counter. To read is fenced as well: whoever has read may write what follows from it.
+// Read returns the counter. Reads are fenced as well, because a write depends on what was read.
 func (r *resource) Read(q Request, value *int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -108,7 +108,7 @@ func serveResource(unfenced bool) (*resourceServer, error) {
 	return s, nil
 }
 
-// close ends the server, after which the resource is the caller's alone.
+// close stops the server. Afterwards nothing accesses the resource concurrently.
 func (s *resourceServer) close() error {
 	err := s.listener.Close()
 	s.mu.Lock()

@@ -18,23 +18,24 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// round is one run on a fresh cluster: faults, a time without, the end, and the judgement.
+// round is one run on a fresh cluster: faults, a phase without faults, and the shutdown.
 type round struct {
 	plan
 	over     string
 	load     string
 	unfenced bool
-	program  string // of etcd
-	dir      string // of the history
+	program  string // the etcd binary
+	dir      string // for the history
 	names    int
 	workers  int           // of each process
-	hold     time.Duration // of a post, about that long at most
+	hold     time.Duration // approximate maximum duration of long holds
 }
 
-// etcdFlags are those of the members: no disk could lose what a killed process has written, so waiting for it shows nothing.
+// etcdFlags returns the flags of the members. They need no fsync: a killed process loses
+// nothing that it has written.
 func (r round) etcdFlags() []string {
 	flags := []string{"--unsafe-no-fsync", "--log-level=error"}
-	if r.load == "" { // what is written under load is much
+	if r.load == "" { // a load would exceed the quota
 		flags = append(flags, "--quota-backend-bytes="+strconv.FormatInt(r.quota(), 10))
 	}
 	return flags
@@ -74,7 +75,7 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 	}
 
 	if r.load != "" {
-		if err := s.filled(ctx, r); err != nil {
+		if err := s.waitFilled(ctx, r); err != nil {
 			return nil, err
 		}
 	}
@@ -84,13 +85,13 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if err := r.calm(ctx, s, h); err != nil {
+	if err := r.shutDown(ctx, s, h); err != nil {
 		return nil, err
 	}
 	return h, h.collect(s, fence.resource)
 }
 
-// storm lets the faults happen, and then for a while nothing.
+// storm injects the faults, and then leaves the clients alone for a while.
 func (r round) storm(ctx context.Context, s *scene, h *history) {
 	faulty, cancel := context.WithTimeout(ctx, r.duration)
 	defer cancel()
@@ -106,15 +107,14 @@ func (r round) storm(ctx context.Context, s *scene, h *history) {
 	h.firings = s.firings
 }
 
-// compacts reports whether the past is thrown away all the time in this round, and not only now and then.
+// compacts reports whether etcd is compacted throughout the faults of this round.
 func (r round) compacts() bool { return r.load == "" && len(r.only) == 0 && r.seed%2 == 0 }
 
-// livenessPhase is how long everybody has to show that they still get locks, once all faults are over.
+// livenessPhase is the time after the faults in which clients and names must make progress.
 func livenessPhase(ttl time.Duration) time.Duration { return 3*ttl/2 + 5*time.Second }
 
-// calm ends the clients, waits until nothing may be left, and looks what is. Of the long time that this is
-// under load, no more is waited for than it takes.
-func (r round) calm(ctx context.Context, s *scene, h *history) (err error) {
+// shutDown stops the clients, and waits until etcd is empty or everything must have expired.
+func (r round) shutDown(ctx context.Context, s *scene, h *history) (err error) {
 	h.stopping = now()
 	s.finish(ctx, r.ttl, h)
 	h.ended = now()
@@ -123,7 +123,7 @@ func (r round) calm(ctx context.Context, s *scene, h *history) (err error) {
 			return err
 		}
 		if h.left, err = s.left(ctx); err != nil {
-			return fmt.Errorf("look what is left: %w", err)
+			return fmt.Errorf("read what is left: %w", err)
 		}
 		if len(h.left) == 0 || now() >= by {
 			break
@@ -137,13 +137,13 @@ func (r round) calm(ctx context.Context, s *scene, h *history) (err error) {
 	}
 	h.set = make(map[string]bool, len(set.Kvs))
 	for _, kv := range set.Kvs {
-		_, who, _ := elementOf(string(kv.Key))
-		h.set[who] = true
+		_, ref, _ := elementOf(string(kv.Key))
+		h.set[ref] = true
 	}
 	return s.witness.catchUp(ctx)
 }
 
-// left returns the keys of locks and the leases that are in etcd.
+// left returns the lock keys and the leases in etcd.
 func (s *scene) left(ctx context.Context) (all []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, recovery)
 	defer cancel()
@@ -154,26 +154,26 @@ func (s *scene) left(ctx context.Context) (all []string, err error) {
 	for _, kv := range keys.Kvs {
 		all = append(all, string(kv.Key))
 	}
-	leases, err := s.etcd.Leases(ctx)
+	resp, err := s.etcd.Leases(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, lease := range leases.Leases {
+	for _, lease := range resp.Leases {
 		all = append(all, fmt.Sprintf("lease %x", lease.ID))
 	}
 	return all, nil
 }
 
-// populate starts the clients, each behind a proxy of its own.
-func (s *scene) populate(r round, resource string) error {
+// populate starts the client processes, each behind its own proxy.
+func (s *scene) populate(r round, resourceAddr string) error {
 	for i := range r.processes {
 		proxy, err := embedtest.NewProxy(s.cluster.Endpoints()...)
 		if err != nil {
 			return err
 		}
 		s.proxies = append(s.proxies, proxy)
-		c := &slot{number: i, dir: r.dir, target: target{
-			Slot: i, Endpoints: proxy.Endpoints(), Resource: resource, Over: r.over, Load: r.load,
+		c := &clientSlot{number: i, dir: r.dir, target: target{
+			Slot: i, Endpoints: proxy.Endpoints(), Resource: resourceAddr, Over: r.over, Load: r.load,
 			TTL: r.ttl, Lease: r.leaseOf(i), Seed: r.seed, Names: r.names, Workers: r.workers, Hold: r.hold,
 		}}
 		if err := c.start(); err != nil {
@@ -184,7 +184,7 @@ func (s *scene) populate(r round, resource string) error {
 	return nil
 }
 
-// finish ends all clients at once, and notes which did not end as they should.
+// finish stops all clients concurrently, and records those that did not stop in time.
 func (s *scene) finish(ctx context.Context, ttl time.Duration, h *history) {
 	ctx, cancel := context.WithTimeout(ctx, 3*ttl+10*time.Second)
 	defer cancel()
@@ -201,20 +201,20 @@ func (s *scene) finish(ctx context.Context, ttl time.Duration, h *history) {
 	}
 }
 
-// close ends whatever still runs.
+// close stops everything that still runs.
 func (s *scene) close() {
 	for _, c := range s.slots {
 		c.kill()
 	}
 	for _, p := range s.proxies {
-		_ = p.Close() // its listeners; nobody can do anything about them
+		_ = p.Close() // only the listeners can fail to close
 	}
 	if s.witness != nil {
 		_, _ = s.witness.end()
 	}
 }
 
-// collect reads what everybody has written.
+// collect reads what the witness, the resource and the clients recorded.
 func (h *history) collect(s *scene, r *resource) error {
 	ticks, err := s.witness.end()
 	if err != nil {
@@ -235,16 +235,16 @@ func (h *history) collect(s *scene, r *resource) error {
 			if err := p.failure(); err != nil {
 				h.failures = append(h.failures, err.Error())
 			}
-			h.add(&life{name: p.name, slot: c.number, span: span{p.began, p.died}, stopped: p.stopped}, calls)
+			h.add(&lifetime{name: p.name, slot: c.number, span: span{p.began, p.died}, stopped: p.stopped}, calls)
 		}
 	}
 	slices.SortFunc(h.calls, func(a, b call) int { return int(a.Start - b.Start) })
 	return nil
 }
 
-// keep tells where the history of a round is, or removes it if nothing is to be seen there.
-func (r round) keep(w io.Writer, wanted bool) error {
-	if wanted {
+// keep reports where the history of a round is, or removes it if it is not needed.
+func (r round) keep(w io.Writer, needed bool) error {
+	if needed {
 		fmt.Fprintf(w, "  the history is in %s\n", r.dir)
 		return nil
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// play makes one round, and returns its history and what the checks found.
+// play runs one round and returns its history and the violations.
 func play(t *testing.T, r round) (*history, []violation) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), r.duration+3*time.Minute)
@@ -34,37 +34,37 @@ func play(t *testing.T, r round) (*history, []violation) {
 	if h.load != "" {
 		reportSizes(t.Output(), h)
 	}
-	explain(t.Output(), h, all)
+	writeViolations(t.Output(), h, all)
 	return h, all
 }
 
-func TestLockerKeepsItsPromisesInAShortRound(t *testing.T) {
+func TestRound_LockerKeepsItsGuarantees(t *testing.T) {
 	t.Parallel()
 	for _, p := range []plan{
 		{seed: 3, duration: 12 * time.Second, members: 3},
-		{seed: 2, duration: 10 * time.Second, members: 1}, // compacted all the time
+		{seed: 2, duration: 10 * time.Second, members: 1}, // compacted throughout
 	} {
 		t.Run(fmt.Sprintf("on %d members", p.members), func(t *testing.T) {
 			t.Parallel()
-			mustKeepPromises(t, round{plan: p, over: overLocker})
+			mustBeSound(t, round{plan: p, over: overLocker})
 		})
 	}
 }
 
-// mustKeepPromises makes a round that has to be sound and must not be empty.
-func mustKeepPromises(t *testing.T, r round) {
+// mustBeSound runs a round that must have no violations and must prove something.
+func mustBeSound(t *testing.T, r round) {
 	t.Helper()
 	h, violations := play(t, r)
 	for _, v := range violations {
 		t.Errorf("%s: %s", v.Invariant, v.Text)
 	}
-	for _, what := range append(h.empty(), h.unfired()...) {
-		t.Errorf("the round was empty: %s", what)
+	for _, what := range append(h.missing(), h.unfired()...) {
+		t.Errorf("missing: %s", what)
 	}
 }
 
-// A mutex that is not fenced loses updates when its holders are stopped: a harness that does not find
-// that finds nothing.
+// Without fencing, a mutex loses updates when its holders are stopped. A harness that did
+// not find that would prove nothing.
 func TestAMutexLosesUpdatesWhenItsHoldersAreStopped(t *testing.T) {
 	t.Parallel()
 	const (
@@ -83,48 +83,48 @@ func TestAMutexLosesUpdatesWhenItsHoldersAreStopped(t *testing.T) {
 	t.Error("no update was lost")
 }
 
-func TestAScheduleIsDrawnFromItsSeed(t *testing.T) {
+func TestSchedule_IsDrawnFromItsSeed(t *testing.T) {
 	t.Parallel()
 	p := plan{seed: 5, duration: everyKind, ttl: 2 * time.Second, members: 3, processes: processes, lone: true}
 	faults := p.draw()
 	if !slices.Equal(faults, p.draw()) {
-		t.Error("the same plan led to two schedules")
+		t.Error("the same plan gave different schedules")
 	}
 	if other := p; func() bool { other.seed++; return slices.Equal(faults, other.draw()) }() {
-		t.Error("another seed led to the same schedule")
+		t.Error("another seed gave the same schedule")
 	}
-	for _, c := range characters {
+	for _, c := range allTraits {
 		if !slices.ContainsFunc(faults, func(f fault) bool { return f.Kind == c.kind }) {
-			t.Errorf("%s does not come in %v", c.kind, p.duration)
+			t.Errorf("no %s in %v", c.kind, p.duration)
 		}
 		if actions[c.kind] == nil {
-			t.Errorf("%s does nothing", c.kind)
+			t.Errorf("%s has no action", c.kind)
 		}
 	}
 }
 
-func TestAProcessWithALongTTLIsNotKilled(t *testing.T) {
+func TestSchedule_KillsNoProcessWithALongTTL(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(30) {
 		p := plan{seed: seed, duration: everyKind, ttl: 2 * time.Second, members: 3, processes: processes, lone: true}
 		killed := slices.ContainsFunc(p.draw(), func(f fault) bool { return f.Kind == "kill" && f.Target == longSlot })
 		if killed && p.leaseOf(longSlot) == longTTL {
-			t.Errorf("seed %d: it is killed", seed)
+			t.Errorf("seed %d: the process is killed", seed)
 		}
 		if p.only = []string{"kill"}; p.leaseOf(longSlot) != p.ttl {
-			t.Errorf("seed %d: its TTL is long though few faults are wanted", seed)
+			t.Errorf("seed %d: a TTL is long although kinds of fault were selected", seed)
 		}
 	}
 }
 
-func TestAFaultThatDoesNotExistIsRefused(t *testing.T) {
+func TestFlags_AnUnknownFaultIsRefused(t *testing.T) {
 	t.Parallel()
 	if _, err := parse([]string{"-faults", "cut,flood"}); err == nil || !strings.Contains(err.Error(), `"flood"`) {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestTheResourceRefusesASmallerTokenUnlessItIsUnfenced(t *testing.T) {
+func TestResource_RefusesASmallerTokenUnlessUnfenced(t *testing.T) {
 	t.Parallel()
 	for _, unfenced := range []bool{false, true} {
 		s, err := serveResource(unfenced)

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// kind is a kind of fault.
+// kind names a kind of fault.
 type kind string
 
-// lane is what a kind of fault acts on. Faults of one lane follow each other, those of different lanes
-// overlap. There are two lanes of clients, each with processes of its own.
+// lane is what a kind of fault acts on. Faults of one lane follow one another, and lanes
+// overlap. Client faults are drawn for two halves of the processes, which overlap as well.
 type lane int
 
 const (
@@ -20,18 +20,18 @@ const (
 	toCluster
 )
 
-// character is what is known of a kind of fault.
-type character struct {
+// traits are the properties of a kind of fault.
+type traits struct {
 	kind
 	lane
-	from, to float64 // how long it lasts, in TTLs
-	members  int     // the least it needs
-	harmless bool    // it must not cost a hold
-	operator bool    // it breaks into queues by hand, which holders learn of only later
-	detour   bool    // one member of three does not answer, which has to be left for another soon
+	from, to  float64 // range of its duration, in TTLs
+	members   int     // minimum size of the cluster
+	harmless  bool    // it must not cost a hold
+	operator  bool    // it changes queues by hand, which holders notice only later
+	oneMember bool    // one of three members is silent; clients must leave it for another
 }
 
-var characters = []character{
+var allTraits = []traits{
 	{kind: "kill", lane: toClients, to: 0.5},
 	{kind: "stop-briefly", lane: toClients, from: 0.01, to: 0.05, harmless: true},
 	{kind: "stop", lane: toClients, from: 1.4, to: 2.2},
@@ -46,9 +46,9 @@ var characters = []character{
 	{kind: "repeat-writes", lane: toClients, from: 0.5, to: 1.5, harmless: true},
 	{kind: "lose-events", lane: toClients, from: 0.2, to: 0.3},
 	{kind: "late-answer", lane: toClients, from: 1.6, to: 1.7},
-	{kind: "cut-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true, detour: true},
-	{kind: "freeze-member-briefly", lane: toClients, from: 0.1, to: 0.4, members: 3, harmless: true, detour: true},
-	{kind: "freeze-member", lane: toClients, from: 0.5, to: 4, members: 3, harmless: true, detour: true},
+	{kind: "cut-member", lane: toClients, from: 0.5, to: 1.5, members: 3, harmless: true, oneMember: true},
+	{kind: "freeze-member-briefly", lane: toClients, from: 0.1, to: 0.4, members: 3, harmless: true, oneMember: true},
+	{kind: "freeze-member", lane: toClients, from: 0.5, to: 4, members: 3, harmless: true, oneMember: true},
 	{kind: "delete-entry", lane: toClients, operator: true},
 	{kind: "revoke-lease", lane: toClients, operator: true},
 	{kind: "foreign-entry", lane: toClients, from: 0.1, to: 0.4, harmless: true},
@@ -65,40 +65,40 @@ var characters = []character{
 	{kind: "quorum-lost", lane: toCluster, from: 1.2, to: 1.8, members: 3},
 }
 
-func characterOf(k kind) character {
-	return characters[slices.IndexFunc(characters, func(c character) bool { return c.kind == k })]
+func traitsOf(k kind) traits {
+	return allTraits[slices.IndexFunc(allTraits, func(c traits) bool { return c.kind == k })]
 }
 
-// fault is one that is to come.
+// fault is one fault of a schedule.
 type fault struct {
 	At     time.Duration // after the start
 	Kind   kind
-	Target int // a process or a member
+	Target int // index of a process or a member
 	For    time.Duration
-	Seed   uint64 // for what it draws while it acts
-	Alone  bool   // nothing else happens from a TTL before to a TTL and some more after
+	Seed   uint64 // of its own random choices
+	Alone  bool   // no other fault happens from a TTL before it to more than a TTL after it
 }
 
 func (f fault) String() string {
 	return fmt.Sprintf("%6.2fs %-16s on %d for %v", f.At.Seconds(), f.Kind, f.Target, f.For.Round(time.Millisecond))
 }
 
-// plan is what a schedule is drawn for.
+// plan is what a schedule is drawn from.
 type plan struct {
 	seed      uint64
 	duration  time.Duration
 	ttl       time.Duration
 	members   int
 	processes int
-	only      []string      // kinds; empty for all
-	rest      time.Duration // at least, after each fault of a lane
-	lone      bool          // now and then there is a kill with nothing else around it
-	long      bool          // one process has a long TTL, whatever the seed is
+	only      []string      // kinds; all if empty
+	rest      time.Duration // added to the pause after each fault of a lane
+	lone      bool          // storms alternate with kills that happen alone
+	long      bool          // one process has a long TTL, whatever the seed
 }
 
-// kinds returns those that the plan allows in a lane.
+// kinds returns the kinds of a lane that the plan allows.
 func (p plan) kinds(l lane) (kinds []kind) {
-	for _, c := range characters {
+	for _, c := range allTraits {
 		if c.lane == l && c.members <= p.members && (len(p.only) == 0 || slices.Contains(p.only, string(c.kind))) {
 			kinds = append(kinds, c.kind)
 		}
@@ -106,13 +106,14 @@ func (p plan) kinds(l lane) (kinds []kind) {
 	return kinds
 }
 
-// longTTL is that of one process in some rounds: what others do in a third of a TTL must not last longer there.
+// In some rounds the process in longSlot has a TTL of longTTL, to show that bounds that
+// should not grow with the TTL do not.
 const (
 	longTTL  = time.Minute
 	longSlot = 3
 )
 
-// hasLong reports whether there is such a process. It is not killed: its names would be blocked for longTTL.
+// hasLong reports whether a process has a long TTL. A kill would block its names for longTTL.
 func (p plan) hasLong() bool {
 	return (p.long || p.seed%3 == 0 && len(p.only) == 0) && p.processes > longSlot
 }
@@ -125,21 +126,21 @@ func (p plan) leaseOf(slot int) time.Duration {
 	return p.ttl
 }
 
-// longest returns the longest TTL that a process has.
+// longest returns the longest TTL of any process.
 func (p plan) longest() time.Duration { return max(p.ttl, p.leaseOf(longSlot)) }
 
-// spare replaces a process that is not to be killed by another of the same.
-func (p plan) spare(k kind, target, first, targets int) int {
-	if k == "kill" && target == longSlot && p.hasLong() {
-		return first + (target-first+1)%targets
+// spare returns i, or the next of the n indexes from first on if process i must not be killed.
+func (p plan) spare(k kind, i, first, n int) int {
+	if k == "kill" && i == longSlot && p.hasLong() {
+		return first + (i-first+1)%n
 	}
-	return target
+	return i
 }
 
-// checkKinds returns an error for a kind that there is not.
+// checkKinds returns an error if a kind does not exist.
 func checkKinds(only []string) error {
 	var all []string
-	for _, c := range characters {
+	for _, c := range allTraits {
 		all = append(all, string(c.kind))
 	}
 	for _, k := range only {
@@ -150,17 +151,17 @@ func checkKinds(only []string) error {
 	return nil
 }
 
-// storm is how long faults come thick and fast before one has the stage for itself.
+// storm is the duration of a storm, after which one kill happens alone.
 const storm = 9 * time.Second
 
-// takeOverBound is how much later than a TTL a waiter may take over from a holder that was killed.
+// takeOverBound is how long after a TTL a waiter may take over from a killed holder.
 const takeOverBound = time.Second
 
-// lull is what the last faults of a storm may need to be really over, before the time without any begins.
+// lull is the time allowed for the last faults of a storm to end before the quiet phase begins.
 const lull = time.Second
 
-// draw makes the schedule, always the same from the same plan. If it is to have them, kills with nothing
-// else around them, which show how long a take-over lasts, alternate with storms.
+// draw draws the schedule, which depends on nothing but the plan. If the plan has lone
+// kills, they alternate with storms and show how long a take-over takes.
 func (p plan) draw() (faults []fault) {
 	d := dealer{plan: p, rnd: rand.New(rand.NewPCG(p.seed, 1)), decks: make(map[lane][]kind)}
 	quiet := p.ttl + takeOverBound + 500*time.Millisecond
@@ -184,14 +185,14 @@ func (p plan) draw() (faults []fault) {
 	return slices.DeleteFunc(faults, func(f fault) bool { return f.At >= p.duration })
 }
 
-// dealer deals kinds like cards: each comes once before any comes again.
+// dealer deals the kinds like cards: each comes once before any comes again.
 type dealer struct {
 	plan
 	rnd   *rand.Rand
 	decks map[lane][]kind
 }
 
-// deal fills a stretch of a lane with faults on targets from first on.
+// deal fills an interval of a lane with faults on the given number of targets from first on.
 func (d *dealer) deal(l lane, from, to time.Duration, first, targets int) (faults []fault) {
 	if targets == 0 || len(d.kinds(l)) == 0 {
 		return nil
@@ -202,11 +203,11 @@ func (d *dealer) deal(l lane, from, to time.Duration, first, targets int) (fault
 			d.rnd.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
 			d.decks[l] = kinds
 		}
-		c := characterOf(d.decks[l][0])
+		c := traitsOf(d.decks[l][0])
 		d.decks[l] = d.decks[l][1:]
 		length := time.Duration((c.from + d.rnd.Float64()*(c.to-c.from)) * float64(d.ttl))
-		target := d.spare(c.kind, first+d.rnd.IntN(targets), first, targets)
-		faults = append(faults, fault{At: at, Kind: c.kind, Target: target, For: min(length, to-at), Seed: d.rnd.Uint64()})
+		on := d.spare(c.kind, first+d.rnd.IntN(targets), first, targets)
+		faults = append(faults, fault{At: at, Kind: c.kind, Target: on, For: min(length, to-at), Seed: d.rnd.Uint64()})
 		at += length + d.rest + 100*time.Millisecond + d.upTo(500*time.Millisecond)
 	}
 	return faults

@@ -14,8 +14,8 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// script is a round that is always the same, for what ends the truth that the other rounds are judged by:
-// etcd goes back. It judges as it goes.
+// script is a fixed scenario that checks as it goes. Scripts cover what rounds cannot: when
+// etcd goes back in time, there is no ground truth to check a history against.
 type script struct {
 	ttl  time.Duration
 	play func(*stage, context.Context) error
@@ -28,19 +28,19 @@ var scripts = map[string]script{
 	"dead-connections": {2 * time.Second, (*stage).deadConnections},
 }
 
-// What scripts ask for.
+// The invariants of scripts.
 const (
-	showsWhatIsSo    = "observers show what is so after etcd has gone back"
-	nothingBlocks    = "nothing blocks a name that nobody holds after etcd has gone back"
-	forgottenIsLost  = "a hold that etcd has forgotten is lost"
-	endsWithThePast  = "a session that has seen a later revision than etcd has ends"
-	backFromTheDead  = "what a dead connection took is back in time"
-	goesWhenGivenUp  = "what is given up goes"
-	noTwoHold        = "no two holds are certain at once"
+	showsCurrent     = "observers show the current state after etcd went back in time"
+	noStaleEntry     = "no stale entry blocks a free name after etcd went back in time"
+	missingIsLost    = "a hold that etcd no longer has is lost"
+	endsWhenBehind   = "a session ends when etcd is behind a revision it has seen"
+	recovers         = "a client recovers from dead connections in time"
+	leavesNoEntry    = "failed calls and releases leave no entry behind"
+	oneHolder        = "no two holds are certain at once"
 	reconnectionTime = 15 * time.Second
 )
 
-var scripted = []string{showsWhatIsSo, nothingBlocks, forgottenIsLost, endsWithThePast, backFromTheDead}
+var scripted = []string{showsCurrent, noStaleEntry, missingIsLost, endsWhenBehind, recovers}
 
 func checkScript(name string) error {
 	if _, exists := scripts[name]; name != "" && !exists {
@@ -49,7 +49,7 @@ func checkScript(name string) error {
 	return nil
 }
 
-// perform plays a script and reports what it has found.
+// perform runs the script and returns the violations that it found.
 func (p script) perform(ctx context.Context, w io.Writer, program, dir string) ([]violation, error) {
 	s, err := newStage(ctx, program, dir, p.ttl)
 	if err != nil {
@@ -59,20 +59,20 @@ func (p script) perform(ctx context.Context, w io.Writer, program, dir string) (
 	if err := p.play(s, ctx); err != nil {
 		return nil, err
 	}
-	explain(w, &history{began: s.began}, s.found)
+	writeViolations(w, &history{began: s.began}, s.found)
 	return s.found, nil
 }
 
-// givenUp: calls are given up at various moments while they wait. The TTL is long: else the next audit of the lease
-// would remove what they have left before anybody notices.
+// givenUp cancels calls at various moments while they wait. The TTL is long, so that the
+// next audit of the lease does not hide what they left by removing it.
 func (s *stage) givenUp(ctx context.Context) error {
 	const names, bound = 20, 5 * time.Second
 	var held []*locker.Lock
-	holder, err := s.enter(s.cluster.Endpoints())
+	holder, err := s.openClient(s.cluster.Endpoints())
 	if err != nil {
 		return err
 	}
-	defer s.exit(holder, false)
+	defer s.closeClient(holder, false)
 	for i := range names {
 		h, err := holder.Lock(ctx, (target{}).name(i), "")
 		if err != nil {
@@ -80,12 +80,12 @@ func (s *stage) givenUp(ctx context.Context) error {
 		}
 		held = append(held, h)
 	}
-	impatient, err := s.enter(s.cluster.Endpoints())
+	waiter, err := s.openClient(s.cluster.Endpoints())
 	if err != nil {
 		return err
 	}
-	defer s.exit(impatient, false)
-	if _, err := impatient.Lock(ctx, "own", ""); err != nil { // so that it has a session
+	defer s.closeClient(waiter, false)
+	if _, err := waiter.Lock(ctx, "own", ""); err != nil { // opens its session
 		return err
 	}
 	var calls sync.WaitGroup
@@ -93,8 +93,8 @@ func (s *stage) givenUp(ctx context.Context) error {
 		calls.Go(func() {
 			waiting, cancel := context.WithTimeout(ctx, time.Duration(i)*10*time.Millisecond)
 			defer cancel()
-			if _, err := impatient.Lock(waiting, h.Name(), ""); err == nil {
-				s.violated(noTwoHold, "%s was locked twice", h.Name())
+			if _, err := waiter.Lock(waiting, h.Name(), ""); err == nil {
+				s.violated(oneHolder, "%s was locked twice", h.Name())
 			}
 		})
 	}
@@ -104,10 +104,10 @@ func (s *stage) givenUp(ctx context.Context) error {
 			waiting, cancel := context.WithTimeout(ctx, bound)
 			defer cancel()
 			if err := h.Unlock(waiting); err != nil {
-				s.violated(goesWhenGivenUp, "unlock %s: %v", h.Name(), err)
+				s.violated(leavesNoEntry, "unlock %s: %v", h.Name(), err)
 			}
 			if _, err := holder.Lock(waiting, h.Name(), ""); err != nil {
-				s.violated(goesWhenGivenUp, "nobody wants %s any more, and nobody gets it: %v", h.Name(), err)
+				s.violated(leavesNoEntry, "%s is free, but cannot be locked: %v", h.Name(), err)
 			}
 		})
 	}
@@ -115,9 +115,9 @@ func (s *stage) givenUp(ctx context.Context) error {
 	return nil
 }
 
-// empty: etcd comes back empty while observers are cut off. When they see it again, another client holds
-// the name, and its entry has the revisions of the one that they know; then it is at a smaller revision
-// than the one that they know; and then nobody holds.
+// empty restarts etcd without its data, several times, while observers are cut off. They
+// reconnect to find first another holder whose entry has the same revisions as the one they
+// know, then a smaller revision, and finally a free name.
 func (s *stage) empty(ctx context.Context) error {
 	const name = "n"
 	o, err := s.observe(ctx, s.proxy.Endpoints(), name)
@@ -127,13 +127,13 @@ func (s *stage) empty(ctx context.Context) error {
 	defer o.end(s)
 	tokens := make(map[int64]bool)
 	for _, act := range []struct {
-		value string // of the holder; nobody holds if empty
-		pass  int64  // the revision until which others write afterwards
+		value string // of the holder; if empty, the name stays free
+		pass  int64  // the revision past which others write afterwards
 	}{{value: "a"}, {value: "b", pass: 100}, {value: "c"}, {}} {
-		var holder actor
+		var holder scriptClient
 		var want locker.Holder
 		if act.value != "" {
-			if holder, err = s.enter(s.cluster.Endpoints()); err != nil {
+			if holder, err = s.openClient(s.cluster.Endpoints()); err != nil {
 				return err
 			}
 			if _, err := holder.Lock(ctx, name, act.value); err != nil {
@@ -144,52 +144,54 @@ func (s *stage) empty(ctx context.Context) error {
 			}
 			tokens[want.Token] = true
 		}
-		if err := s.pass(ctx, act.pass); err != nil {
+		if err := s.advancePast(ctx, act.pass); err != nil {
 			return err
 		}
 		s.proxy.Heal()
-		if err := s.look(ctx, o, name, want); err != nil {
+		if err := s.expectShown(ctx, o, name, want); err != nil {
 			return err
 		}
 		s.proxy.Cut()
 		if act.value != "" {
-			s.exit(holder, true)
+			s.closeClient(holder, true)
 		}
-		if err := s.comeBack(ctx, ""); err != nil {
+		if err := s.restartWith(ctx, ""); err != nil {
 			return err
 		}
 	}
 	if len(tokens) != 1 {
-		return fmt.Errorf("the holders have not had the same token: %v", tokens)
+		return fmt.Errorf("want the same token for all holders, got %v", tokens)
 	}
 	return nil
 }
 
-// look asks whether an observer shows in time who holds, and the revision of the cluster.
-func (s *stage) look(ctx context.Context, o *observer, name string, want locker.Holder) error {
+// expectShown checks that an observer shows the holder and the revision of the cluster in time.
+func (s *stage) expectShown(ctx context.Context, o *observer, name string, want locker.Holder) error {
 	by := now().add(2 * s.ttl)
-	if !in(ctx, by.since(now()), func() bool { return len(o.wrong(name, want)) == 0 }) {
-		s.violated(showsWhatIsSo, "%s is held by %+v; %s", name, want, strings.Join(o.wrong(name, want), "; "))
+	if !eventually(ctx, by.since(now()), func() bool { return len(o.wrong(name, want)) == 0 }) {
+		s.violated(showsCurrent, "%s is held by %+v; %s", name, want, strings.Join(o.wrong(name, want), "; "))
 	}
 	revision, err := s.revision(ctx)
-	if err == nil && !in(ctx, by.since(now()), func() bool { return o.cache.Revision() == revision }) {
-		s.violated(showsWhatIsSo, "the cluster is at revision %d, the Cache at %d", revision, o.cache.Revision())
+	if err == nil && !eventually(ctx, by.since(now()), func() bool { return o.cache.Revision() == revision }) {
+		s.violated(showsCurrent, "the cluster is at revision %d, but the Cache is at %d", revision, o.cache.Revision())
 	}
 	return err
 }
 
-// restore: a backup is restored under a client that has changed things since; and then once more under one
-// that is cut off until others have written so much that it cannot tell by the revision.
+// restore restores a backup under a client that has released and locked names since. It
+// does so again with a client that is cut off until others have written so much that the
+// revision no longer reveals it.
 func (s *stage) restore(ctx context.Context) error {
 	return errors.Join(s.restored(ctx, false), s.restored(ctx, true))
 }
 
+// restored restores a backup. A blind client cannot detect that by the revision.
 func (s *stage) restored(ctx context.Context, blind bool) error {
-	a, err := s.enter(s.proxy.Endpoints())
+	a, err := s.openClient(s.proxy.Endpoints())
 	if err != nil {
 		return err
 	}
-	defer s.exit(a, false)
+	defer s.closeClient(a, false)
 	held := make(map[string]*locker.Lock)
 	for _, name := range []string{"kept", "removed", "again"} {
 		if held[name], err = a.Lock(ctx, name, "before"); err != nil {
@@ -216,38 +218,38 @@ func (s *stage) restored(ctx context.Context, blind bool) error {
 		s.proxy.Cut()
 		defer s.proxy.Heal()
 	}
-	if err := s.comeBack(ctx, backup); err != nil {
+	if err := s.restartWith(ctx, backup); err != nil {
 		return err
 	}
 	if blind {
-		if err := s.pass(ctx, seen+10); err != nil {
+		if err := s.advancePast(ctx, seen+10); err != nil {
 			return err
 		}
 		s.proxy.Heal()
 	}
-	// Nobody writes before it has had the time to tell.
-	if !blind && !in(ctx, s.ttl, func() bool { return held["kept"].Err() != nil }) {
-		s.violated(endsWithThePast, "a hold is said to last of a session that has seen revision %d", seen)
+	// No later write moves the revision until the client has had time to detect it.
+	if !blind && !eventually(ctx, s.ttl, func() bool { return held["kept"].Err() != nil }) {
+		s.violated(endsWhenBehind, "a hold of a session that has seen revision %d did not end", seen)
 	}
-	b, err := s.enter(s.cluster.Endpoints())
+	b, err := s.openClient(s.cluster.Endpoints())
 	if err != nil {
 		return err
 	}
-	defer s.exit(b, false)
-	what := fmt.Sprintf("restored under a client that can tell by the revision: %v", !blind)
+	defer s.closeClient(b, false)
+	what := fmt.Sprintf("restored under a client that can detect it by the revision: %v", !blind)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, name := range []string{"removed", "again"} {
-		wg.Go(func() { s.get(ctx, b, name, what) })
+		wg.Go(func() { s.lockFree(ctx, b, name, what) })
 	}
-	if !in(ctx, s.ttl, func() bool { return held["again"].Err() != nil }) {
-		s.violated(forgottenIsLost, "%s; the hold with token %d is said to last, and etcd has an older entry with its key", what, held["again"].Token())
+	if !eventually(ctx, s.ttl, func() bool { return held["again"].Err() != nil }) {
+		s.violated(missingIsLost, "%s; the hold with token %d did not end, though etcd has an older entry with its key", what, held["again"].Token())
 	}
 	return nil
 }
 
-// get lets a client lock a name that nobody holds.
-func (s *stage) get(ctx context.Context, b actor, name, what string) {
+// lockFree makes a client lock a name that is free.
+func (s *stage) lockFree(ctx context.Context, b scriptClient, name, what string) {
 	waiting, cancel := context.WithTimeout(ctx, 2*s.ttl)
 	defer cancel()
 	held, err := b.Lock(waiting, name, "another")
@@ -255,11 +257,11 @@ func (s *stage) get(ctx context.Context, b actor, name, what string) {
 		err = held.Unlock(waiting)
 	}
 	if err != nil {
-		s.violated(nothingBlocks, "%s; nobody holds %s, and nobody gets it: %v", what, name, err)
+		s.violated(noStaleEntry, "%s; %s is free, but cannot be locked: %v", what, name, err)
 	}
 }
 
-// deadConnections: no packet passes any more over the connections of a client, and nobody resets them.
+// deadConnections drops all packets on the connections of a client, without resetting them.
 func (s *stage) deadConnections(ctx context.Context) error {
 	const name = "n"
 	o, err := s.observe(ctx, s.proxy.Endpoints(), name)
@@ -267,11 +269,11 @@ func (s *stage) deadConnections(ctx context.Context) error {
 		return err
 	}
 	defer o.end(s)
-	b, err := s.enter(s.cluster.Endpoints())
+	b, err := s.openClient(s.cluster.Endpoints())
 	if err != nil {
 		return err
 	}
-	defer s.exit(b, false)
+	defer s.closeClient(b, false)
 	s.proxy.FreezeConnections()
 	defer s.proxy.Heal()
 	if _, err := b.Lock(ctx, name, "another"); err != nil {
@@ -285,10 +287,10 @@ func (s *stage) deadConnections(ctx context.Context) error {
 	calling, cancel := context.WithTimeout(ctx, reconnectionTime)
 	defer cancel()
 	if _, err := o.Lock(calling, "own", ""); err != nil {
-		s.violated(backFromTheDead, "nobody holds a name, and this client does not get it: %v", err)
+		s.violated(recovers, "a free name cannot be locked: %v", err)
 	}
-	if !in(ctx, by.since(now()), func() bool { return len(o.wrong(name, want)) == 0 }) {
-		s.violated(backFromTheDead, "%s is held by %+v; %s", name, want, strings.Join(o.wrong(name, want), "; "))
+	if !eventually(ctx, by.since(now()), func() bool { return len(o.wrong(name, want)) == 0 }) {
+		s.violated(recovers, "%s is held by %+v; %s", name, want, strings.Join(o.wrong(name, want), "; "))
 	}
 	return nil
 }

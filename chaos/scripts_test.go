@@ -9,7 +9,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-func TestLockerKeepsItsPromisesInEachScript(t *testing.T) {
+func TestScript_LockerKeepsItsGuarantees(t *testing.T) {
 	t.Parallel()
 	for name, p := range scripts {
 		t.Run(name, func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestLockerKeepsItsPromisesInEachScript(t *testing.T) {
 	}
 }
 
-func TestAScriptThatDoesNotExistIsRefused(t *testing.T) {
+func TestFlags_AnUnknownScriptIsRefused(t *testing.T) {
 	t.Parallel()
 	if _, err := parse([]string{"-script", "flood"}); err == nil || !strings.Contains(err.Error(), `"flood"`) {
 		t.Errorf("got %v", err)

@@ -16,13 +16,13 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// stage is where a script plays: one member, whose data may be taken away or replaced, and clients in this
-// process.
+// stage is what a script runs on: a cluster of one member, whose data may be removed or
+// replaced, and clients in this process.
 type stage struct {
 	ttl     time.Duration
 	dir     string
 	cluster *etcdproc.Cluster
-	proxy   *embedtest.Proxy // for those that are not to see everything
+	proxy   *embedtest.Proxy // for clients that are to be cut off
 	etcd    *clientv3.Client // of the script itself
 	began   instant
 	leaving sync.WaitGroup
@@ -69,16 +69,16 @@ func (s *stage) close() {
 	}
 }
 
-// violated notes a promise that was broken.
-func (s *stage) violated(promise, format string, args ...any) {
+// violated records a violation of an invariant.
+func (s *stage) violated(name, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.found = append(s.found, violation{Invariant: promise, At: now(), Text: fmt.Sprintf(format, args...)})
+	s.found = append(s.found, violation{Invariant: name, At: now(), Text: fmt.Sprintf(format, args...)})
 }
 
 func (s *stage) data() string { return filepath.Join(s.dir, "m0") }
 
-// backUp copies what etcd has.
+// backUp stops the member, copies its data, and restarts it.
 func (s *stage) backUp(ctx context.Context) (backup string, err error) {
 	backup = filepath.Join(s.dir, "backup")
 	s.cluster.Member(0).Kill()
@@ -86,8 +86,8 @@ func (s *stage) backUp(ctx context.Context) (backup string, err error) {
 	return backup, errors.Join(err, s.cluster.Member(0).Restart(ctx))
 }
 
-// comeBack lets etcd come back with a backup, or with nothing.
-func (s *stage) comeBack(ctx context.Context, backup string) error {
+// restartWith restarts the member with the data of a backup, or with no data if it is empty.
+func (s *stage) restartWith(ctx context.Context, backup string) error {
 	s.cluster.Member(0).Kill()
 	err := errors.Join(os.RemoveAll(s.data()), os.Mkdir(s.data(), 0o700))
 	if backup != "" {
@@ -96,10 +96,10 @@ func (s *stage) comeBack(ctx context.Context, backup string) error {
 	return errors.Join(err, s.cluster.Member(0).Restart(ctx))
 }
 
-// revision reads the revision of the cluster.
+// revision returns the revision of the cluster.
 func (s *stage) revision(ctx context.Context) (revision int64, err error) {
-	err = s.insist(ctx, func(ctx context.Context) error {
-		resp, err := s.etcd.Get(ctx, everything)
+	err = s.retry(ctx, func(ctx context.Context) error {
+		resp, err := s.etcd.Get(ctx, rootPrefix)
 		if err == nil {
 			revision = resp.Header.Revision
 		}
@@ -108,11 +108,11 @@ func (s *stage) revision(ctx context.Context) (revision int64, err error) {
 	return revision, err
 }
 
-// pass writes until the cluster has passed a revision.
-func (s *stage) pass(ctx context.Context, revision int64) error {
+// advancePast writes until the cluster is past a revision.
+func (s *stage) advancePast(ctx context.Context, revision int64) error {
 	for at := int64(0); at <= revision; {
-		err := s.insist(ctx, func(ctx context.Context) error {
-			resp, err := s.etcd.Put(ctx, everything+"pass", "")
+		err := s.retry(ctx, func(ctx context.Context) error {
+			resp, err := s.etcd.Put(ctx, rootPrefix+"pass", "")
 			if err == nil {
 				at = resp.Header.Revision
 			}
@@ -125,31 +125,31 @@ func (s *stage) pass(ctx context.Context, revision int64) error {
 	return nil
 }
 
-func (s *stage) insist(ctx context.Context, do func(context.Context) error) error {
-	return (&scene{}).insist(ctx, do)
+func (s *stage) retry(ctx context.Context, do func(context.Context) error) error {
+	return (&scene{}).retry(ctx, do)
 }
 
-// actor is a client.
-type actor struct {
+// scriptClient is a client of Locker with its own connection.
+type scriptClient struct {
 	*locker.Client
 	etcd *clientv3.Client
 }
 
-// enter brings a client onto the stage, straight to etcd or through the proxy.
-func (s *stage) enter(endpoints []string) (actor, error) {
+// openClient opens a client of the endpoints, which are those of etcd or of the proxy.
+func (s *stage) openClient(endpoints []string) (scriptClient, error) {
 	etcd, err := connect(endpoints)
 	if err != nil {
-		return actor{}, err
+		return scriptClient{}, err
 	}
 	c, err := locker.New(etcd, locker.WithPrefix(lockPrefix), locker.WithTTL(s.ttl))
 	if err != nil {
-		return actor{}, errors.Join(err, etcd.Close())
+		return scriptClient{}, errors.Join(err, etcd.Close())
 	}
-	return actor{c, etcd}, nil
+	return scriptClient{c, etcd}, nil
 }
 
-// exit lets a client go, and does not wait for it. One that vanishes leaves in etcd what it has there.
-func (s *stage) exit(a actor, vanishes bool) {
+// closeClient closes a client in the background. One that vanishes leaves its entries in etcd.
+func (s *stage) closeClient(a scriptClient, vanishes bool) {
 	if vanishes {
 		_ = a.etcd.Close()
 	}
@@ -159,39 +159,39 @@ func (s *stage) exit(a actor, vanishes bool) {
 	})
 }
 
-// in reports whether something comes true in that time.
-func in(ctx context.Context, d time.Duration, true func() bool) bool {
+// eventually reports whether a condition becomes true within d.
+func eventually(ctx context.Context, d time.Duration, cond func() bool) bool {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	for !true() {
+	for !cond() {
 		if pause(ctx, 20*time.Millisecond) != nil {
-			return true()
+			return cond()
 		}
 	}
-	return ctx.Err() == nil || true()
+	return ctx.Err() == nil || cond()
 }
 
-// observer shows who holds a name, in each way that there is.
+// observer observes a name with Watch, WatchPrefix and a Cache.
 type observer struct {
-	actor
+	scriptClient
 	cache *locker.Cache
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 
-	mu     sync.Mutex // guards what follows
-	states map[string]locker.State
-	ended  []string // watches, with why
+	mu     sync.Mutex              // guards what follows
+	states map[string]locker.State // by kind of watch
+	ended  []string                // watches that ended, and why
 }
 
 // observe opens an observer of a name. The caller must call end.
 func (s *stage) observe(ctx context.Context, endpoints []string, name string) (*observer, error) {
-	a, err := s.enter(endpoints)
+	a, err := s.openClient(endpoints)
 	if err != nil {
 		return nil, err
 	}
-	o := &observer{actor: a, states: make(map[string]locker.State)}
+	o := &observer{scriptClient: a, states: make(map[string]locker.State)}
 	if o.cache, err = a.NewCache(ctx, ""); err != nil {
-		s.exit(a, false)
+		s.closeClient(a, false)
 		return nil, err
 	}
 	var watching context.Context
@@ -201,10 +201,10 @@ func (s *stage) observe(ctx context.Context, endpoints []string, name string) (*
 		"WatchPrefix": a.WatchPrefix(watching, name),
 	} {
 		o.wg.Go(func() {
-			for state, err := range states {
+			for s, err := range states {
 				o.mu.Lock()
 				if err == nil {
-					o.states[what] = state
+					o.states[what] = s
 				} else if watching.Err() == nil {
 					o.ended = append(o.ended, fmt.Sprintf("%s ended: %v", what, err))
 				}
@@ -219,16 +219,16 @@ func (o *observer) end(s *stage) {
 	o.stop()
 	o.wg.Wait()
 	o.cache.Close()
-	s.exit(o.actor, false)
+	s.closeClient(o.scriptClient, false)
 }
 
-// wrong returns what does not show that the name is held so; a zero Holder is nobody.
+// wrong returns what shows another holder than want, which is zero if the name is free.
 func (o *observer) wrong(name string, want locker.Holder) (all []string) {
 	shown := make(map[string]locker.Holder)
 	shown["Cache"], _ = o.cache.Get(name)
 	o.mu.Lock()
-	for what, state := range o.states {
-		if shown[what] = state.Holder; !state.Held {
+	for what, s := range o.states {
+		if shown[what] = s.Holder; !s.Held {
 			shown[what] = locker.Holder{}
 		}
 	}

@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// Where a round keeps its things in etcd.
+// Prefixes of the keys in etcd. All keys are below rootPrefix.
 const (
-	everything = "chaos/"
+	rootPrefix = "chaos/"
 	lockPrefix = "chaos/locks/"
 	setPrefix  = "chaos/set/"
 	fillPrefix = "chaos/fill/"
 )
 
-// change is what one revision changed, and when the harness was told.
+// change is what one revision changed, and when the watch reported it.
 type change struct {
 	Revision int64   `json:"rev"`
 	At       instant `json:"at"`
@@ -28,43 +28,43 @@ type change struct {
 type event struct {
 	Key     string `json:"k"`
 	Deleted bool   `json:"d,omitempty"`
-	Created int64  `json:"c,omitempty"` // revision
+	Created int64  `json:"c,omitempty"` // create revision
 	Lease   int64  `json:"l,omitempty"`
 	Value   string `json:"v,omitempty"`
 }
 
-// tick says: the cluster was asked for its revision at Sent and had answered at Got.
+// tick is a read of the cluster's revision, sent at Sent and answered by Got.
 type tick struct {
 	Sent, Got instant
 	Revision  int64
 }
 
-// truth is what was so in etcd, by its own account.
+// truth is the ground truth: what happened in etcd, as its watch reported it.
 type truth struct {
 	changes []change // by revision
 	ticks   []tick   // by time
 
-	entries map[string][]*entry  // by name, in the order of their creation
+	entries map[string][]*entry  // by name, in order of creation
 	heads   map[string][]*entry  // by name, those that became the head, in that order
-	set     map[string][]element // what was put into the guarded set, by who put it
+	set     map[string][]element // puts into the guarded set, by call
 }
 
-// entry is the life of one entry in a queue. Revisions are 0 for what has not happened.
+// entry is an entry in a queue. Revisions are 0 for what has not happened.
 type entry struct {
-	Name, Key, Who         string
+	Name, Key, Owner       string
 	Lease                  int64
 	Created, Head, Deleted int64
-	Revoked                bool // it went with its lease
+	Revoked                bool // deleted because its lease expired or was revoked
 }
 
-// shared reports whether the entry is of several calls of one process, which pass the hold on among
-// themselves: its value names the process then, not a call.
-func (e *entry) shared() bool { return e.Lease != 0 && !strings.Contains(e.Who, "#") }
+// shared reports whether several calls of one process share the entry and pass the hold on.
+// Its value then names the process instead of a call.
+func (e *entry) shared() bool { return e.Lease != 0 && !strings.Contains(e.Owner, "#") }
 
-// of reports whether the entry is of that call, or may be.
-func (e *entry) of(c call) bool { return e.Who == c.who() || e.shared() && e.Who == c.Process }
+// of reports whether the entry may belong to the call.
+func (e *entry) of(c call) bool { return e.Owner == c.ref() || e.shared() && e.Owner == c.Process }
 
-// over is the revision from which on the entry is not there.
+// over is the first revision without the entry.
 func (e *entry) over() int64 {
 	if e.Deleted == 0 {
 		return math.MaxInt64
@@ -72,27 +72,27 @@ func (e *entry) over() int64 {
 	return e.Deleted
 }
 
-// element is that an element of the guarded set was put: under which token, and when.
+// element is a put into the guarded set, and the token under which it was made.
 type element struct {
 	Name            string
 	Token, Revision int64
 }
 
-// newTruth works out the lives of the entries. Within one revision entries may go and others come.
+// newTruth replays the changes. One revision may delete entries and create others.
 func newTruth(changes []change, ticks []tick) *truth {
 	t := &truth{changes: changes, ticks: ticks, entries: make(map[string][]*entry), heads: make(map[string][]*entry), set: make(map[string][]element)}
-	queues := make(map[string][]*entry) // by name, those that are there
-	leases := newLeases(changes)
+	queues := make(map[string][]*entry) // current entries, by name
+	leases := newLeaseTracker(changes)
 	for _, c := range changes {
-		over := leases.goneWith(c)
+		revoked := leases.revokedBy(c)
 		touched := make(map[string]bool)
 		for _, ev := range c.Events {
-			if name, who, isElement := elementOf(ev.Key); isElement && !ev.Deleted {
-				token, _ := strconv.ParseInt(ev.Value, 10, 64) // 0 is nobody's token
-				t.set[who] = append(t.set[who], element{name, token, c.Revision})
+			if name, ref, isElement := elementOf(ev.Key); isElement && !ev.Deleted {
+				token, _ := strconv.ParseInt(ev.Value, 10, 64) // 0 is no valid token
+				t.set[ref] = append(t.set[ref], element{name, token, c.Revision})
 			} else if name, isEntry := nameOf(ev.Key); isEntry {
 				touched[name] = true
-				queues[name] = t.take(queues[name], name, c.Revision, ev, over)
+				queues[name] = t.take(queues[name], name, c.Revision, ev, revoked)
 			}
 		}
 		for name := range touched {
@@ -105,15 +105,15 @@ func newTruth(changes []change, ticks []tick) *truth {
 	return t
 }
 
-// leases are those of sessions, with the keys that are there of them: entries and records.
-type leases struct {
-	of   map[string]int64          // by key
+// leaseTracker tracks the leases of sessions and their keys: entries and records.
+type leaseTracker struct {
+	of   map[string]int64          // lease by key
 	keys map[int64]map[string]bool // by lease
 	last map[int64]int64           // revision of the last put, by lease
 }
 
-func newLeases(changes []change) *leases {
-	l := &leases{of: make(map[string]int64), keys: make(map[int64]map[string]bool), last: make(map[int64]int64)}
+func newLeaseTracker(changes []change) *leaseTracker {
+	l := &leaseTracker{of: make(map[string]int64), keys: make(map[int64]map[string]bool), last: make(map[int64]int64)}
 	for _, c := range changes {
 		for _, ev := range c.Events {
 			if !ev.Deleted && strings.HasPrefix(ev.Key, lockPrefix) {
@@ -124,11 +124,11 @@ func newLeases(changes []change) *leases {
 	return l
 }
 
-// goneWith takes a change in, and returns the leases that went with it: those whose records did, or, if the
-// record was not there (for a moment, to settle what became of a put), those that lost all they had at that
-// revision and were not heard of again. etcd revokes a lease in a revision of its own.
-func (l *leases) goneWith(c change) map[int64]bool {
-	over, emptied, onlyDeletes := make(map[int64]bool), make(map[int64]bool), true
+// revokedBy applies a change and returns the leases that it revoked: those whose records it
+// deleted, or, while a session has deleted its record to resolve a put in doubt, those that
+// lost all their keys and got none later. etcd revokes each lease in its own revision.
+func (l *leaseTracker) revokedBy(c change) map[int64]bool {
+	revoked, emptied, onlyDeletes := make(map[int64]bool), make(map[int64]bool), true
 	for _, ev := range c.Events {
 		switch {
 		case !strings.HasPrefix(ev.Key, lockPrefix):
@@ -144,30 +144,29 @@ func (l *leases) goneWith(c change) map[int64]bool {
 			lease := l.of[ev.Key]
 			delete(l.keys[lease], ev.Key)
 			emptied[lease] = len(l.keys[lease]) == 0
-			over[lease] = over[lease] || strings.HasPrefix(ev.Key, lockPrefix+"/")
+			revoked[lease] = revoked[lease] || strings.HasPrefix(ev.Key, lockPrefix+"/")
 		}
 	}
 	for lease, empty := range emptied {
 		if onlyDeletes && len(emptied) == 1 && empty && lease != 0 && l.last[lease] < c.Revision {
-			over[lease] = true
+			revoked[lease] = true
 		}
 	}
-	return over
+	return revoked
 }
 
-// take applies one event to a queue, whose oldest entry stays the first; over are the leases that went at
-// the same revision.
-func (t *truth) take(queue []*entry, name string, revision int64, ev event, over map[int64]bool) []*entry {
+// take applies an event of a revision that also revoked leases to a queue, oldest entry first.
+func (t *truth) take(queue []*entry, name string, revision int64, ev event, revoked map[int64]bool) []*entry {
 	i := slices.IndexFunc(queue, func(e *entry) bool { return e.Key == ev.Key })
 	switch {
 	case ev.Deleted && i >= 0:
-		queue[i].Deleted, queue[i].Revoked = revision, over[queue[i].Lease]
+		queue[i].Deleted, queue[i].Revoked = revision, revoked[queue[i].Lease]
 		return slices.Delete(queue, i, i+1)
 	case !ev.Deleted && i >= 0 && queue[i].Created == ev.Created:
-		return queue // its value has changed
+		return queue // only its value has changed
 	case !ev.Deleted:
-		who, _, _ := strings.Cut(ev.Value, "+")
-		e := &entry{Name: name, Key: ev.Key, Who: who, Lease: ev.Lease, Created: ev.Created}
+		ref, _, _ := strings.Cut(ev.Value, "+")
+		e := &entry{Name: name, Key: ev.Key, Owner: ref, Lease: ev.Lease, Created: ev.Created}
 		t.entries[name] = append(t.entries[name], e)
 		queue = append(queue, e)
 		slices.SortFunc(queue, func(a, b *entry) int { return cmp.Compare(a.Created, b.Created) })
@@ -175,8 +174,8 @@ func (t *truth) take(queue []*entry, name string, revision int64, ev event, over
 	return queue
 }
 
-// nameOf returns the name whose queue has the entry. Records of sessions stand in that of the empty
-// name and are no entries.
+// nameOf returns the name of the queue that an entry belongs to. Records of sessions, whose
+// name is empty, are no entries.
 func nameOf(key string) (string, bool) {
 	rest, isLock := strings.CutPrefix(key, lockPrefix)
 	escaped, member, both := strings.Cut(rest, "/")
@@ -187,16 +186,16 @@ func nameOf(key string) (string, bool) {
 	return name, err == nil
 }
 
-func elementOf(key string) (name, who string, isElement bool) {
+func elementOf(key string) (name, ref string, isElement bool) {
 	rest, isElement := strings.CutPrefix(key, setPrefix)
-	escaped, who, both := strings.Cut(rest, "/")
+	escaped, ref, both := strings.Cut(rest, "/")
 	name, err := url.PathUnescape(escaped)
-	return name, who, isElement && both && err == nil
+	return name, ref, isElement && both && err == nil
 }
 
-func elementKey(name, who string) string { return setPrefix + url.PathEscape(name) + "/" + who }
+func elementKey(name, ref string) string { return setPrefix + url.PathEscape(name) + "/" + ref }
 
-// entry returns the entry of a name with that create revision, nil if there was none.
+// entry returns the entry of a name with a create revision, or nil.
 func (t *truth) entry(name string, created int64) *entry {
 	all := t.entries[name]
 	i, found := slices.BinarySearchFunc(all, created, func(e *entry, created int64) int { return cmp.Compare(e.Created, created) })
@@ -206,7 +205,7 @@ func (t *truth) entry(name string, created int64) *entry {
 	return all[i]
 }
 
-// headAt returns who was the head of a queue at a revision, nil if nobody was.
+// headAt returns the head of a queue at a revision, or nil.
 func (t *truth) headAt(name string, revision int64) *entry {
 	heads := t.heads[name]
 	i, _ := slices.BinarySearchFunc(heads, revision+1, func(e *entry, revision int64) int { return cmp.Compare(e.Head, revision) })
@@ -216,8 +215,8 @@ func (t *truth) headAt(name string, revision int64) *entry {
 	return heads[i-1]
 }
 
-// by returns a time at which the revision was there for certain: what happened after it happened
-// after the revision.
+// by returns a time at which the revision certainly existed: whatever happened after that
+// time happened after the revision.
 func (t *truth) by(revision int64) instant {
 	at := instant(math.MaxInt64)
 	i, _ := slices.BinarySearchFunc(t.changes, revision, func(c change, revision int64) int { return cmp.Compare(c.Revision, revision) })
@@ -231,7 +230,7 @@ func (t *truth) by(revision int64) instant {
 	return at
 }
 
-// notBefore returns a time at which the revision was not there yet for certain.
+// notBefore returns a time at which the revision certainly did not exist yet.
 func (t *truth) notBefore(revision int64) instant {
 	j, _ := slices.BinarySearchFunc(t.ticks, revision, func(k tick, revision int64) int { return cmp.Compare(k.Revision, revision) })
 	if j == 0 {
@@ -240,7 +239,7 @@ func (t *truth) notBefore(revision int64) instant {
 	return t.ticks[j-1].Sent
 }
 
-// readChanges reads what the watch has written.
+// readChanges reads what the witness wrote.
 func readChanges(path string) (changes []change, err error) {
 	err = eachLine(path, func(line []byte) error {
 		var c change

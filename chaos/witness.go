@@ -15,8 +15,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// witness sees all that happens in etcd, by one watch from the first revision, and keeps it in a file.
-// It also asks for the revision again and again, which tells when a revision was not there yet.
+// witness records everything that happens in etcd, by one watch from the first revision, in
+// a file. It also polls the revision, which shows when a revision did not exist yet.
 type witness struct {
 	etcd *clientv3.Client
 	stop context.CancelFunc
@@ -28,10 +28,10 @@ type witness struct {
 	err   error
 }
 
-// tickInterval is how exactly the time of a revision is known.
+// tickInterval is the interval of polls, and so the precision of the times of revisions.
 const tickInterval = 20 * time.Millisecond
 
-// newWitness starts to watch. The caller must call end.
+// newWitness starts the witness. The caller must call end.
 func newWitness(etcd *clientv3.Client, path string) (*witness, error) {
 	file, err := os.Create(path)
 	if err != nil {
@@ -43,7 +43,7 @@ func newWitness(etcd *clientv3.Client, path string) (*witness, error) {
 	w.wg.Go(func() {
 		w.fail(errors.Join(w.watch(ctx, file), file.Close()))
 	})
-	w.wg.Go(func() { w.ask(ctx) })
+	w.wg.Go(func() { w.pollRevision(ctx) })
 	return w, nil
 }
 
@@ -53,13 +53,13 @@ func (w *witness) fail(err error) {
 	w.err = errors.Join(w.err, err)
 }
 
-// watch writes each revision as a line.
+// watch writes a line for each revision.
 func (w *witness) watch(ctx context.Context, file *os.File) error {
 	out := bufio.NewWriter(file)
 	lines := json.NewEncoder(out)
-	for answer := range w.etcd.Watch(ctx, everything, clientv3.WithPrefix(), clientv3.WithRev(1)) {
+	for answer := range w.etcd.Watch(ctx, rootPrefix, clientv3.WithPrefix(), clientv3.WithRev(1)) {
 		if err := answer.Err(); err != nil {
-			return fmt.Errorf("watch of the truth: %w", err)
+			return fmt.Errorf("watch etcd: %w", err)
 		}
 		at := now()
 		for events := answer.Events; len(events) > 0; {
@@ -75,7 +75,7 @@ func (w *witness) watch(ctx context.Context, file *os.File) error {
 		}
 	}
 	if ctx.Err() == nil {
-		return errors.New("the watch of the truth ended")
+		return errors.New("the watch of etcd ended")
 	}
 	return out.Flush()
 }
@@ -88,19 +88,19 @@ func eventOf(ev *clientv3.Event) event {
 	return e
 }
 
-// ask keeps the answers that tell something: the last before a revision, and the first with it.
-func (w *witness) ask(ctx context.Context) {
-	pause := time.NewTicker(tickInterval)
-	defer pause.Stop()
+// pollRevision keeps, of the answers with the same revision, only the first and the last.
+func (w *witness) pollRevision(ctx context.Context) {
+	ticker := time.NewTicker(tickInterval)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-pause.C:
+		case <-ticker.C:
 		}
 		sent := now()
-		asked, cancel := context.WithTimeout(ctx, time.Second)
-		resp, err := w.etcd.Get(asked, everything, clientv3.WithCountOnly())
+		asking, cancel := context.WithTimeout(ctx, time.Second)
+		resp, err := w.etcd.Get(asking, rootPrefix, clientv3.WithCountOnly())
 		cancel()
 		if err != nil {
 			continue
@@ -116,23 +116,23 @@ func (w *witness) ask(ctx context.Context) {
 	}
 }
 
-// catchUp waits until the watch has told everything up to now, which a change marks.
+// catchUp writes a mark and waits until the watch has reported it.
 func (w *witness) catchUp(ctx context.Context) error {
-	resp, err := w.etcd.Put(ctx, everything+"mark", "")
+	resp, err := w.etcd.Put(ctx, rootPrefix+"mark", "")
 	if err != nil {
-		return fmt.Errorf("mark the end of the truth: %w", err)
+		return fmt.Errorf("write the mark: %w", err)
 	}
 	for w.seen.Load() < resp.Header.Revision {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the end of the truth: %w", ctx.Err())
+			return fmt.Errorf("wait for the watch to report the mark: %w", ctx.Err())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 	return nil
 }
 
-// end stops the witness, joins it, and returns the answers to its questions.
+// end stops the witness, waits for it, and returns the ticks.
 func (w *witness) end() ([]tick, error) {
 	w.stop()
 	w.wg.Wait()

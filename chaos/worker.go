@@ -14,8 +14,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// worker is a goroutine of a client process. It locks a name, does what the lock protects, gives it up,
-// and begins again.
+// worker is a goroutine of a client process that locks, uses and releases names in a loop.
 type worker struct {
 	target
 	*recorder
@@ -25,83 +24,83 @@ type worker struct {
 	rnd    *rand.Rand
 	number int
 
-	over    []finished // holds that have ended, to be looked at again
+	over    []heldLock // holds that have ended, to be used again
 	endings sync.WaitGroup
 }
 
-// finished is a hold that has ended, and the call that began it.
-type finished struct {
+// heldLock is a hold and the call that began it.
+type heldLock struct {
 	hold
 	began call
 }
 
-// run takes turns until ctx ends.
+// run locks names until ctx ends.
 func (w *worker) run(ctx context.Context) {
 	if w.Load == loadCrowd {
 		_ = pause(ctx, time.Duration(w.rnd.Int64N(int64(arrival))))
 	}
 	for ctx.Err() == nil {
-		w.turn(ctx)
+		w.lockOnce(ctx)
 	}
 	w.endings.Wait()
 }
 
-// value is that of the entry of a call. Only holds with the same value are shared.
+// value is the value with which a call locks. Only holds with the same value are shared.
 func (w *worker) value(c call) string {
 	if w.shares() {
 		return c.Process
 	}
-	return c.who()
+	return c.ref()
 }
 
-// sentinel reports whether the worker is one of those that hold posts, and for long.
-func (w *worker) sentinel() bool { return w.number <= 2 && w.Load == "" }
+// holdsLong reports whether the worker is one of the two that hold posts for a long time.
+func (w *worker) holdsLong() bool { return w.number <= 2 && w.Load == "" }
 
-// turn is one hold, or one that could not be had.
-func (w *worker) turn(ctx context.Context) {
-	w.lookBack(ctx)
+// lockOnce makes one attempt to lock a name, and uses and releases the hold.
+func (w *worker) lockOnce(ctx context.Context) {
+	w.useStale(ctx)
 	c := call{Op: opLock, Name: w.name(w.rnd.IntN(w.Names)), Worker: w.number}
-	if w.sentinel() {
+	if w.holdsLong() {
 		c.Name = w.post(w.rnd.IntN(4) / 3)
 	}
-	patience := 6 * w.TTL
+	timeout := 6 * w.TTL
 	switch w.rnd.IntN(20) {
 	case 0, 1:
 		c.Op = opTry
-	case 2, 3, 4: // gives up, mostly while it waits
-		patience = time.Duration(w.rnd.Int64N(int64(300 * time.Millisecond)))
+	case 2, 3, 4: // ends mostly while it waits
+		timeout = time.Duration(w.rnd.Int64N(int64(300 * time.Millisecond)))
 	}
-	c.By = now().add(patience)
+	c.By = now().add(timeout)
 	c = w.begin(c)
-	acquiring, cancel := context.WithTimeout(ctx, patience)
+	acquiring, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	h, err := w.locks.acquire(acquiring, c.Name, w.value(c), c.Op == opTry)
 	if ctx.Err() != nil {
-		c.By = min(c.By, now()) // it was told to stop
+		c.By = min(c.By, now()) // the process was asked to stop
 	}
 	if err != nil {
-		c.Outcome, c.Reason = failed, text(err)
+		c.Outcome, c.Reason = failed, errText(err)
 		w.end(c)
 		if !errors.Is(err, locker.ErrLocked) && !errors.Is(err, context.DeadlineExceeded) {
-			_ = pause(ctx, 50*time.Millisecond) // etcd refuses: do not hammer it
+			_ = pause(ctx, 50*time.Millisecond) // etcd refused: do not retry at once
 		}
 		return
 	}
 	c.Outcome, c.Token = ok, h.Token()
 	c = w.end(c)
-	w.endings.Go(func() { w.attend(c, h) })
+	w.endings.Go(func() { w.monitor(c, h) })
 	w.hold(ctx, c, h)
 }
 
-// attend looks at a hold again and again, whatever its holder is busy with, and notes its end. Each
-// hold ends, at the latest when everything is closed.
-func (w *worker) attend(began call, h hold) {
+// monitor calls Err of a hold again and again, whatever its worker does, and records its
+// end. Every hold ends, at the latest when the client is closed.
+func (w *worker) monitor(began call, h hold) {
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			w.look(began, h)
+			w.checkErr(began, h)
 			continue
 		case <-h.Context().Done():
 		}
@@ -112,37 +111,37 @@ func (w *worker) attend(began call, h hold) {
 	}
 }
 
-// hold does what the lock protects, for as long as it likes, and gives it up.
+// hold does what the lock protects, for a random time, and releases the hold.
 func (w *worker) hold(ctx context.Context, began call, h hold) {
-	w.look(began, h)
-	until := time.Now().Add(w.howLong())
+	w.checkErr(began, h)
+	end := time.Now().Add(w.holdDuration())
 	if w.rnd.IntN(2) == 0 {
 		w.commit(ctx, began, h)
 	}
 	if w.rnd.IntN(10) == 0 {
 		w.setValue(ctx, began, h)
 	}
-	if w.sentinel() || w.rnd.IntN(4) > 0 {
-		w.add(ctx, began, h, time.Until(until)/2)
+	if w.holdsLong() || w.rnd.IntN(4) > 0 {
+		w.add(ctx, began, h, time.Until(end)/2)
 	}
 	lasting, stop := context.WithCancel(ctx)
 	defer context.AfterFunc(h.Context(), stop)()
-	_ = pause(lasting, time.Until(until))
+	_ = pause(lasting, time.Until(end))
 	stop()
-	w.look(began, h)
+	w.checkErr(began, h)
 	w.unlock(began, h)
-	w.over = append(w.over, finished{h, began})
+	w.over = append(w.over, heldLock{h, began})
 	if len(w.over) > 4 {
 		w.over = w.over[1:]
 	}
 }
 
-// howLong draws the length of a hold: mostly short, now and then longer than the lease lives.
-func (w *worker) howLong() time.Duration {
+// holdDuration draws the duration of a hold: mostly short, sometimes longer than a TTL.
+func (w *worker) holdDuration() time.Duration {
 	switch n := w.rnd.IntN(100); {
 	case w.Load != "":
 		return 500*time.Millisecond + time.Duration(w.rnd.Int64N(int64(1500*time.Millisecond)))
-	case w.sentinel():
+	case w.holdsLong():
 		return w.Hold/8 + time.Duration(w.rnd.Int64N(int64(w.Hold)))
 	case n < 4:
 		return w.TTL/4 + time.Duration(w.rnd.Int64N(int64(w.TTL)))
@@ -153,13 +152,13 @@ func (w *worker) howLong() time.Duration {
 	}
 }
 
-// under returns a call that is made under a hold.
+// under returns a call that belongs to a hold.
 func under(began call, o op) call {
 	return call{Op: o, Name: began.Name, Hold: began.ID, Token: began.Token, Worker: began.Worker}
 }
 
-// look asks the hold whether it still is one.
-func (w *worker) look(began call, h hold) bool {
+// checkErr calls Err and records the result.
+func (w *worker) checkErr(began call, h hold) bool {
 	c := under(began, opErr)
 	c.Start = now()
 	err := h.Err()
@@ -171,20 +170,20 @@ func (w *worker) look(began call, h hold) bool {
 	return err == nil
 }
 
-// lookBack asks one of the holds that have ended, and tries to write with it.
-func (w *worker) lookBack(ctx context.Context) {
+// useStale sometimes calls Err of a hold that has ended, and tries a write guarded by it.
+func (w *worker) useStale(ctx context.Context) {
 	if len(w.over) == 0 || w.rnd.IntN(3) > 0 {
 		return
 	}
 	f := w.over[w.rnd.IntN(len(w.over))]
-	w.look(f.began, f.hold)
+	w.checkErr(f.began, f.hold)
 	c := w.begin(under(f.began, opStale))
 	wctx, cancel := context.WithTimeout(ctx, w.TTL)
 	defer cancel()
 	resp, err := w.etcd.Txn(wctx).If(f.Guard()...).Then(w.element(c)).Commit()
 	switch {
 	case err != nil:
-		c.Outcome, c.Reason = unsure, text(err)
+		c.Outcome, c.Reason = unsure, errText(err)
 	case resp.Succeeded:
 		c.Outcome, c.Value = ok, resp.Header.Revision
 	default:
@@ -193,9 +192,9 @@ func (w *worker) lookBack(ctx context.Context) {
 	w.end(c)
 }
 
-// element is the put of an element of the guarded set; its value says under which token.
+// element returns the put of an element of the guarded set, whose value is the token.
 func (w *worker) element(c call) clientv3.Op {
-	return clientv3.OpPut(elementKey(c.Name, c.who()), strconv.FormatInt(c.Token, 10))
+	return clientv3.OpPut(elementKey(c.Name, c.ref()), strconv.FormatInt(c.Token, 10))
 }
 
 func (w *worker) commit(ctx context.Context, began call, h hold) {
@@ -205,7 +204,7 @@ func (w *worker) commit(ctx context.Context, began call, h hold) {
 	c.By = now().add(w.TTL)
 	c = w.begin(c)
 	resp, err := h.Commit(wctx, w.element(c))
-	c.Outcome, c.Reason = verdict(err), text(err)
+	c.Outcome, c.Reason = outcomeOf(err), errText(err)
 	if err == nil {
 		c.Value = resp.Header.Revision
 	}
@@ -219,12 +218,12 @@ func (w *worker) setValue(ctx context.Context, began call, h hold) {
 	c.By = now().add(w.TTL)
 	c = w.begin(c)
 	err := h.SetValue(wctx, w.value(began)+"+"+strconv.FormatInt(c.ID, 10))
-	c.Outcome, c.Reason = verdict(err), text(err)
+	c.Outcome, c.Reason = outcomeOf(err), errText(err)
 	w.end(c)
 }
 
-// verdict tells what an error of a guarded write means by the library's documentation.
-func verdict(err error) outcome {
+// outcomeOf returns what an error of a guarded write means by the library's documentation.
+func outcomeOf(err error) outcome {
 	switch {
 	case err == nil:
 		return ok
@@ -236,19 +235,19 @@ func verdict(err error) outcome {
 	return unsure
 }
 
-// add reads the counter of the resource, thinks, and writes it one higher, unless it learns meanwhile
-// that the hold was lost. Between that look and the write the process may be stopped.
-func (w *worker) add(ctx context.Context, began call, h hold, think time.Duration) {
+// add reads the counter of the resource, waits, and writes it incremented, unless the hold
+// is lost by then. The process may be stopped between that check and the write.
+func (w *worker) add(ctx context.Context, began call, h hold, delay time.Duration) {
 	c := w.begin(under(began, opAdd))
 	q := Request{Name: c.Name, Token: c.Token}
 	if err := w.fence.Call("Resource.Read", q, &c.Value); err != nil {
-		c.Outcome, c.Reason = refused(err), text(err)
+		c.Outcome, c.Reason = refused(err), errText(err)
 		w.end(c)
 		return
 	}
-	c.Count = 1 // the write may come
+	c.Count = 1 // from here on the write may happen
 	w.write(c)
-	_ = pause(ctx, max(0, think))
+	_ = pause(ctx, max(0, delay))
 	if h.Err() != nil {
 		c.Outcome, c.Count = failed, 0
 		w.end(c)
@@ -256,7 +255,7 @@ func (w *worker) add(ctx context.Context, began call, h hold, think time.Duratio
 	}
 	q.Value = c.Value + 1
 	err := w.fence.Call("Resource.Write", q, new(struct{}))
-	c.Outcome, c.Reason = ok, text(err)
+	c.Outcome, c.Reason = ok, errText(err)
 	if err != nil {
 		c.Outcome = refused(err)
 	}
@@ -270,19 +269,19 @@ func refused(err error) outcome {
 	return unsure
 }
 
-// unlock gives the hold up, sometimes without the time to see it confirmed.
+// unlock releases the hold, sometimes without time for a confirmation.
 func (w *worker) unlock(began call, h hold) {
-	patience := 2 * w.TTL
+	timeout := 2 * w.TTL
 	if w.rnd.IntN(8) == 0 {
-		patience = time.Duration(w.rnd.Int64N(int64(3 * time.Millisecond)))
+		timeout = time.Duration(w.rnd.Int64N(int64(3 * time.Millisecond)))
 	}
 	c := under(began, opUnlock)
-	c.By = now().add(patience)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	c.By = now().add(timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	c = w.begin(c)
 	err := h.Unlock(ctx)
-	c.Outcome, c.Reason = ok, text(err)
+	c.Outcome, c.Reason = ok, errText(err)
 	switch {
 	case errors.Is(err, locker.ErrLost):
 		c.Outcome, c.Reason = lost, reason(err)
@@ -292,10 +291,10 @@ func (w *worker) unlock(began call, h hold) {
 	w.end(c)
 }
 
-// reason is the short form of why a hold has ended.
+// reason returns a short form of why a hold ended.
 func reason(err error) string {
-	if lost, is := errors.AsType[*locker.LostError](err); is {
-		return lost.Reason.String()
+	if loss, is := errors.AsType[*locker.LostError](err); is {
+		return loss.Reason.String()
 	}
 	switch {
 	case errors.Is(err, locker.ErrReleased):
@@ -303,5 +302,5 @@ func reason(err error) string {
 	case errors.Is(err, locker.ErrClosed):
 		return "closed"
 	}
-	return text(err)
+	return errText(err)
 }

@@ -6,9 +6,9 @@ import "net"
 
 const reusePort = false
 
-// There is no way to hold a port here. It was free a moment ago, and systems
-// are slow to give the same one out again.
-type hold struct{}
+// A port cannot be reserved on this system. It was free a moment ago, and systems rarely
+// assign the same port again soon.
+type boundSocket struct{}
 
 func newAddress() (*address, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

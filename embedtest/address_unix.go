@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reusePort lets a member listen on a port that is held.
+// reusePort lets a member listen on a port that is reserved.
 const reusePort = true
 
-// A hold is a socket that is bound and never listens. The kernel gives its port
-// to nobody else, refuses connections to it, and lets the members listen there,
+// A boundSocket is a socket that is bound but never listens. The kernel assigns its port
+// to no other process and refuses connections to it, but lets the members listen on it,
 // because both sides set SO_REUSEPORT.
-type hold int
+type boundSocket int
 
 func newAddress() (*address, error) {
 	// A child forked between the two calls must not inherit the socket.
@@ -33,7 +33,7 @@ func newAddress() (*address, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &address{port: port, hold: hold(fd)}, nil
+	return &address{port: port, socket: boundSocket(fd)}, nil
 }
 
 func bind(fd int) (port int, err error) {
@@ -51,5 +51,5 @@ func bind(fd int) (port int, err error) {
 }
 
 func (a *address) release() error {
-	return os.NewSyscallError("close", unix.Close(int(a.hold)))
+	return os.NewSyscallError("close", unix.Close(int(a.socket)))
 }

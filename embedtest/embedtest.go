@@ -1,5 +1,5 @@
-// Package embedtest runs etcd inside the process, for tests and examples, and
-// breaks it on request.
+// Package embedtest runs etcd inside the process, for tests and examples, and injects
+// faults on request.
 //
 //	func TestSomething(t *testing.T) {
 //		t.Parallel()
@@ -8,24 +8,23 @@
 //		...
 //	}
 //
-// A [Server] is a cluster of one or three members with a data directory, and
-// addresses on 127.0.0.1, of its own, so any number of them run side by side.
-// It is ready when [Start] returns, writes nothing unless the test fails, and
-// is gone, goroutines included, after the test.
+// A [Server] is a cluster of one or three members with its own data directory and its own
+// addresses on 127.0.0.1, so any number of servers can run side by side. It is ready when
+// [Start] returns, logs nothing unless the test fails, and is shut down when the test
+// ends, including all its goroutines.
 //
-// There are four ways to break things:
+// There are four kinds of faults:
 //
-//   - the members: [Server.Stop], [Server.Restart], [Server.MoveLeader],
-//     [Server.Isolate];
-//   - the data: [Server.ExpireLease], [Server.Compact];
-//   - the network between clients and members: [Server.Proxy], and [NewProxy]
-//     for members elsewhere;
-//   - one request at a time: [Server.ClientWith].
+//   - of members: [Server.Stop], [Server.Restart], [Server.MoveLeader], [Server.Isolate];
+//   - of the data: [Server.ExpireLease], [Server.Compact];
+//   - of the network between clients and members: [Server.Proxy], and [NewProxy] for
+//     members that run elsewhere;
+//   - of a single request: [Server.ClientWith].
 //
-// Time in the server is fast: ticks of 10 ms, elections of 50 ms with one
-// member and of 200 ms with three, and no fsync. The shortest lease etcd grants
-// is one and a half elections rounded up to a second, which makes it 1 s here
-// and 2 s with etcd's own defaults.
+// The server runs faster than etcd does by default: a tick is 10 ms, the election timeout
+// is 50 ms with one member and 200 ms with three, and there is no fsync. The shortest
+// lease that etcd grants is one and a half election timeouts, rounded up to a second: 1 s
+// here, and 2 s with etcd's defaults.
 package embedtest
 
 import (
@@ -43,28 +42,28 @@ import (
 	"google.golang.org/grpc/backoff"
 )
 
-// patience bounds every wait for the cluster. It is only ever spent by a
-// cluster that cannot do what is asked.
-const patience = 30 * time.Second
+// waitTimeout bounds every wait for the cluster. It expires only if the cluster cannot do
+// what was requested.
+const waitTimeout = 30 * time.Second
 
-// Server is an etcd cluster inside this process. Its methods may be called from
-// any goroutine, except that one member is not stopped and restarted at the
-// same time, and that nothing is called after Close. Those that take a
-// [testing.TB] end that test when they fail.
+// Server is an etcd cluster inside this process. Its methods may be called from any
+// goroutine, with two exceptions: a member must not be stopped and restarted at the same
+// time, and no method may be called after Close. A method that takes a [testing.TB] ends
+// the test if it fails.
 type Server struct {
 	options options
 	dir     string
 	log     *tail
-	tls     *tls.Config // what clients need; nil without TLS
-	members []*member
+	tls     *tls.Config // for clients; nil without TLS
+	members []*etcdMember
 
 	mu       sync.Mutex // guards isolated
 	isolated map[int]bool
 }
 
-// Start starts a cluster and returns when it serves requests. It is stopped
-// when the test and its subtests end; if they failed, the end of the server's
-// log is part of the test's output.
+// Start starts a cluster and returns once it serves requests. The cluster is stopped when
+// the test and its subtests end. If they failed, the end of the server's log is added to
+// the test's output.
 func Start(tb testing.TB, opts ...Option) *Server {
 	tb.Helper()
 	s, err := New(opts...)
@@ -82,9 +81,9 @@ func Start(tb testing.TB, opts ...Option) *Server {
 	return s
 }
 
-// New is [Start] without a test. It returns when the cluster serves requests,
-// and an error when an option is wrong or the cluster does not start. The caller
-// must call [Server.Close].
+// New is [Start] without a test. It returns once the cluster serves requests. It returns
+// an error if an option is invalid or the cluster does not start. The caller must call
+// [Server.Close].
 func New(opts ...Option) (*Server, error) {
 	o, err := newOptions(opts)
 	if err != nil {
@@ -130,14 +129,14 @@ func (s *Server) start() error {
 	return nil
 }
 
-// Close stops all members at once and removes their data. Clients need not be
-// closed before; open requests and watches are cut off.
+// Close stops all members at once and removes their data. Clients need not be closed
+// first: open requests and watches are cut off.
 func (s *Server) Close() error {
 	halted := make([]func(), len(s.members))
-	// All members halt before any is closed: a closing member waits for its
-	// peers to hang up.
-	s.each(func(i int, m *member) { halted[i] = m.halt() })
-	s.each(func(i int, _ *member) { halted[i]() })
+	// All members halt before any is closed: a member that closes waits for its peers to
+	// disconnect.
+	s.each(func(i int, m *etcdMember) { halted[i] = m.halt() })
+	s.each(func(i int, _ *etcdMember) { halted[i]() })
 	var errs []error
 	for _, m := range s.members {
 		errs = append(errs, m.release())
@@ -145,8 +144,8 @@ func (s *Server) Close() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
-// each calls f for all members at the same time and returns when all are done.
-func (s *Server) each(f func(i int, m *member)) {
+// each calls f for all members concurrently, and returns when all calls have returned.
+func (s *Server) each(f func(i int, m *etcdMember)) {
 	var wg sync.WaitGroup
 	for i, m := range s.members {
 		wg.Go(func() { f(i, m) })
@@ -154,8 +153,8 @@ func (s *Server) each(f func(i int, m *member)) {
 	wg.Wait()
 }
 
-// Endpoints returns the client address of each member, by index. They stay the
-// same for the life of the Server.
+// Endpoints returns the client address of each member, by index. The addresses do not
+// change during the life of the Server.
 func (s *Server) Endpoints() []string {
 	var endpoints []string
 	for _, m := range s.members {
@@ -164,16 +163,16 @@ func (s *Server) Endpoints() []string {
 	return endpoints
 }
 
-// TLSConfig returns what a client needs to trust the server, and nil without
-// [WithTLS]. Each call returns a fresh copy.
+// TLSConfig returns the configuration with which a client trusts the server, or nil
+// without [WithTLS]. Each call returns a new copy.
 func (s *Server) TLSConfig() *tls.Config {
 	return s.tls.Clone()
 }
 
-// ClientConfig returns the configuration that [Server.Client] uses, for callers
-// who tune it: all endpoints, trust and root's credentials as the options have
-// it, no logging, and reconnection within 100 ms where gRPC takes a second and
-// more by default.
+// ClientConfig returns the configuration that [Server.Client] uses, for callers that want
+// to change it. It has all endpoints, the TLS configuration and root's credentials if the
+// options ask for them, no logging, and reconnects within 100 ms, where gRPC by default
+// takes a second or more.
 func (s *Server) ClientConfig() clientv3.Config {
 	return s.clientConfig(s.Endpoints())
 }
@@ -190,7 +189,7 @@ func (s *Server) clientConfig(endpoints []string) clientv3.Config {
 func clientConfig(endpoints []string) clientv3.Config {
 	return clientv3.Config{
 		Endpoints:   endpoints,
-		DialTimeout: patience,
+		DialTimeout: waitTimeout,
 		Logger:      zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
@@ -199,14 +198,13 @@ func clientConfig(endpoints []string) clientv3.Config {
 				Jitter:     0.2,
 				MaxDelay:   100 * time.Millisecond,
 			},
-			MinConnectTimeout: patience,
+			MinConnectTimeout: waitTimeout,
 		})},
 	}
 }
 
-// Client returns a new client on a connection of its own, which is closed when
-// the test ends. It connects with its first request, or at once with
-// [WithAuth].
+// Client returns a new client with its own connection, which is closed when the test
+// ends. The client connects on its first request, or immediately with [WithAuth].
 func (s *Server) Client(tb testing.TB) *clientv3.Client {
 	tb.Helper()
 	return newClient(tb, s.ClientConfig())
@@ -222,9 +220,9 @@ func newClient(tb testing.TB, config clientv3.Config) *clientv3.Client {
 	return client
 }
 
-func (s *Server) url(address string) string {
+func (s *Server) url(hostPort string) string {
 	if s.options.tls {
-		return "https://" + address
+		return "https://" + hostPort
 	}
-	return "http://" + address
+	return "http://" + hostPort
 }

@@ -15,8 +15,7 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// limit bounds what must succeed, and short what must fail by running out of
-// time.
+// limit bounds requests that must succeed, and short bounds requests that must time out.
 const (
 	limit = 30 * time.Second
 	short = 200 * time.Millisecond
@@ -101,7 +100,7 @@ func TestCloseDoesNotWaitForWatches(t *testing.T) {
 			if err := server.Close(); err != nil {
 				t.Error(err)
 			}
-			// The wait that is avoided is that for requests, over 5 s.
+			// A graceful stop would wait for open requests, over 5 s.
 			if took := time.Since(start); took > 4*time.Second {
 				t.Errorf("Close took %v", took)
 			}
@@ -133,7 +132,7 @@ func TestNewReportsAClusterThatCannotStart(t *testing.T) {
 		t.Fatal("no error")
 	}
 	if !strings.Contains(err.Error(), "election") {
-		t.Errorf("error does not say why: %v", err)
+		t.Errorf("the error does not give the reason: %v", err)
 	}
 }
 
@@ -187,13 +186,13 @@ func TestTLSServerRefusesClientsThatDoNotTrustIt(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), short)
 	defer cancel()
 	if _, err := connect(t, config).Get(ctx, "key"); err == nil {
-		t.Error("request passed")
+		t.Error("the request succeeded")
 	}
 	if server.TLSConfig().RootCAs == nil {
 		t.Error("TLSConfig is shared between callers")
 	}
 	if embedtest.Start(t).TLSConfig() != nil {
-		t.Error("TLSConfig without TLS")
+		t.Error("TLSConfig is not nil without TLS")
 	}
 }
 
@@ -235,7 +234,7 @@ func connect(t *testing.T, config clientv3.Config) *clientv3.Client {
 	return client
 }
 
-// put and get try until limit, over leader changes too.
+// put and get retry until limit, so they also succeed across changes of the leader.
 func put(t *testing.T, client *clientv3.Client, key, value string) {
 	t.Helper()
 	retry(t, func(ctx context.Context) error {
@@ -263,8 +262,8 @@ func wantValue(t *testing.T, client *clientv3.Client, key, value string) {
 	}
 }
 
-// retry gives each attempt a time of its own, so that one sent to a member that
-// has no answer does not use it all up.
+// retry gives each attempt its own timeout, so that one that is sent to a member that
+// does not answer does not use up all the time.
 func retry(t *testing.T, f func(context.Context) error) {
 	t.Helper()
 	all, cancel := context.WithTimeout(t.Context(), limit)
@@ -282,7 +281,7 @@ func retry(t *testing.T, f func(context.Context) error) {
 	}
 }
 
-// wantTimeout says that a request is not answered.
+// wantTimeout checks that a request is not answered.
 func wantTimeout(t *testing.T, client *clientv3.Client, key, value string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), short)

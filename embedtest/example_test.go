@@ -10,7 +10,7 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// A test uses Start; New serves where there is no test, as here.
+// Tests use Start. New is for programs that are not tests, such as this one.
 func Example() {
 	server, err := embedtest.New()
 	if err != nil {

@@ -19,17 +19,17 @@ const (
 	rootPassword = "root"
 )
 
-// Stop stops a member as the end of its process would: connections break, new
-// ones are refused, and a leader does not hand over. It returns when the member
-// is down, and does nothing if it was.
+// Stop stops a member as if its process had been killed: connections break, new ones are
+// refused, and a leader does not transfer its leadership. It returns when the member is
+// down. Stopping a stopped member does nothing.
 func (s *Server) Stop(tb testing.TB, member int) {
 	tb.Helper()
 	s.member(tb, member).halt()()
 }
 
-// Restart starts a member again, on its data and its addresses; one that runs is
-// stopped before. It returns when the member serves requests, or, if too few
-// members are up for a quorum, or it is isolated, once it is started.
+// Restart starts a member again with the same data and addresses, stopping it first if it
+// is running. It returns when the member serves requests, or once the member has started
+// if it is isolated or too few members are up for a quorum.
 func (s *Server) Restart(tb testing.TB, member int) {
 	tb.Helper()
 	m := s.member(tb, member)
@@ -43,7 +43,7 @@ func (s *Server) Restart(tb testing.TB, member int) {
 		}
 	}
 	if reachable := s.reachable(); len(reachable) >= s.quorum() {
-		// Also those that were started before and had no quorum.
+		// This includes members that were started earlier and had no quorum.
 		for _, i := range reachable {
 			if err := s.members[i].awaitReady(); err != nil {
 				tb.Fatalf("embedtest: restart: %v", err)
@@ -52,8 +52,8 @@ func (s *Server) Restart(tb testing.TB, member int) {
 	}
 }
 
-// Leader returns the index of the leader: the member that a quorum of those
-// which run and are not isolated follows. It waits for an election to end.
+// Leader returns the index of the leader: the member that a quorum of the running,
+// non-isolated members follows. It waits for an election in progress to finish.
 func (s *Server) Leader(tb testing.TB) int {
 	tb.Helper()
 	leader, err := s.awaitLeader()
@@ -63,8 +63,8 @@ func (s *Server) Leader(tb testing.TB) int {
 	return leader
 }
 
-// MoveLeader makes another member the leader, and returns when a quorum follows
-// it. It fails the test if no other member can be.
+// MoveLeader makes another member the leader, and returns when a quorum follows it. It
+// fails the test if no other member is eligible.
 func (s *Server) MoveLeader(tb testing.TB) {
 	tb.Helper()
 	old := s.Leader(tb)
@@ -77,12 +77,12 @@ func (s *Server) MoveLeader(tb testing.TB) {
 	if next == nil {
 		tb.Fatal("embedtest: move leader: no other member")
 	}
-	err := await("another leader", func() bool {
+	err := await("a new leader", func() bool {
 		leader, ok := s.leader()
 		if !ok || leader != old {
 			return ok
 		}
-		// Raft gives a transfer up without a word after an election's time.
+		// Raft silently abandons a transfer after an election timeout.
 		server := s.members[old].server()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -96,14 +96,14 @@ func (s *Server) MoveLeader(tb testing.TB) {
 	}
 }
 
-// Isolate cuts a member off from the others, while clients still reach it. It
-// does not wait for the consequences; [Server.Leader] waits for those left to
-// agree on a leader. It fails the test if there is one member only.
+// Isolate disconnects a member from the other members; clients still reach it. It does
+// not wait for the consequences: use [Server.Leader] to wait until the remaining members
+// agree on a leader. It fails the test if the cluster has only one member.
 func (s *Server) Isolate(tb testing.TB, member int) {
 	tb.Helper()
 	s.member(tb, member)
 	if len(s.members) == 1 {
-		tb.Fatal("embedtest: isolate: one member has no peers")
+		tb.Fatal("embedtest: isolate: a single member has no peers")
 	}
 	s.mu.Lock()
 	s.isolated[member] = true
@@ -115,8 +115,8 @@ func (s *Server) Isolate(tb testing.TB, member int) {
 	}
 }
 
-// Rejoin ends [Server.Isolate]. If enough members are up for a quorum, it
-// returns when the member follows the leader they follow.
+// Rejoin undoes [Server.Isolate]. If enough members are up for a quorum, it returns when
+// the member follows the same leader as the others.
 func (s *Server) Rejoin(tb testing.TB, member int) {
 	tb.Helper()
 	m := s.member(tb, member)
@@ -144,9 +144,9 @@ func (s *Server) Rejoin(tb testing.TB, member int) {
 	}
 }
 
-// ExpireLease ends a lease at once, with its keys, as if its time were up: etcd
-// itself revokes a lease that expires. It returns when that is done, and fails
-// the test if there is no such lease or no quorum.
+// ExpireLease ends a lease and deletes its keys immediately, as if its TTL had elapsed:
+// etcd itself revokes a lease that expires. It returns when that is done, and fails the
+// test if there is no such lease or no quorum.
 func (s *Server) ExpireLease(tb testing.TB, id clientv3.LeaseID) {
 	tb.Helper()
 	err := s.asRoot(func(ctx context.Context, leader *etcdserver.EtcdServer) error {
@@ -158,20 +158,19 @@ func (s *Server) ExpireLease(tb testing.TB, id clientv3.LeaseID) {
 	}
 }
 
-// Compact drops all revisions before the current one, and returns when they are
-// gone from the leader's disk. Watches and reads at those revisions fail from
-// then on.
+// Compact discards all revisions before the current one, and returns when they are gone
+// from the leader's disk. From then on, watches and reads at those revisions fail.
 func (s *Server) Compact(tb testing.TB) {
 	tb.Helper()
 	err := s.asRoot(func(ctx context.Context, leader *etcdserver.EtcdServer) error {
-		// A linearizable read, as a new leader may yet be behind.
+		// A linearizable read, because a new leader may still be behind.
 		now, err := leader.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte{0}, CountOnly: true})
 		if err != nil {
 			return err
 		}
 		_, err = leader.Compact(ctx, &etcdserverpb.CompactionRequest{Revision: now.Header.Revision, Physical: true})
 		if errors.Is(err, mvcc.ErrCompacted) {
-			return nil // nothing was written since the last time
+			return nil // nothing has been written since the last compaction
 		}
 		return err
 	})
@@ -196,8 +195,8 @@ func (s *Server) enableAuth() error {
 	})
 }
 
-// asRoot calls f with the leader, without a client in between: with the rights
-// of root if authentication is on, whatever the password.
+// asRoot calls f with the leader, without a client in between. With authentication, f has
+// the rights of root, whatever root's password is.
 func (s *Server) asRoot(f func(ctx context.Context, leader *etcdserver.EtcdServer) error) error {
 	i, err := s.awaitLeader()
 	if err != nil {
@@ -207,7 +206,7 @@ func (s *Server) asRoot(f func(ctx context.Context, leader *etcdserver.EtcdServe
 	if leader == nil {
 		return rpctypes.ErrNoLeader
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 	defer cancel()
 	return f(leader.AuthStore().WithRoot(ctx), leader)
 }
@@ -221,8 +220,8 @@ func (s *Server) awaitLeader() (int, error) {
 	return leader, err
 }
 
-// leader returns the member that a quorum of the reachable ones follows.
-// Isolated members have no say: one that led goes on believing so for a while.
+// leader returns the member that a quorum of the reachable ones follows. Isolated members
+// do not count: a former leader believes for a while that it still leads.
 func (s *Server) leader() (index int, ok bool) {
 	followers := make(map[uint64]int)
 	ids := make(map[uint64]int)
@@ -240,7 +239,7 @@ func (s *Server) leader() (index int, ok bool) {
 	return 0, false
 }
 
-// reachable returns the members that run and are not isolated.
+// reachable returns the indexes of the members that are running and not isolated.
 func (s *Server) reachable() []int {
 	var indexes []int
 	for i, m := range s.members {
@@ -259,7 +258,7 @@ func (s *Server) isIsolated(member int) bool {
 	return s.isolated[member]
 }
 
-// cut makes each of two members drop what the other sends.
+// cut makes each of two members drop messages from the other.
 func (s *Server) cut(a, b int) {
 	if sa, sb := s.members[a].server(), s.members[b].server(); sa != nil && sb != nil {
 		sa.CutPeer(sb.MemberID())
@@ -274,7 +273,7 @@ func (s *Server) mend(a, b int) {
 	}
 }
 
-func (s *Server) member(tb testing.TB, index int) *member {
+func (s *Server) member(tb testing.TB, index int) *etcdMember {
 	tb.Helper()
 	if index < 0 || index >= len(s.members) {
 		tb.Fatalf("embedtest: no member %d among %d", index, len(s.members))
@@ -282,18 +281,18 @@ func (s *Server) member(tb testing.TB, index int) *member {
 	return s.members[index]
 }
 
-// await returns when done does. It asks again and again: the members announce
-// changes of leader each for itself, and not to more than one who waits.
+// await polls until done returns true. It polls because each member announces changes of
+// leader on its own, and to only one waiting caller.
 func await(what string, done func() bool) error {
-	late := time.NewTimer(patience)
-	defer late.Stop()
-	again := time.NewTicker(2 * time.Millisecond)
-	defer again.Stop()
+	timeout := time.NewTimer(waitTimeout)
+	defer timeout.Stop()
+	ticks := time.NewTicker(2 * time.Millisecond)
+	defer ticks.Stop()
 	for !done() {
 		select {
-		case <-again.C:
-		case <-late.C:
-			return fmt.Errorf("embedtest: waited %v for %s", patience, what)
+		case <-ticks.C:
+		case <-timeout.C:
+			return fmt.Errorf("embedtest: waited %v for %s", waitTimeout, what)
 		}
 	}
 	return nil

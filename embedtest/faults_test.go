@@ -29,7 +29,7 @@ func TestRestartKeepsDataAndAddresses(t *testing.T) {
 			endpoints := server.Endpoints()
 			for i := range endpoints {
 				server.Stop(t, i)
-				server.Stop(t, i) // stopped already
+				server.Stop(t, i) // already stopped
 			}
 			wantTimeout(t, client, "other", "value")
 			for i := range endpoints {
@@ -54,7 +54,7 @@ func TestQuorumSurvivesOneStoppedMember(t *testing.T) {
 	old := server.Leader(t)
 	server.Stop(t, old)
 	if leader := server.Leader(t); leader == old {
-		t.Errorf("stopped member %d leads", leader)
+		t.Errorf("stopped member %d is still the leader", leader)
 	}
 	put(t, client, "key", "value")
 	server.Restart(t, old)
@@ -70,7 +70,7 @@ func TestMoveLeaderChangesTheLeader(t *testing.T) {
 		old := server.Leader(t)
 		server.MoveLeader(t)
 		if leader := server.Leader(t); leader == old {
-			t.Errorf("member %d still leads", leader)
+			t.Errorf("member %d is still the leader", leader)
 		}
 		put(t, client, "key", "value")
 	}
@@ -83,7 +83,7 @@ func TestIsolatedMemberLearnsNothingUntilItRejoins(t *testing.T) {
 	server.Isolate(t, old)
 	leader := server.Leader(t)
 	if leader == old {
-		t.Fatalf("isolated member %d leads", old)
+		t.Fatalf("isolated member %d is still the leader", old)
 	}
 	isolated := connectTo(t, server, old)
 	put(t, connectTo(t, server, leader), "key", "value")
@@ -93,7 +93,7 @@ func TestIsolatedMemberLearnsNothingUntilItRejoins(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(serializable.Kvs) != 0 {
-		t.Error("isolated member knows what was put")
+		t.Error("the isolated member has received the write")
 	}
 	server.Rejoin(t, old)
 	wantValue(t, isolated, "key", "value")
@@ -149,7 +149,7 @@ func TestCompactDropsOldRevisions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := embedtest.Start(t, opts...)
-			server.Compact(t) // nothing was written
+			server.Compact(t) // nothing has been written
 			client := server.Client(t)
 			first, err := client.Put(t.Context(), "key", "old")
 			if err != nil {
@@ -157,7 +157,7 @@ func TestCompactDropsOldRevisions(t *testing.T) {
 			}
 			put(t, client, "key", "new")
 			server.Compact(t)
-			server.Compact(t) // compacted already
+			server.Compact(t) // already compacted
 			_, err = client.Get(t.Context(), "key", clientv3.WithRev(first.Header.Revision))
 			if !errors.Is(err, rpctypes.ErrCompacted) {
 				t.Errorf("read of an old revision: %v", err)
@@ -229,7 +229,7 @@ func TestInterceptHoldsARequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(leases.Leases) != 0 {
-		t.Error("lease granted already")
+		t.Error("the lease was granted before the request was released")
 	}
 	close(release)
 	select {
@@ -238,7 +238,7 @@ func TestInterceptHoldsARequest(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(limit):
-		t.Error("grant was not released")
+		t.Error("the grant did not return after its release")
 	}
 }
 

@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-// A link is the network in front of one address of a member: it listens, passes
-// bytes on, and does as its faults say.
+// A link is the network in front of one address of a member: it listens, forwards bytes,
+// and injects faults.
 type link struct {
 	listener net.Listener
 	target   string
 	cancel   context.CancelFunc
 	served   chan struct{} // closed when serve has returned
 
-	mu sync.Mutex // guards what follows, and what conn says it guards
+	mu sync.Mutex // guards the fields below, and those of conn that say so
 	faults
-	changed chan struct{} // closed, and replaced, when faults change
+	changed chan struct{} // closed and replaced when faults change
 	conns   map[*conn]struct{}
 }
 
@@ -28,7 +28,7 @@ type faults struct {
 	frozen   bool
 	dropping bool
 	delay    time.Duration
-	wires    [2]*wire // by direction, nil unless throttled
+	limiters [2]*limiter // by direction, nil unless throttled
 }
 
 // A conn is one client's connection to the member.
@@ -36,15 +36,15 @@ type conn struct {
 	link   *link
 	client *net.TCPConn
 	member *net.TCPConn  // nil until connected
-	closed chan struct{} // once closed, both sockets are, or will be at once
+	closed chan struct{} // once closed, both sockets are closed or about to be
 
 	// Guarded by link.mu.
 	isClosed bool
-	frozen   bool // as faults.frozen, for this connection alone
-	maimed   bool // some of the member's bytes were dropped
+	frozen   bool // like faults.frozen, but for this connection only
+	damaged  bool // some of the member's bytes were dropped
 }
 
-// newLink opens a link to target, which must be closed.
+// newLink opens a link to target. The caller must close it.
 func newLink(target string) (*link, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -65,12 +65,12 @@ func newLink(target string) (*link, error) {
 
 func (l *link) String() string { return l.listener.Addr().String() }
 
-// close resets all connections and returns when everything that the link runs
-// has ended. It may be called more than once.
+// close resets all connections and returns when all goroutines of the link have ended. It
+// is idempotent.
 func (l *link) close() error {
 	l.cancel()
 	err := l.listener.Close()
-	l.sever()
+	l.cutOff()
 	<-l.served
 	if errors.Is(err, net.ErrClosed) {
 		return nil
@@ -78,8 +78,8 @@ func (l *link) close() error {
 	return err
 }
 
-// serve accepts connections until the listener is closed, and returns when all
-// of them have ended.
+// serve accepts connections until the link is closed, and returns when all of them have
+// ended.
 func (l *link) serve(ctx context.Context) {
 	defer close(l.served)
 	var wg sync.WaitGroup
@@ -87,7 +87,7 @@ func (l *link) serve(ctx context.Context) {
 	for ctx.Err() == nil {
 		client, err := l.listener.Accept()
 		if err != nil {
-			// Nothing but close ends the link. Being out of file descriptors passes.
+			// Only close ends the link. A lack of file descriptors is temporary.
 			select {
 			case <-ctx.Done():
 			case <-time.After(10 * time.Millisecond):
@@ -113,7 +113,7 @@ func (l *link) add(c *conn) bool {
 	return true
 }
 
-// change applies f to the faults, and wakes all who act by them.
+// change calls f, which changes the faults, and wakes all goroutines that depend on them.
 func (l *link) change(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,7 +122,8 @@ func (l *link) change(f func()) {
 	l.changed = make(chan struct{})
 }
 
-// state returns the faults that c is under, and what is closed when they change.
+// state returns the faults that apply to c, and a channel that is closed when they
+// change.
 func (c *conn) state() (faults, <-chan struct{}) {
 	c.link.mu.Lock()
 	defer c.link.mu.Unlock()
@@ -131,19 +132,19 @@ func (c *conn) state() (faults, <-chan struct{}) {
 	return f, c.link.changed
 }
 
-// sever breaks all connections, and new ones as they come.
-func (l *link) sever() {
+// cutOff resets all connections, and new ones as soon as they are accepted.
+func (l *link) cutOff() {
 	l.change(func() { l.cut = true })
 	l.reset(func(*conn) bool { return true })
 }
 
-// reset breaks the connections for which which says so; it is called under the
-// mutex.
-func (l *link) reset(which func(*conn) bool) {
+// reset resets the connections for which match returns true. It calls match with l.mu
+// held.
+func (l *link) reset(match func(*conn) bool) {
 	var chosen []*conn
 	l.mu.Lock()
 	for c := range l.conns {
-		if which(c) {
+		if match(c) {
 			chosen = append(chosen, c)
 		}
 	}
@@ -153,7 +154,7 @@ func (l *link) reset(which func(*conn) bool) {
 	}
 }
 
-// run connects to the member and passes bytes both ways until both are done.
+// run connects to the member and forwards bytes in both directions until both are done.
 func (c *conn) run(ctx context.Context) {
 	defer c.reset()
 	var dialer net.Dialer
@@ -161,36 +162,36 @@ func (c *conn) run(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	if !c.connected(member.(*net.TCPConn)) {
+	if !c.setMember(member.(*net.TCPConn)) {
 		abort(member.(*net.TCPConn))
 		return
 	}
 	var wg sync.WaitGroup
-	for _, w := range []*way{
-		{conn: c, from: c.client, to: c.member, direction: forth},
-		{conn: c, from: c.member, to: c.client, direction: back},
+	for _, f := range []*flow{
+		{conn: c, from: c.client, to: c.member, direction: toMember},
+		{conn: c, from: c.member, to: c.client, direction: toClient},
 	} {
-		w.arrived = make(chan struct{}, 1)
-		wg.Go(w.read)
-		wg.Go(w.write)
+		f.arrived = make(chan struct{}, 1)
+		wg.Go(f.read)
+		wg.Go(f.write)
 	}
 	wg.Wait()
 }
 
-func (c *conn) connected(member *net.TCPConn) bool {
+func (c *conn) setMember(member *net.TCPConn) bool {
 	c.link.mu.Lock()
 	defer c.link.mu.Unlock()
 	if c.isClosed {
 		return false
 	}
 	c.member = member
-	if c.link.wires[forth] != nil {
-		c.narrow()
+	if c.link.limiters[toMember] != nil {
+		c.shrinkBuffers()
 	}
 	return true
 }
 
-// reset breaks both halves. It may be called more than once.
+// reset resets both sockets. It is idempotent.
 func (c *conn) reset() {
 	c.link.mu.Lock()
 	first := !c.isClosed
@@ -217,123 +218,122 @@ func abort(c *net.TCPConn) {
 type direction int
 
 const (
-	forth direction = iota // from the client to the member
-	back
+	toMember direction = iota // from the client to the member
+	toClient
 )
 
-// A way is one direction of a connection, a line in which bytes wait for their
-// time: one goroutine reads, another writes.
-type way struct {
+// A flow is one direction of a connection: a queue of chunks that wait until they are
+// due. One goroutine reads into the queue, another writes from it.
+type flow struct {
 	conn      *conn
 	from, to  *net.TCPConn
 	direction direction
 
 	mu      sync.Mutex // guards line
-	line    []chunk
-	arrived chan struct{} // holds a token when line has grown
+	queue   []chunk
+	arrived chan struct{} // has an element when queue has grown
 }
 
 type chunk struct {
-	bytes []byte
-	read  time.Time
-	wire  *wire     // nil unless the link was throttled when they were read
-	sent  time.Time // when the wire will have sent them
-	end   error     // instead of bytes: the last chunk
+	bytes   []byte
+	read    time.Time
+	limiter *limiter  // nil unless the link was throttled when the bytes were read
+	sent    time.Time // when the limiter will have sent the bytes
+	end     error     // set in the last chunk, which has no bytes
 }
 
-// read queues what arrives. Unless the link is throttled, the line has no bound of
-// its own: HTTP/2 lets a peer send only so much that is not acknowledged.
-func (w *way) read() {
+// read queues the bytes that arrive. Unless the link is throttled, the queue is bounded
+// only by HTTP/2, which limits how much a peer may send without an acknowledgment.
+func (f *flow) read() {
 	buffer := make([]byte, 64<<10)
-	for ahead := (chunk{}); ; {
-		size, ok := w.room(ahead, len(buffer))
+	for last := (chunk{}); ; {
+		size, ok := f.readSize(last, len(buffer))
 		if !ok {
 			return
 		}
-		n, err := w.from.Read(buffer[:size])
+		n, err := f.from.Read(buffer[:size])
 		if n > 0 {
-			ahead = w.send(chunk{bytes: append([]byte(nil), buffer[:n]...)})
+			last = f.enqueue(chunk{bytes: append([]byte(nil), buffer[:n]...)})
 		}
 		if err != nil {
-			w.send(chunk{end: err})
+			f.enqueue(chunk{end: err})
 			return
 		}
 	}
 }
 
-// send gives a chunk to the wire, if there is one, and queues it.
-func (w *way) send(c chunk) chunk {
+// enqueue appends a chunk to the queue, after scheduling it if the link is throttled.
+func (f *flow) enqueue(c chunk) chunk {
 	c.read = time.Now()
-	c.wire, c.sent = w.conn.link.send(w.direction, len(c.bytes), c.read)
-	w.mu.Lock()
-	w.line = append(w.line, c)
-	w.mu.Unlock()
+	c.limiter, c.sent = f.conn.link.schedule(f.direction, len(c.bytes), c.read)
+	f.mu.Lock()
+	f.queue = append(f.queue, c)
+	f.mu.Unlock()
 	select {
-	case w.arrived <- struct{}{}:
+	case f.arrived <- struct{}{}:
 	default:
 	}
 	return c
 }
 
-// write sends what is in the line, each chunk when its time has come. The end of
-// the stream waits its turn as well.
-func (w *way) write() {
+// write sends the chunks of the queue, each when it is due. So is the end of the stream.
+func (f *flow) write() {
 	for {
-		c, ok := w.next()
-		if !ok || !w.hold(c) {
+		c, ok := f.next()
+		if !ok || !f.waitUntilDue(c) {
 			return
 		}
 		switch {
-		case w.direction == back && w.conn.drops():
+		case f.direction == toClient && f.conn.dropsReplies():
 			if c.end != nil {
 				return
 			}
 		case errors.Is(c.end, io.EOF):
-			w.to.CloseWrite()
+			f.to.CloseWrite()
 			return
 		case c.end != nil:
-			w.conn.reset()
+			f.conn.reset()
 			return
 		default:
-			if _, err := w.to.Write(c.bytes); err != nil {
-				w.conn.reset()
+			if _, err := f.to.Write(c.bytes); err != nil {
+				f.conn.reset()
 				return
 			}
 		}
 	}
 }
 
-// next takes the first chunk, and waits for it.
-func (w *way) next() (c chunk, ok bool) {
+// next removes the first chunk from the queue, waiting for one if the queue is empty.
+func (f *flow) next() (c chunk, ok bool) {
 	for {
-		w.mu.Lock()
-		if len(w.line) > 0 {
-			c, w.line = w.line[0], w.line[1:]
-			w.mu.Unlock()
+		f.mu.Lock()
+		if len(f.queue) > 0 {
+			c, f.queue = f.queue[0], f.queue[1:]
+			f.mu.Unlock()
 			return c, true
 		}
-		w.mu.Unlock()
+		f.mu.Unlock()
 		select {
-		case <-w.arrived:
-		case <-w.conn.closed:
+		case <-f.arrived:
+		case <-f.conn.closed:
 			return chunk{}, false
 		}
 	}
 }
 
-// hold returns when the chunk may go, by the faults as they are then, or false
-// when the connection is closed.
-func (w *way) hold(c chunk) bool {
+// waitUntilDue waits until the chunk may be sent under the current faults. It returns
+// false if the connection is closed.
+func (f *flow) waitUntilDue(c chunk) bool {
 	for {
-		faults, changed := w.conn.state()
+		current, changed := f.conn.state()
 		left := c.read
-		if c.wire != nil && c.wire == faults.wires[w.direction] {
+		if c.limiter != nil && c.limiter == current.limiters[f.direction] {
 			left = c.sent
 		}
-		wait := time.Until(left.Add(faults.delay))
+		wait := time.Until(left.Add(current.delay))
 		var due <-chan time.Time
 		switch {
-		case faults.frozen:
+		case current.frozen:
 		case wait > 0:
 			due = time.After(wait)
 		default:
@@ -342,17 +342,17 @@ func (w *way) hold(c chunk) bool {
 		select {
 		case <-due:
 		case <-changed:
-		case <-w.conn.closed:
+		case <-f.conn.closed:
 			return false
 		}
 	}
 }
 
-// drops says whether the member's bytes are thrown away, and remembers it: a
-// stream with a hole in it must not go on.
-func (c *conn) drops() bool {
+// dropsReplies reports whether the member's bytes are dropped. Once they have been, it
+// returns true until the connection ends: a stream with a gap must not continue.
+func (c *conn) dropsReplies() bool {
 	c.link.mu.Lock()
 	defer c.link.mu.Unlock()
-	c.maimed = c.maimed || c.link.dropping
-	return c.maimed
+	c.damaged = c.damaged || c.link.dropping
+	return c.damaged
 }

@@ -37,10 +37,10 @@ func (t *tail) Write(entry []byte) (int, error) {
 // Sync implements [zapcore.WriteSyncer].
 func (t *tail) Sync() error { return nil }
 
-// OnWrite implements [zapcore.CheckWriteHook]. A fatal entry would end the
-// process without a word, since the log is only in memory.
+// OnWrite implements [zapcore.CheckWriteHook]. Without it, a fatal entry would end the
+// process silently, because the log is only in memory.
 func (t *tail) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {
-	panic("embedtest: etcd gave up:\n" + t.String())
+	panic("embedtest: fatal error in etcd:\n" + t.String())
 }
 
 func (t *tail) String() string {

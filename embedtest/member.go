@@ -15,15 +15,15 @@ import (
 	"google.golang.org/grpc"
 )
 
-// A member is one etcd of the cluster, which may be stopped.
-type member struct {
+// An etcdMember is one member of the cluster. It may be stopped.
+type etcdMember struct {
 	name   string
 	dir    string
 	client *address
 	peer   *address
 
-	// Peers reach each other through links, so that their connections end when
-	// the member does: etcd leaves idle ones behind, for up to five seconds.
+	// Peers connect to each other through links, so that their connections end when the
+	// member does: etcd leaves idle connections open for up to five seconds.
 	relay *link
 
 	mu   sync.Mutex // guards etcd and rpc
@@ -31,16 +31,16 @@ type member struct {
 	rpc  []*grpc.Server
 }
 
-func newMember(index int, dir string) (*member, error) {
+func newMember(index int, dir string) (*etcdMember, error) {
 	name := fmt.Sprintf("member%d", index)
-	m := &member{name: name, dir: filepath.Join(dir, name)}
+	m := &etcdMember{name: name, dir: filepath.Join(dir, name)}
 	if err := m.open(); err != nil {
 		return nil, errors.Join(err, m.release())
 	}
 	return m, nil
 }
 
-func (m *member) open() (err error) {
+func (m *etcdMember) open() (err error) {
 	if m.client, err = newAddress(); err != nil {
 		return err
 	}
@@ -51,8 +51,8 @@ func (m *member) open() (err error) {
 	return err
 }
 
-// release gives back what open took.
-func (m *member) release() error {
+// release releases the resources that open acquired.
+func (m *etcdMember) release() error {
 	var errs []error
 	if m.relay != nil {
 		errs = append(errs, m.relay.close())
@@ -65,9 +65,9 @@ func (m *member) release() error {
 	return errors.Join(errs...)
 }
 
-// config returns the configuration to start m with. etcd alters the one it is
-// given, so each start gets a new one.
-func (s *Server) config(m *member) *embed.Config {
+// config returns the configuration with which m starts. Each start needs a new one
+// because etcd modifies the one it is given.
+func (s *Server) config(m *etcdMember) *embed.Config {
 	c := embed.NewConfig()
 	c.Name = m.name
 	c.Dir = m.dir
@@ -88,7 +88,7 @@ func (s *Server) config(m *member) *embed.Config {
 		c.ElectionMs = 200
 	}
 	c.UnsafeNoFsync = true
-	c.BcryptCost = 4 // the least there is
+	c.BcryptCost = 4 // the minimum
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.log.logger().Named(m.name))
 	if s.options.tls {
@@ -100,9 +100,8 @@ func (s *Server) config(m *member) *embed.Config {
 	return c
 }
 
-// start starts m and does not wait until it is ready, which may take other
-// members.
-func (m *member) start(config *embed.Config) error {
+// start starts m. It does not wait until m is ready, which may require other members.
+func (m *etcdMember) start(config *embed.Config) error {
 	register := config.ServiceRegister
 	config.ServiceRegister = func(rpc *grpc.Server) {
 		m.mu.Lock()
@@ -123,30 +122,30 @@ func (m *member) start(config *embed.Config) error {
 	return nil
 }
 
-// awaitReady returns when m serves requests.
-func (m *member) awaitReady() error {
+// awaitReady waits until m serves requests.
+func (m *etcdMember) awaitReady() error {
 	m.mu.Lock()
 	etcd := m.etcd
 	m.mu.Unlock()
 	if etcd == nil {
 		return fmt.Errorf("%s: stopped", m.name)
 	}
-	late := time.NewTimer(patience)
-	defer late.Stop()
+	timeout := time.NewTimer(waitTimeout)
+	defer timeout.Stop()
 	select {
 	case <-etcd.Server.ReadyNotify():
 		return nil
 	case <-etcd.Server.StopNotify():
-		return fmt.Errorf("%s: stopped by itself", m.name)
+		return fmt.Errorf("%s: stopped unexpectedly", m.name)
 	case err := <-etcd.Err():
 		return fmt.Errorf("%s: %w", m.name, err)
-	case <-late.C:
-		return fmt.Errorf("%s: not ready after %v", m.name, patience)
+	case <-timeout.C:
+		return fmt.Errorf("%s: not ready after %v", m.name, waitTimeout)
 	}
 }
 
 // server returns the running etcd, or nil.
-func (m *member) server() *etcdserver.EtcdServer {
+func (m *etcdMember) server() *etcdserver.EtcdServer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.etcd == nil {
@@ -155,9 +154,10 @@ func (m *member) server() *etcdserver.EtcdServer {
 	return m.etcd.Server
 }
 
-// halt stops m as the end of its process would: connections break, and a leader
-// does not hand over. What it returns closes what is left and waits for it.
-func (m *member) halt() func() {
+// halt stops m as if its process had been killed: connections break, and a leader does
+// not transfer its leadership. The function it returns closes what is left and waits
+// until that has ended.
+func (m *etcdMember) halt() func() {
 	m.mu.Lock()
 	etcd, rpc := m.etcd, m.rpc
 	m.etcd, m.rpc = nil, nil
@@ -165,13 +165,13 @@ func (m *member) halt() func() {
 	if etcd == nil {
 		return func() {}
 	}
-	// Close alone is graceful: it waits for open watches, seconds on end, and
-	// for ever if the member never got ready.
+	// Close alone is graceful: it waits for open watches, which takes seconds, or forever
+	// if the member was never ready.
 	for _, r := range rpc {
 		r.Stop()
 	}
 	etcd.Server.HardStop()
-	m.relay.sever()
+	m.relay.cutOff()
 	return etcd.Close
 }
 

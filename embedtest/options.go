@@ -6,7 +6,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// Option changes how [Start] and [New] set up the cluster.
+// An Option configures the cluster that [Start] or [New] sets up.
 type Option func(*options)
 
 type options struct {
@@ -16,30 +16,30 @@ type options struct {
 	config  []func(*embed.Config)
 }
 
-// WithMembers sets the number of members, 1 (the default) or 3. Any other
-// number is an error.
+// WithMembers sets the number of members, 1 (the default) or 3. Any other number is an
+// error.
 func WithMembers(n int) Option {
 	return func(o *options) { o.members = n }
 }
 
-// WithTLS serves clients over TLS, with a certificate for 127.0.0.1, ::1 and
-// localhost by an authority made for this Server. [Server.TLSConfig] trusts it.
-// Clients show no certificate.
+// WithTLS makes the members serve clients over TLS, with a certificate for 127.0.0.1, ::1
+// and localhost, signed by an authority that is created for this Server.
+// [Server.TLSConfig] trusts that authority. Clients need no certificate.
 func WithTLS() Option {
 	return func(o *options) { o.tls = true }
 }
 
-// WithAuth turns authentication on, with simple tokens. There is one user,
-// "root" with the password "root", and clients of the Server use it. More users
-// are made through such a client.
+// WithAuth enables authentication with simple tokens. There is one user, "root" with the
+// password "root", which the Server's clients use. A test can use such a client to add
+// more users.
 func WithAuth() Option {
 	return func(o *options) { o.auth = true }
 }
 
-// WithConfig calls change on each member's configuration, after everything else
-// has been set and before the member starts, also on [Server.Restart]. Names,
-// directories and addresses belong to the Server and must be left alone.
-// It may be given more than once.
+// WithConfig calls change with each member's configuration after everything else has been
+// set and before the member starts, including on [Server.Restart]. The function must not
+// change names, directories or addresses, which the Server manages. WithConfig may be
+// given more than once.
 func WithConfig(change func(*embed.Config)) Option {
 	return func(o *options) { o.config = append(o.config, change) }
 }

@@ -11,27 +11,27 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Proxy is the network between clients and the members: one TCP listener for
-// each member, in the order of [Server.Endpoints], that passes bytes on until
-// told otherwise. Its methods may be called from any goroutine and do not block.
+// Proxy is the network between clients and members: it has a TCP listener for each
+// member, in the order of [Server.Endpoints], and forwards bytes unless a fault is
+// injected. Its methods may be called from any goroutine and do not block.
 //
-// Faults act on all members, or on those whose indexes are given; an index that
-// does not exist panics. A fault holds for every byte sent after its method has
-// returned; what was on its way before may still arrive. Faults add up, and all
-// but Reset last until [Proxy.Heal].
+// A fault affects all members, or only those whose indexes are given; an index out of
+// range panics. It affects every byte sent after the method has returned; bytes sent
+// earlier may still arrive. Faults accumulate, and all except Reset last until
+// [Proxy.Heal].
 //
-// etcd's client keeps requests until it has a connection. Where a fault leaves
-// none, requests do not fail, but wait until their context ends.
+// etcd's client holds requests until it has a connection. So if a fault leaves it without
+// one, requests do not fail, but wait until their context ends.
 type Proxy struct {
 	links   []*link
-	schemes []string // of the endpoints, by index: "http://" and the like, or nothing
+	schemes []string // of the endpoints, by index, such as "http://"; may be empty
 	config  func(endpoints []string) clientv3.Config
 }
 
-// NewProxy opens a proxy in front of the members at the given endpoints, which need
-// not be those of a Server: "http://10.0.0.1:2379", or without the scheme. Over
-// TLS, the members' certificates must be good for 127.0.0.1. It returns an error
-// if an endpoint is not such an address. The caller must call [Proxy.Close].
+// NewProxy opens a proxy in front of the members at the given endpoints, which need not
+// belong to a Server. An endpoint is an address such as "http://10.0.0.1:2379", with or
+// without the scheme; otherwise NewProxy returns an error. With TLS, the members'
+// certificates must be valid for 127.0.0.1. The caller must call [Proxy.Close].
 func NewProxy(endpoints ...string) (*Proxy, error) {
 	p := &Proxy{config: clientConfig}
 	for _, endpoint := range endpoints {
@@ -52,8 +52,8 @@ func NewProxy(endpoints ...string) (*Proxy, error) {
 	return p, nil
 }
 
-// Proxy opens a proxy in front of the cluster, which is closed when the test
-// ends. Each call opens another one, with faults of its own.
+// Proxy opens a proxy in front of the cluster. It is closed when the test ends. Each call
+// opens a new proxy with its own faults.
 func (s *Server) Proxy(tb testing.TB) *Proxy {
 	tb.Helper()
 	p, err := NewProxy(s.Endpoints()...)
@@ -78,82 +78,83 @@ func (p *Proxy) Endpoints() []string {
 	return endpoints
 }
 
-// ClientConfig is [Server.ClientConfig] through the proxy. After [NewProxy] it is
-// without trust and credentials.
+// ClientConfig is like [Server.ClientConfig], but through the proxy. For a proxy of
+// [NewProxy] it has no TLS configuration and no credentials.
 func (p *Proxy) ClientConfig() clientv3.Config {
 	return p.config(p.Endpoints())
 }
 
-// Client is [Server.Client] through the proxy.
+// Client is like [Server.Client], but through the proxy.
 func (p *Proxy) Client(tb testing.TB) *clientv3.Client {
 	tb.Helper()
 	return newClient(tb, p.ClientConfig())
 }
 
-// Cut resets the connections there are, and new ones as they come.
+// Cut resets all connections, and new ones as soon as they are accepted.
 func (p *Proxy) Cut(members ...int) {
-	p.each(members, (*link).sever)
+	p.each(members, (*link).cutOff)
 }
 
-// Reset resets the connections there are. New ones pass.
+// Reset resets all current connections. New ones are not affected.
 func (p *Proxy) Reset(members ...int) {
 	p.each(members, func(l *link) { l.reset(func(*conn) bool { return true }) })
 }
 
-// Freeze keeps connections open, accepts new ones, and lets nothing pass in
-// either direction. After [Proxy.Thaw] everything arrives that was sent.
+// Freeze keeps connections open and accepts new ones, but forwards nothing in either
+// direction. After [Proxy.Thaw], everything that was sent arrives.
 func (p *Proxy) Freeze(members ...int) {
 	p.each(members, func(l *link) { l.change(func() { l.frozen = true }) })
 }
 
-// FreezeConnections is [Proxy.Freeze] for the connections there are: new ones pass.
-// To its two ends such a connection looks as if all of its packets were dropped in
-// silence: nothing arrives, not even that the other end has hung up. (The kernel of this
-// machine goes on acknowledging what is sent, so timeouts of TCP itself do not come.)
+// FreezeConnections is like [Proxy.Freeze], but affects only the current connections: new
+// ones work. To both ends such a connection looks as if all its packets were silently
+// dropped: nothing arrives, not even the news that the other end has closed the
+// connection. (The local kernel still acknowledges what is sent, so TCP's own timeouts do
+// not occur.)
 func (p *Proxy) FreezeConnections(members ...int) {
-	p.each(members, func(l *link) { l.change(func() { l.freezeConns(true) }) })
+	p.each(members, func(l *link) { l.change(func() { l.setConnsFrozen(true) }) })
 }
 
-// Thaw ends [Proxy.Freeze] and [Proxy.FreezeConnections].
+// Thaw undoes [Proxy.Freeze] and [Proxy.FreezeConnections].
 func (p *Proxy) Thaw(members ...int) {
 	p.each(members, func(l *link) { l.change(l.thaw) })
 }
 
-// Delay makes every byte take d longer in each direction, thus a request 2d,
-// at no loss of throughput. It acts on all members, and on what is already under
-// way. Zero turns it off.
+// Delay delays every byte by d in each direction, so a request takes 2d longer. It does
+// not reduce throughput. It affects all members, including bytes that are already in
+// transit. Zero turns it off.
 func (p *Proxy) Delay(d time.Duration) {
 	p.each(nil, func(l *link) { l.change(func() { l.delay = d }) })
 }
 
-// Throttle lets at most so many bytes a second pass to each member, and as many
-// back. All connections to a member share that, each getting its turn. As on any
-// narrow link, a sender that is faster is held up: little is under way, the rest
-// waits in the sender's own buffers. It acts on all members. [Proxy.Delay] comes on
-// top. Zero, or less, turns it off.
+// Throttle limits the throughput to each member, and from it, to the given number of
+// bytes per second. All connections to a member share that bandwidth and take turns. As
+// on any slow link, a faster sender is blocked: few bytes are in transit, and the rest
+// waits in the sender's own buffers. Throttle affects all members. [Proxy.Delay] is added
+// to it. Zero or less turns it off.
 func (p *Proxy) Throttle(bytesPerSecond int) {
 	p.each(nil, func(l *link) { l.change(func() { l.throttle(bytesPerSecond) }) })
 }
 
-// DropReplies passes what clients send and throws away what members send, the
-// end of a connection included. A client needs a connection from before: no new
-// one gets through the handshake. A connection that lost something is of no
-// further use, so [Proxy.Heal] resets it.
+// DropReplies forwards what clients send and drops what members send, including the end
+// of a connection. Only connections that are already open carry requests: the handshake
+// of a new one does not complete. A connection that lost bytes cannot be used again, so
+// [Proxy.Heal] resets it.
 func (p *Proxy) DropReplies(members ...int) {
 	p.each(members, func(l *link) { l.change(func() { l.dropping = true }) })
 }
 
-// Heal ends all faults on all members. It also resets the connections whose
-// replies were dropped.
+// Heal ends all faults on all members. It also resets the connections whose replies were
+// dropped.
 func (p *Proxy) Heal() {
 	p.each(nil, func(l *link) {
 		l.change(l.heal)
-		l.reset(func(c *conn) bool { return c.maimed })
+		l.reset(func(c *conn) bool { return c.damaged })
 	})
 }
 
-// Close resets all connections, and returns when everything that the proxy runs
-// has ended. Closing it again does nothing.
+// Close resets all connections and returns when all goroutines of the proxy have ended.
+// Close is idempotent.
 func (p *Proxy) Close() error {
 	var errs []error
 	for _, l := range p.links {

@@ -38,14 +38,15 @@ func TestCutLeavesNoRequestWaiting(t *testing.T) {
 	}()
 	proxy.Cut()
 	proxy.Heal()
-	// Sent before the cut or after it was healed, the put ends without its time-out.
+	// Whether it is sent before the cut or after it is healed, the put ends before its
+	// timeout.
 	select {
 	case err := <-failed:
 		if errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 	case <-time.After(limit):
-		t.Error("put did not end")
+		t.Error("the put did not return")
 	}
 }
 
@@ -66,7 +67,7 @@ func TestFreezeHoldsBytesUntilThaw(t *testing.T) {
 	proxy.Freeze()
 	wantTimeout(t, client, "frozen", "value")
 	if got := get(t, direct, "frozen"); got != nil {
-		t.Error("request passed")
+		t.Error("the request passed")
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -114,7 +115,7 @@ func TestDelayIsAddedInEachDirection(t *testing.T) {
 	if took := time.Since(start); took < 2*delay {
 		t.Errorf("round trip took %v", took)
 	}
-	// A new connection goes through its handshake at that speed.
+	// The handshake of a new connection succeeds despite the delay.
 	wantValue(t, proxy.Client(t), "key", "slow")
 	proxy.Delay(0)
 	wantValue(t, client, "key", "slow")
@@ -136,17 +137,17 @@ func TestDelayKeepsOrderAndThroughput(t *testing.T) {
 	for versions < 1+values {
 		for _, event := range (<-watch).Events {
 			if versions++; event.Kv.Version != versions {
-				t.Fatalf("version %d in place of %d", event.Kv.Version, versions)
+				t.Fatalf("got version %d, want %d", event.Kv.Version, versions)
 			}
 		}
 	}
-	// One delay after the other would be 20 s.
+	// If the delays added up, this would take 20 s.
 	if took := time.Since(start); took > values*delay {
 		t.Errorf("%d events took %v", values, took)
 	}
 }
 
-func TestDelayTurnedOffLetsGoWhatWaits(t *testing.T) {
+func TestDelayTurnedOffReleasesWhatWaits(t *testing.T) {
 	t.Parallel()
 	_, proxy, client, _ := setup(t)
 	put(t, client, "key", "value")
@@ -156,7 +157,7 @@ func TestDelayTurnedOffLetsGoWhatWaits(t *testing.T) {
 	put(t, client, "key", "value")
 }
 
-func TestFaultsActOnTheMembersNamed(t *testing.T) {
+func TestFaultsAffectOnlyTheGivenMembers(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t, embedtest.WithMembers(3))
 	proxy := server.Proxy(t)
@@ -172,7 +173,7 @@ func TestFaultsActOnTheMembersNamed(t *testing.T) {
 	wantTimeout(t, clients[0], "key", "lost")
 	wantTimeout(t, clients[1], "key", "lost")
 	put(t, clients[2], "key", "passed")
-	// A client of all members finds the one left.
+	// A client of all members finds the remaining one.
 	wantValue(t, proxy.Client(t), "key", "passed")
 	proxy.Heal()
 	for _, client := range clients {
@@ -180,7 +181,7 @@ func TestFaultsActOnTheMembersNamed(t *testing.T) {
 	}
 }
 
-func TestProxyPassesOnARestart(t *testing.T) {
+func TestProxyReachesARestartedMember(t *testing.T) {
 	t.Parallel()
 	server, _, client, _ := setup(t)
 	put(t, client, "key", "value")
@@ -190,7 +191,7 @@ func TestProxyPassesOnARestart(t *testing.T) {
 	wantValue(t, client, "key", "value")
 }
 
-func TestProxyClosesInTheMiddleOfEveryFault(t *testing.T) {
+func TestProxyClosesDuringEveryFault(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(*embedtest.Proxy){
 		"none":         func(*embedtest.Proxy) {},
@@ -224,15 +225,15 @@ func TestProxyWorksWithTLSAndAuth(t *testing.T) {
 	wantValue(t, client, "key", "value")
 }
 
-// setup returns a server, a proxy, a client through it and one past it.
-func setup(t *testing.T, opts ...embedtest.Option) (server *embedtest.Server, proxy *embedtest.Proxy, through, past *clientv3.Client) {
+// setup returns a server, a proxy, a client that uses the proxy, and one that does not.
+func setup(t *testing.T, opts ...embedtest.Option) (server *embedtest.Server, proxy *embedtest.Proxy, through, direct *clientv3.Client) {
 	t.Helper()
 	server = embedtest.Start(t, opts...)
 	proxy = server.Proxy(t)
 	return server, proxy, proxy.Client(t), server.Client(t)
 }
 
-func TestAProxyNeedsOnlyTheAddressesOfMembers(t *testing.T) {
+func TestNewProxyNeedsOnlyTheAddressesOfMembers(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
 	for _, endpoint := range []string{server.Endpoints()[0], strings.TrimPrefix(server.Endpoints()[0], "http://")} {
@@ -253,12 +254,12 @@ func TestAProxyNeedsOnlyTheAddressesOfMembers(t *testing.T) {
 	}
 }
 
-func TestAProxyIsRefusedForWhatIsNoAddress(t *testing.T) {
+func TestNewProxyRefusesInvalidAddresses(t *testing.T) {
 	t.Parallel()
 	for _, endpoint := range []string{"", "127.0.0.1", "http://127.0.0.1", "unix://socket", "http://"} {
 		if proxy, err := embedtest.NewProxy("127.0.0.1:1", endpoint); err == nil {
 			proxy.Close()
-			t.Errorf("there is a proxy for %q", endpoint)
+			t.Errorf("NewProxy accepted %q", endpoint)
 		}
 	}
 }

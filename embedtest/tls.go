@@ -19,8 +19,8 @@ import (
 func (s *Server) certFile() string { return filepath.Join(s.dir, "server.crt") }
 func (s *Server) keyFile() string  { return filepath.Join(s.dir, "server.key") }
 
-// makeCertificates makes an authority, whose key is forgotten at once, and one
-// certificate by it for all members. etcd reads its half from files.
+// makeCertificates creates an authority, whose key it discards, and one certificate for
+// all members. etcd reads its certificate and key from files.
 func (s *Server) makeCertificates() error {
 	authority := certificate(1, "embedtest authority")
 	authority.IsCA = true

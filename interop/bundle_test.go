@@ -13,23 +13,24 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// patience is how long a test waits for anything before it fails.
-const patience = 2 * time.Minute
+// testTimeout bounds every wait of a test.
+const testTimeout = 2 * time.Minute
 
-// brief is the TTL of holders that are to expire, and not before that because the machine is busy.
-const brief = 5 * time.Second
+// shortTTL is the TTL of holds that are to expire, but not early because the machine is
+// busy.
+const shortTTL = 5 * time.Second
 
-// modest is the TTL of holders that are not to expire, and whose renewals a test waits for.
-const modest = 10 * time.Second
+// mediumTTL is the TTL of holds that must not expire and whose renewals a test waits for.
+const mediumTTL = 10 * time.Second
 
-// within returns the context of a test: it ends when the test does, or has taken too long.
-func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+// testContext returns a context that ends with the test, or after testTimeout.
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// bundle is what a test needs: a cluster, and on it a prefix of its own.
+// bundle is what a test needs: a cluster and its own prefix on it.
 type bundle struct {
 	*cluster
 	prefix string
@@ -38,28 +39,29 @@ type bundle struct {
 
 var prefixes atomic.Int64
 
-// newBundle returns a bundle. When the test has ended, nothing may be left below its prefix.
+// newBundle returns a bundle. It fails the test if keys with the prefix are left at its
+// end.
 func newBundle(t *testing.T, c *cluster) bundle {
 	t.Helper()
 	b := bundle{cluster: c, prefix: fmt.Sprintf("locker/%d/", prefixes.Add(1))}
 	b.etcd = connect(t, c.config(root))
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
-		etcd, err := clientv3.New(c.config(root)) // whatever became of the other
+		etcd, err := clientv3.New(c.config(root)) // b.etcd may no longer work
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer etcd.Close()
 		if err := awaitCount(ctx, etcd, b.prefix, 0); err != nil {
-			t.Errorf("the test has left something below %s: %v", b.prefix, err)
+			t.Errorf("the test left keys with the prefix %s: %v", b.prefix, err)
 		}
 	})
 	return b
 }
 
-// awaitCount waits until n keys begin with prefix.
+// awaitCount waits until exactly n keys begin with prefix.
 func awaitCount(ctx context.Context, etcd *clientv3.Client, prefix string, n int64) error {
 	for {
 		resp, err := etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
@@ -72,31 +74,31 @@ func awaitCount(ctx context.Context, etcd *clientv3.Client, prefix string, n int
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%d keys, want %d", resp.Count, n)
+			return fmt.Errorf("found %d keys, want %d", resp.Count, n)
 		}
 	}
 }
 
-// queued waits until n entries are in the queue of name.
-func (b bundle) queued(t *testing.T, name string, n int64) {
+// awaitEntries waits until the queue of name has n entries.
+func (b bundle) awaitEntries(t *testing.T, name string, n int64) {
 	t.Helper()
-	if err := awaitCount(within(t), b.etcd, b.prefix+name+"/", n); err != nil {
-		t.Fatalf("the queue of %s: %v", name, err)
+	if err := awaitCount(testContext(t), b.etcd, b.prefix+name+"/", n); err != nil {
+		t.Fatalf("queue of %s: %v", name, err)
 	}
 }
 
-// remove deletes a lock's entry, as an operator might.
-func (b bundle) remove(t *testing.T, l *locker.Lock) {
+// deleteEntry deletes the entry of a lock, as an operator might.
+func (b bundle) deleteEntry(t *testing.T, l *locker.Lock) {
 	t.Helper()
-	if resp, err := b.etcd.Delete(within(t), l.Key()); err != nil || resp.Deleted != 1 {
+	if resp, err := b.etcd.Delete(testContext(t), l.Key()); err != nil || resp.Deleted != 1 {
 		t.Fatalf("delete the entry: %v, %v", resp, err)
 	}
 }
 
-// connect returns a connection, closed with the test.
+// connect returns a connection that is closed at the end of the test.
 func connect(t *testing.T, config clientv3.Config) *clientv3.Client {
 	t.Helper()
-	config.DialTimeout = patience
+	config.DialTimeout = testTimeout
 	etcd, err := clientv3.New(config)
 	if err != nil {
 		t.Fatal(err)
@@ -105,11 +107,11 @@ func connect(t *testing.T, config clientv3.Config) *clientv3.Client {
 	return etcd
 }
 
-// client returns a Client of service over a connection of its own. It is closed with the test, and then
-// etcd has to confirm that nothing is left.
+// client returns a Client of the user service over its own connection. At the end of the
+// test, its Close must succeed.
 func (b bundle) client(t *testing.T, opts ...locker.Option) *locker.Client {
 	t.Helper()
-	c := b.over(t, connect(t, b.config(service)), opts...)
+	c := b.clientOver(t, connect(t, b.config(service)), opts...)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -118,8 +120,8 @@ func (b bundle) client(t *testing.T, opts ...locker.Option) *locker.Client {
 	return c
 }
 
-// over returns a Client over etcd, closed with the test.
-func (b bundle) over(t *testing.T, etcd *clientv3.Client, opts ...locker.Option) *locker.Client {
+// clientOver returns a Client over etcd. It is closed at the end of the test.
+func (b bundle) clientOver(t *testing.T, etcd *clientv3.Client, opts ...locker.Option) *locker.Client {
 	t.Helper()
 	c, err := locker.New(etcd, append([]locker.Option{locker.WithPrefix(b.prefix)}, opts...)...)
 	if err != nil {
@@ -131,7 +133,7 @@ func (b bundle) over(t *testing.T, etcd *clientv3.Client, opts ...locker.Option)
 
 func lock(t *testing.T, c *locker.Client, name, value string, opts ...locker.LockOption) *locker.Lock {
 	t.Helper()
-	l, err := c.Lock(within(t), name, value, opts...)
+	l, err := c.Lock(testContext(t), name, value, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,19 +142,19 @@ func lock(t *testing.T, c *locker.Client, name, value string, opts ...locker.Loc
 
 func unlock(t *testing.T, l *locker.Lock) {
 	t.Helper()
-	if err := l.Unlock(within(t)); err != nil {
+	if err := l.Unlock(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// outcome is what Lock returned, and when.
+// outcome is what Lock returned and when.
 type outcome struct {
 	lock *locker.Lock
 	err  error
 	at   time.Time
 }
 
-// lockAsync locks in a goroutine, which ends with ctx at the latest.
+// lockAsync calls Lock in a goroutine.
 func lockAsync(ctx context.Context, c *locker.Client, name, value string, opts ...locker.LockOption) <-chan outcome {
 	result := make(chan outcome, 1)
 	go func() {
@@ -162,8 +164,8 @@ func lockAsync(ctx context.Context, c *locker.Client, name, value string, opts .
 	return result
 }
 
-// served waits for a lock that lockAsync takes.
-func served(t *testing.T, result <-chan outcome) *locker.Lock {
+// awaitLock waits until the call of lockAsync returns and fails the test if it failed.
+func awaitLock(t *testing.T, result <-chan outcome) *locker.Lock {
 	t.Helper()
 	o := receive(t, result)
 	if o.err != nil {
@@ -172,35 +174,37 @@ func served(t *testing.T, result <-chan outcome) *locker.Lock {
 	return o.lock
 }
 
-// receive waits for something from a channel; nothing comes from one that is closed.
+// receive waits for a value from a channel. It returns the zero value if the channel is
+// closed.
 func receive[T any](t *testing.T, from <-chan T) (value T) {
 	t.Helper()
 	select {
 	case value = <-from:
-	case <-within(t).Done():
-		t.Fatal("nothing came")
+	case <-testContext(t).Done():
+		t.Fatal("timed out waiting for a value from a channel")
 	}
 	return value
 }
 
-// eventually waits until a condition is true.
+// eventually waits until a condition is true. what completes the sentence "timed out
+// waiting until".
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	ctx, tick := within(t), time.NewTicker(5*time.Millisecond)
+	ctx, tick := testContext(t), time.NewTicker(5*time.Millisecond)
 	defer tick.Stop()
 	for !condition() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("it never came true: %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
 
-// want fails the test if err does not match.
-func want(t *testing.T, err, target error) {
+// wantError fails the test unless err matches target.
+func wantError(t *testing.T, err, target error) {
 	t.Helper()
 	if !errors.Is(err, target) {
-		t.Errorf("%v, want %v", err, target)
+		t.Errorf("got error %v, want %v", err, target)
 	}
 }

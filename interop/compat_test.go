@@ -1,4 +1,4 @@
-//lint:file-ignore SA1019 the deprecated calls are what is tested
+//lint:file-ignore SA1019 this tests the deprecated calls
 package interop
 
 import (
@@ -11,38 +11,38 @@ func TestCompat_LocksReportsAndWatches(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		first, second := b.client(t).Compat(), b.client(t).Compat()
 		_, err := first.Get("a")
-		want(t, err, locker.ErrNotFound)
-		quit, watched, results := make(chan bool), make(chan string), make(chan error, 3)
+		wantError(t, err, locker.ErrNotFound)
+		quit, watched, returned := make(chan bool), make(chan string), make(chan error, 3)
 		own, theirs := make(chan bool), make(chan bool)
-		go func() { results <- first.Lock("a", "1", own, quit) }()
+		go func() { returned <- first.Lock("a", "1", own, quit) }()
 		if !receive(t, own) {
-			t.Error("a free name was not owned")
+			t.Error("the first client does not own the free name")
 		}
 		unwatch := make(chan bool)
-		go func() { results <- second.Watch("a", watched, unwatch) }()
+		go func() { returned <- second.Watch("a", watched, unwatch) }()
 		if value := receive(t, watched); value != "1" {
-			t.Errorf("watched %q", value)
+			t.Errorf("Watch sent %q", value)
 		}
 		stop := make(chan bool)
-		go func() { results <- second.Lock("a", "2", theirs, stop) }()
+		go func() { returned <- second.Lock("a", "2", theirs, stop) }()
 		if receive(t, theirs) {
-			t.Error("two own the name")
+			t.Error("both clients own the name")
 		}
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		close(quit)
 		if !receive(t, theirs) {
-			t.Error("the second was not told that it owns the name")
+			t.Error("the second client does not own the name")
 		}
 		if value, err := first.Get("a"); err != nil || value != "2" {
-			t.Errorf("%q, %v", value, err)
+			t.Errorf("Get returned %q, %v", value, err)
 		}
 		if value := receive(t, watched); value != "2" {
-			t.Errorf("watched %q", value)
+			t.Errorf("Watch sent %q", value)
 		}
 		close(stop)
 		close(unwatch)
 		for range 3 {
-			if err := receive(t, results); err != nil {
+			if err := receive(t, returned); err != nil {
 				t.Error(err)
 			}
 		}

@@ -10,11 +10,9 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// Beside etcd's own locks.
-
 func TestAdoptSession_ExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(ctx), concurrency.WithTTL(10))
 		if err != nil {
 			t.Fatal(err)
@@ -26,13 +24,13 @@ func TestAdoptSession_ExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 		}
 		l := lock(t, c, "a", "", locker.WithSession(s))
 		mutex := concurrency.NewMutex(session, b.prefix+"a")
-		want(t, mutex.TryLock(ctx), concurrency.ErrLocked)
+		wantError(t, mutex.TryLock(ctx), concurrency.ErrLocked)
 		unlock(t, l)
 		if err := mutex.Lock(ctx); err != nil {
 			t.Fatal(err)
 		}
 		_, err = c.TryLock(ctx, "a", "")
-		want(t, err, locker.ErrLocked)
+		wantError(t, err, locker.ErrLocked)
 		if err := mutex.Unlock(ctx); err != nil {
 			t.Error(err)
 		}
@@ -40,17 +38,17 @@ func TestAdoptSession_ExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		want(t, l.Err(), locker.ErrClosed)
-		b.queued(t, "a", 0)
+		wantError(t, l.Err(), locker.ErrClosed)
+		b.awaitEntries(t, "a", 0)
 		if lease, err := b.etcd.TimeToLive(ctx, session.Lease()); err != nil || lease.TTL <= 0 {
-			t.Errorf("the lease of the adopted session: %+v, %v", lease, err)
+			t.Errorf("lease of the adopted session: %+v, %v", lease, err)
 		}
 	})
 }
 
 func TestInterop_AnElectionOfEtcdAlternatesWithLocks(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(ctx), concurrency.WithTTL(10))
 		if err != nil {
 			t.Fatal(err)
@@ -61,21 +59,21 @@ func TestInterop_AnElectionOfEtcdAlternatesWithLocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		waiter := lockAsync(ctx, c, "a", "ours")
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		if holder, err := c.Get(ctx, "a"); err != nil || holder.Value != "theirs" || holder.Token != election.Rev() {
-			t.Errorf("%+v, %v", holder, err)
+			t.Errorf("Get returned %+v, %v", holder, err)
 		}
 		if err := election.Resign(ctx); err != nil {
 			t.Fatal(err)
 		}
-		l := served(t, waiter)
+		l := awaitLock(t, waiter)
 		leader, err := election.Leader(ctx)
 		if err != nil || string(leader.Kvs[0].Value) != "ours" || !strings.HasPrefix(l.Key(), b.prefix) {
-			t.Errorf("%v, %v", leader, err)
+			t.Errorf("Leader returned %v, %v", leader, err)
 		}
 		unlock(t, l)
 		if _, err := election.Leader(ctx); !errors.Is(err, concurrency.ErrElectionNoLeader) {
-			t.Error(err)
+			t.Errorf("Leader after the release: %v", err)
 		}
 	})
 }

@@ -14,13 +14,11 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// What any user of locks relies on.
-
 func TestLock_HoldsExcludeEachOtherAndTokensGrow(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx := within(t)
+		ctx := testContext(t)
 		var holders atomic.Int64
-		var tokens []int64 // written by the holder
+		var issued []int64 // tokens, written by the holder
 		var callers sync.WaitGroup
 		for range 3 {
 			c := b.client(t)
@@ -33,9 +31,9 @@ func TestLock_HoldsExcludeEachOtherAndTokensGrow(t *testing.T) {
 							return
 						}
 						if n := holders.Add(1); n != 1 {
-							t.Errorf("%d holders", n)
+							t.Errorf("%d holders at once", n)
 						}
-						tokens = append(tokens, l.Token())
+						issued = append(issued, l.Token())
 						holders.Add(-1)
 						if err := l.Unlock(ctx); err != nil {
 							t.Error(err)
@@ -45,29 +43,29 @@ func TestLock_HoldsExcludeEachOtherAndTokensGrow(t *testing.T) {
 			}
 		}
 		callers.Wait()
-		distinct := len(slices.Compact(slices.Clone(tokens)))
-		if len(tokens) != 24 || distinct != 24 || !slices.IsSorted(tokens) {
-			t.Errorf("tokens %v", tokens)
+		distinct := len(slices.Compact(slices.Clone(issued)))
+		if len(issued) != 24 || distinct != 24 || !slices.IsSorted(issued) {
+			t.Errorf("got tokens %v", issued)
 		}
 	})
 }
 
 func TestTryLock_ReportsTheHolder(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, other := within(t), b.client(t)
+		ctx, other := testContext(t), b.client(t)
 		l := lock(t, b.client(t), "a", "mine")
 		_, err := other.TryLock(ctx, "a", "yours")
 		var locked *locker.LockedError
 		if !errors.As(err, &locked) || locked.Holder.Value != "mine" || locked.Holder.Token != l.Token() {
-			t.Errorf("%v, want the holder", err)
+			t.Errorf("TryLock returned %v, want a LockedError with the holder", err)
 		}
-		b.queued(t, "a", 1)
+		b.awaitEntries(t, "a", 1)
 		unlock(t, l)
 		next, err := other.TryLock(ctx, "a", "yours")
 		if err != nil || next.Token() <= l.Token() {
-			t.Fatalf("of a free name: %v, %v", next, err)
+			t.Fatalf("TryLock of a free name returned %v, %v", next, err)
 		}
-		want(t, l.Unlock(ctx), locker.ErrReleased)
+		wantError(t, l.Unlock(ctx), locker.ErrReleased)
 		if err := next.Err(); err != nil {
 			t.Error(err)
 		}
@@ -76,25 +74,24 @@ func TestTryLock_ReportsTheHolder(t *testing.T) {
 
 func TestQueue_WaitersAreServedInTheOrderTheyCame(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		// More than a waiter follows one by one.
-		const waiters = 12
+		const waiters = 12 // more than the lookahead of a waiter
 		holder := lock(t, b.client(t), "a", "")
 		etcd := connect(t, b.config(service))
 		var queue []<-chan outcome
 		for i := range int64(waiters) {
-			queue = append(queue, lockAsync(within(t), b.over(t, etcd), "a", ""))
-			b.queued(t, "a", i+2)
+			queue = append(queue, lockAsync(testContext(t), b.clientOver(t, etcd), "a", ""))
+			b.awaitEntries(t, "a", i+2)
 		}
 		for i, next := range queue {
 			for _, later := range queue[i:] {
 				if len(later) > 0 {
-					t.Fatalf("one of those from %d on holds with the one before", i)
+					t.Fatalf("waiter %d or a later one returned too early", i)
 				}
 			}
 			token := holder.Token()
 			unlock(t, holder)
-			if holder = served(t, next); holder.Token() <= token {
-				t.Errorf("token %d after %d", holder.Token(), token)
+			if holder = awaitLock(t, next); holder.Token() <= token {
+				t.Errorf("got token %d after %d", holder.Token(), token)
 			}
 		}
 	})
@@ -105,47 +102,47 @@ func TestQueue_AWaiterThatIsCanceledLeavesIt(t *testing.T) {
 		holder := lock(t, b.client(t), "a", "")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		waiter := lockAsync(ctx, b.client(t), "a", "")
-		b.queued(t, "a", 2)
-		behind := lockAsync(within(t), b.client(t), "a", "")
-		b.queued(t, "a", 3)
+		b.awaitEntries(t, "a", 2)
+		behind := lockAsync(testContext(t), b.client(t), "a", "")
+		b.awaitEntries(t, "a", 3)
 		enough := errors.New("waited long enough")
 		cancel(enough)
-		want(t, receive(t, waiter).err, enough)
-		b.queued(t, "a", 2)
+		wantError(t, receive(t, waiter).err, enough)
+		b.awaitEntries(t, "a", 2)
 		unlock(t, holder)
-		served(t, behind)
+		awaitLock(t, behind)
 	})
 }
 
 func TestDo_ReleasesAndCampaignHoldsAgainAfterALoss(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		result := errors.New("done")
-		want(t, c.Do(ctx, "a", "", func(context.Context, *locker.Lock) error { return result }), result)
-		b.queued(t, "a", 0)
-		var tokens []int64
+		wantError(t, c.Do(ctx, "a", "", func(context.Context, *locker.Lock) error { return result }), result)
+		b.awaitEntries(t, "a", 0)
+		var issued []int64 // tokens
 		err := c.Campaign(ctx, "a", "", func(ctx context.Context, l *locker.Lock) error {
-			tokens = append(tokens, l.Token())
-			if len(tokens) == 2 {
+			issued = append(issued, l.Token())
+			if len(issued) == 2 {
 				return result
 			}
-			b.remove(t, l)
-			want(t, l.SetValue(ctx, "too late"), locker.ErrLost)
+			b.deleteEntry(t, l)
+			wantError(t, l.SetValue(ctx, "too late"), locker.ErrLost)
 			<-ctx.Done()
 			return context.Cause(ctx)
 		})
-		want(t, err, result)
-		if len(tokens) != 2 || tokens[1] <= tokens[0] {
-			t.Errorf("tokens %v", tokens)
+		wantError(t, err, result)
+		if len(issued) != 2 || issued[1] <= issued[0] {
+			t.Errorf("got tokens %v", issued)
 		}
 	})
 }
 
 func TestCommit_AndSetValueAreGuarded(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, data := within(t), "data/"+b.prefix
+		ctx, data := testContext(t), "data/"+b.prefix
 		user := connect(t, b.config(service))
-		l := lock(t, b.over(t, user), "a", "first")
+		l := lock(t, b.clientOver(t, user), "a", "first")
 		if _, err := l.Commit(ctx, clientv3.OpPut(data, "by the holder")); err != nil {
 			t.Error(err)
 		}
@@ -153,28 +150,28 @@ func TestCommit_AndSetValueAreGuarded(t *testing.T) {
 			t.Error(err)
 		}
 		if holder, err := b.client(t).Get(ctx, "a"); err != nil || holder.Value != "second" || holder.Token != l.Token() {
-			t.Errorf("%+v, %v", holder, err)
+			t.Errorf("Get returned %+v, %v", holder, err)
 		}
-		b.remove(t, l)
+		b.deleteEntry(t, l)
 		resp, err := user.Txn(ctx).If(l.Guard()...).Then(clientv3.OpPut(data, "too late")).Commit()
 		if err != nil || resp.Succeeded {
-			t.Errorf("a guarded transaction of a lock that is gone: %+v, %v", resp, err)
+			t.Errorf("a guarded transaction of a lost lock: %+v, %v", resp, err)
 		}
 		_, err = l.Commit(ctx, clientv3.OpPut(data, "too late"))
-		want(t, err, locker.ErrLost)
+		wantError(t, err, locker.ErrLost)
 		var lost *locker.LostError
 		if !errors.As(l.Err(), &lost) || lost.Reason != locker.Deleted {
-			t.Errorf("lost by %v", lost)
+			t.Errorf("the hold ended with %v, want a LostError with Deleted", l.Err())
 		}
 		if got, err := b.etcd.Get(ctx, data); err != nil || string(got.Kvs[0].Value) != "by the holder" {
-			t.Errorf("%v, %v", got, err)
+			t.Errorf("read %v, %v", got, err)
 		}
 	})
 }
 
 func TestSession_TheLossOfOneCostsOthersNothing(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		s, err := c.NewSession(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -184,7 +181,7 @@ func TestSession_TheLossOfOneCostsOthersNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = own.Commit(ctx, clientv3.OpPut("data/"+b.prefix, ""))
-		want(t, err, locker.ErrLost)
+		wantError(t, err, locker.ErrLost)
 		receive(t, s.Context().Done())
 		if err := other.SetValue(ctx, "alive"); err != nil {
 			t.Error(err)
@@ -198,7 +195,7 @@ func TestSession_TheLossOfOneCostsOthersNothing(t *testing.T) {
 func TestGroupCommit_ManyLocksShareTransactions(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		const names = 200
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		locks := make([]*locker.Lock, names)
 		var callers sync.WaitGroup
 		for i := range names {
@@ -212,7 +209,7 @@ func TestGroupCommit_ManyLocksShareTransactions(t *testing.T) {
 		callers.Wait()
 		holders, err := c.List(ctx, "name ")
 		if err != nil || len(holders) != names || t.Failed() {
-			t.Fatalf("%d holders, %v", len(holders), err)
+			t.Fatalf("List returned %d holders, %v", len(holders), err)
 		}
 		revisions := make(map[int64]bool)
 		for _, holder := range holders {
@@ -237,35 +234,35 @@ func TestGroupCommit_ManyLocksShareTransactions(t *testing.T) {
 
 func TestQueue_GoroutinesOfAClientAlternateWithAnotherClient(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		first := lock(t, c, "a", "")
 		mine := lockAsync(ctx, c, "a", "")
 		other := lockAsync(ctx, b.client(t), "a", "")
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		unlock(t, first)
-		second := served(t, other) // it was queued, the goroutine in line was not
-		b.queued(t, "a", 2)
+		second := awaitLock(t, other) // it had an entry, unlike the goroutine in the client's line
+		b.awaitEntries(t, "a", 2)
 		if len(mine) != 0 {
-			t.Fatal("two hold the name")
+			t.Fatal("two clients hold the name")
 		}
 		unlock(t, second)
-		third := served(t, mine)
+		third := awaitLock(t, mine)
 		if first.Token() >= second.Token() || second.Token() >= third.Token() {
-			t.Errorf("tokens %d, %d, %d", first.Token(), second.Token(), third.Token())
+			t.Errorf("got tokens %d, %d, %d", first.Token(), second.Token(), third.Token())
 		}
 	})
 }
 
 func TestLocalHandover_GoroutinesOfAClientMayShareAHold(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t, locker.WithLocalHandover(2))
-		turns := make(map[int64]int) // by token; written by the holder
+		ctx, c := testContext(t), b.client(t, locker.WithLocalHandover(2))
+		calls := make(map[int64]int) // by token; written by the holder
 		var callers sync.WaitGroup
 		for range 4 {
 			callers.Go(func() {
 				for range 5 {
 					if err := c.Do(ctx, "a", "", func(_ context.Context, l *locker.Lock) error {
-						turns[l.Token()]++
+						calls[l.Token()]++
 						return nil
 					}); err != nil {
 						t.Error(err)
@@ -274,23 +271,23 @@ func TestLocalHandover_GoroutinesOfAClientMayShareAHold(t *testing.T) {
 			})
 		}
 		callers.Wait()
-		shared := 0
-		for token, n := range turns {
+		sharedHolds := 0
+		for token, n := range calls {
 			if n == 2 {
-				shared++
+				sharedHolds++
 			} else if n != 1 {
-				t.Errorf("%d turns with the token %d", n, token)
+				t.Errorf("%d calls shared the token %d, want at most 2", n, token)
 			}
 		}
-		if shared == 0 {
-			t.Errorf("of %d holds none was shared", len(turns))
+		if sharedHolds == 0 {
+			t.Errorf("none of %d holds was shared", len(calls))
 		}
 	})
 }
 
 func TestClose_LeavesNothing(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx := within(t)
+		ctx := testContext(t)
 		c := b.client(t)
 		s, err := c.NewSession(ctx)
 		if err != nil {
@@ -299,24 +296,24 @@ func TestClose_LeavesNothing(t *testing.T) {
 		held, own := lock(t, c, "held", ""), lock(t, c, "own", "", locker.WithSession(s))
 		foreign := lock(t, b.client(t), "foreign", "")
 		waiter := lockAsync(ctx, c, "foreign", "")
-		b.queued(t, "foreign", 2)
+		b.awaitEntries(t, "foreign", 2)
 		owners, err := c.Owners(ctx)
 		if err != nil || len(owners) != 3 { // two of this client, one of the other
-			t.Fatalf("%v, %v", owners, err)
+			t.Fatalf("Owners returned %v, %v", owners, err)
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 		for _, err := range []error{held.Err(), own.Err(), receive(t, waiter).err} {
-			want(t, err, locker.ErrClosed)
+			wantError(t, err, locker.ErrClosed)
 		}
-		b.queued(t, "foreign", 1)
+		b.awaitEntries(t, "foreign", 1)
 		unlock(t, foreign)
 		if owners, err = b.client(t).Owners(ctx); err != nil || len(owners) != 1 {
-			t.Errorf("after Close: %v, %v", owners, err)
+			t.Errorf("Owners after Close returned %v, %v", owners, err)
 		}
 		if lease, err := b.etcd.TimeToLive(ctx, s.Lease()); err != nil || lease.TTL != -1 {
-			t.Errorf("the lease after Close: %+v, %v", lease, err)
+			t.Errorf("lease after Close: %+v, %v", lease, err)
 		}
 	})
 }

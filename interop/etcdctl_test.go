@@ -15,18 +15,19 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// etcdctl is a process of it. It ends with the test at the latest.
+// etcdctl is a running process.
 type etcdctl struct {
 	process *os.Process
-	lines   chan string // that it prints; closed when it has ended
+	lines   chan string // its standard output; closed when it exits
 }
 
+// etcdctl starts a process that is killed at the end of the test.
 func (b bundle) etcdctl(t *testing.T, args ...string) *etcdctl {
 	t.Helper()
 	cmd := exec.Command(b.release.etcdctl, append(b.ctlFlags(), args...)...)
 	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
-	var complaints strings.Builder
-	cmd.Stderr = &complaints
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -48,13 +49,14 @@ func (b bundle) etcdctl(t *testing.T, args ...string) *etcdctl {
 		_ = ctl.process.Kill()
 		<-done
 		if t.Failed() {
-			t.Logf("etcdctl said: %s", complaints.String())
+			t.Logf("etcdctl's standard error: %s", stderr.String())
 		}
 	})
 	return ctl
 }
 
-// interrupt ends it as Ctrl-C does: it gives up what it holds.
+// interrupt ends etcdctl as Ctrl-C does and waits for its end. etcdctl releases what it
+// holds.
 func (e *etcdctl) interrupt(t *testing.T) {
 	t.Helper()
 	if err := e.process.Signal(syscall.SIGINT); err != nil {
@@ -66,38 +68,38 @@ func (e *etcdctl) interrupt(t *testing.T) {
 
 func TestInterop_EtcdctlLockWaitsForALock(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		l := lock(t, c, "a", "")
 		theirs := b.etcdctl(t, "lock", b.prefix+"a")
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		if holder, err := c.Get(ctx, "a"); err != nil || holder.Token != l.Token() {
 			t.Fatalf("etcdctl did not wait: %+v, %v", holder, err)
 		}
 		unlock(t, l)
-		key := receive(t, theirs.lines) // it prints its key once it holds
+		key := receive(t, theirs.lines) // etcdctl prints its key once it holds
 		if !strings.HasPrefix(key, b.prefix+"a/") || key == l.Key() {
 			t.Errorf("etcdctl printed %q", key)
 		}
 		_, err := c.TryLock(ctx, "a", "")
-		want(t, err, locker.ErrLocked)
+		wantError(t, err, locker.ErrLocked)
 		theirs.interrupt(t)
 	})
 }
 
 func TestInterop_ALockWaitsForEtcdctlLock(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		theirs := b.etcdctl(t, "lock", b.prefix+"a")
 		key := receive(t, theirs.lines)
 		waiter := lockAsync(ctx, c, "a", "")
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		holder, err := c.Get(ctx, "a")
 		if err != nil || fmt.Sprintf("%sa/%x", b.prefix, holder.Lease) != key || len(waiter) != 0 {
-			t.Fatalf("Get found %+v, %v; etcdctl holds %s", holder, err, key)
+			t.Fatalf("Get returned %+v, %v; etcdctl holds %s", holder, err, key)
 		}
 		theirs.interrupt(t)
-		if l := served(t, waiter); l.Token() <= holder.Token {
-			t.Errorf("token %d after %d", l.Token(), holder.Token)
+		if l := awaitLock(t, waiter); l.Token() <= holder.Token {
+			t.Errorf("got token %d after %d", l.Token(), holder.Token)
 		}
 	})
 }
@@ -110,11 +112,11 @@ func TestInterop_EtcdctlElectFollowsLocks(t *testing.T) {
 		shows := func(l *locker.Lock) {
 			t.Helper()
 			if key, value := receive(t, observer.lines), receive(t, observer.lines); key != l.Key() || value != l.Value() {
-				t.Errorf("etcdctl shows %s %q, want %s %q", key, value, l.Key(), l.Value())
+				t.Errorf("etcdctl printed %s %q, want %s %q", key, value, l.Key(), l.Value())
 			}
 		}
 		shows(l)
-		if err := l.SetValue(within(t), "10.1.1.2"); err != nil {
+		if err := l.SetValue(testContext(t), "10.1.1.2"); err != nil {
 			t.Fatal(err)
 		}
 		shows(l)
@@ -126,16 +128,16 @@ func TestInterop_EtcdctlElectFollowsLocks(t *testing.T) {
 
 func TestInterop_LocksAndEtcdctlElectExcludeEachOther(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
+		ctx, c := testContext(t), b.client(t)
 		candidate := b.etcdctl(t, "elect", b.prefix+"leader", "theirs")
 		receive(t, candidate.lines) // its key
 		if value := receive(t, candidate.lines); value != "theirs" {
-			t.Fatalf("etcdctl shows the value %q", value)
+			t.Fatalf("etcdctl printed the value %q", value)
 		}
 		_, err := c.TryLock(ctx, "leader", "ours")
 		var locked *locker.LockedError
 		if !errors.As(err, &locked) || locked.Holder.Value != "theirs" {
-			t.Errorf("%v, want the holder", err)
+			t.Errorf("TryLock returned %v, want a LockedError with the holder", err)
 		}
 		candidate.interrupt(t)
 		if err := c.Do(ctx, "leader", "ours", func(context.Context, *locker.Lock) error { return nil }); err != nil {

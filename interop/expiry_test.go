@@ -18,19 +18,19 @@ func TestHold_ThatIsCutOffEndsBeforeTheNextHolds(t *testing.T) {
 		t.Cleanup(func() { _ = proxy.Close() })
 		config := b.config(service)
 		config.Endpoints = proxy.Endpoints()
-		l := lock(t, b.over(t, connect(t, config), locker.WithTTL(brief)), "a", "")
-		next := lockAsync(within(t), b.client(t), "a", "")
-		b.queued(t, "a", 2)
+		l := lock(t, b.clientOver(t, connect(t, config), locker.WithTTL(shortTTL)), "a", "")
+		next := lockAsync(testContext(t), b.client(t), "a", "")
+		b.awaitEntries(t, "a", 2)
 		proxy.Cut()
 		receive(t, l.Context().Done())
 		ended := time.Now()
 		var lost *locker.LostError
 		if !errors.As(l.Err(), &lost) || lost.Reason != locker.Expired {
-			t.Errorf("lost by %v", l.Err())
+			t.Errorf("the hold ended with %v, want a LostError with Expired", l.Err())
 		}
 		o := receive(t, next)
 		if o.err != nil || o.at.Before(ended) || o.lock.Token() <= l.Token() {
-			t.Fatalf("%+v after the loss at %v", o, ended)
+			t.Fatalf("the next Lock returned %+v, the loss was at %v", o, ended)
 		}
 	})
 }
@@ -38,19 +38,20 @@ func TestHold_ThatIsCutOffEndsBeforeTheNextHolds(t *testing.T) {
 func TestHold_OfADeadClientIsFollowedAfterItsTTL(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		etcd := connect(t, b.config(service))
-		l := lock(t, b.over(t, etcd, locker.WithTTL(brief)), "a", "")
-		next := lockAsync(within(t), b.client(t), "a", "")
-		b.queued(t, "a", 2)
-		// It can neither renew its lease nor give it up.
+		l := lock(t, b.clientOver(t, etcd, locker.WithTTL(shortTTL)), "a", "")
+		next := lockAsync(testContext(t), b.client(t), "a", "")
+		b.awaitEntries(t, "a", 2)
+		// It can neither renew its lease nor revoke it.
 		_ = etcd.Close()
 		died := time.Now()
 		o := receive(t, next)
 		if o.err != nil || o.lock.Token() <= l.Token() {
-			t.Fatalf("%+v", o)
+			t.Fatalf("the next Lock returned %+v", o)
 		}
-		// A second for etcd to notice, and one for a machine that is busy with all the others.
-		if took := o.at.Sub(died); took > brief+10*time.Second {
-			t.Errorf("it took %v", took)
+		// etcd may take a second to notice; the rest is for a machine busy with the other
+		// tests.
+		if took := o.at.Sub(died); took > shortTTL+10*time.Second {
+			t.Errorf("the next Lock returned %v after the death of the holder", took)
 		}
 	})
 }

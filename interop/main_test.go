@@ -15,14 +15,15 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// compiled are the releases whose programs are compiled once and kept; the newest patch of each.
-var compiled = []string{"v3.5.35", "v3.6.16", "v3.7.3"}
+// builtVersions are the releases that are compiled once and kept: the newest patch of
+// each minor version.
+var builtVersions = []string{"v3.5.35", "v3.6.16", "v3.7.3"}
 
-// oldest is the release that cannot be compiled from modules. It is tested if it is installed; with
-// LOCKER_TOOLS=required in the environment it must be.
-const oldest = "v3.4."
+// oldestVersion cannot be compiled from modules, so it is tested only if it is installed.
+// With LOCKER_TOOLS=required in the environment, it has to be.
+const oldestVersion = "v3.4."
 
-// release is etcd and etcdctl of one version.
+// release is a version of etcd with the paths of its programs.
 type release struct{ version, etcd, etcdctl string }
 
 var releases []release
@@ -49,7 +50,7 @@ func TestMain(m *testing.M) {
 }
 
 func prepare() error {
-	// The tests wait far more than they compute: unless told otherwise, many at a time.
+	// The tests mostly wait, so many of them run at a time unless -parallel is given.
 	if !flagGiven("test.parallel") {
 		if err := flag.Set("test.parallel", "16"); err != nil {
 			return err
@@ -63,14 +64,14 @@ func prepare() error {
 	}
 	required := os.Getenv("LOCKER_TOOLS") == "required"
 	switch {
-	case strings.HasPrefix(installed.version, oldest):
+	case strings.HasPrefix(installed.version, oldestVersion):
 		releases = append(releases, installed)
 	case required:
-		return fmt.Errorf("etcd and etcdctl %s are not installed, and LOCKER_TOOLS=required demands them", oldest)
+		return fmt.Errorf("etcd and etcdctl %s are required by LOCKER_TOOLS=required but not installed", oldestVersion)
 	default:
-		fmt.Fprintf(os.Stderr, "etcd %s is not installed, and not tested\n", oldest)
+		fmt.Fprintf(os.Stderr, "etcd %s is not installed and will not be tested\n", oldestVersion)
 	}
-	for _, version := range compiled {
+	for _, version := range builtVersions {
 		r := release{version: version}
 		if r.etcd, err = etcdproc.Build(ctx, version, os.Stderr); err != nil {
 			return err
@@ -93,7 +94,8 @@ func flagGiven(name string) (given bool) {
 	return given
 }
 
-// findInstalled returns the release that the system has, none if it lacks one of the programs.
+// findInstalled returns the release that is installed on the system, or the zero release
+// if a program is missing.
 func findInstalled(ctx context.Context) (r release, err error) {
 	if r.etcd, err = exec.LookPath("etcd"); err != nil {
 		return release{}, nil

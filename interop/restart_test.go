@@ -12,92 +12,93 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// ample is a TTL that outlasts a restart of all members on a busy machine.
-const ample = 20 * time.Second
+// longTTL outlasts a restart of all members on a busy machine.
+const longTTL = 20 * time.Second
 
-// scene is a holder, a waiter, and somebody who watches them.
-type scene struct {
+// scenario is a holder, a waiter and a watch of their name.
+type scenario struct {
 	bundle
 	holder  *locker.Lock
 	waiter  <-chan outcome
 	watched *states
 }
 
-func newScene(t *testing.T, b bundle) scene {
+func newScenario(t *testing.T, b bundle) scenario {
 	t.Helper()
-	s := scene{bundle: b, holder: lock(t, b.client(t, locker.WithTTL(ample)), "a", "first")}
-	s.waiter = lockAsync(within(t), b.client(t, locker.WithTTL(ample)), "a", "second")
-	b.queued(t, "a", 2)
-	s.watched = follow(t, b.client(t), "a", false)
-	s.watched.sees(t, "a", s.holder)
+	s := scenario{bundle: b, holder: lock(t, b.client(t, locker.WithTTL(longTTL)), "a", "first")}
+	s.waiter = lockAsync(testContext(t), b.client(t, locker.WithTTL(longTTL)), "a", "second")
+	b.awaitEntries(t, "a", 2)
+	s.watched = startWatch(t, b.client(t), "a", false)
+	s.watched.expect(t, "a", s.holder)
 	return s
 }
 
-// goesOn checks that the holder holds, in etcd as well, and that whoever waits and watches sees it go.
-func (s scene) goesOn(t *testing.T) {
+// checkContinues checks that the holder still holds, in etcd as well, that the waiter
+// holds after it, and that the watch reports both.
+func (s scenario) checkContinues(t *testing.T) {
 	t.Helper()
-	ctx := within(t)
-	// A commit may be lost with the leader, which etcd does not tell for 7 s.
-	eventually(t, "it can commit", func() bool {
+	ctx := testContext(t)
+	// A commit may be lost with the leader, and etcd reports that only after 7 s.
+	eventually(t, "the holder can commit", func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_, err := s.holder.Commit(ctx, clientv3.OpPut("data/"+s.prefix, ""))
 		return err == nil
 	})
 	if holder, err := s.client(t).Get(ctx, "a"); err != nil || holder.Token != s.holder.Token() {
-		t.Errorf("%+v, %v, want token %d", holder, err, s.holder.Token())
+		t.Errorf("Get returned %+v, %v, want token %d", holder, err, s.holder.Token())
 	}
 	if len(s.waiter) > 0 {
-		t.Fatal("two hold the name")
+		t.Fatal("two clients hold the name")
 	}
 	unlock(t, s.holder)
-	next := served(t, s.waiter)
+	next := awaitLock(t, s.waiter)
 	if next.Token() <= s.holder.Token() {
-		t.Errorf("token %d after %d", next.Token(), s.holder.Token())
+		t.Errorf("got token %d after %d", next.Token(), s.holder.Token())
 	}
-	s.watched.sees(t, "a", next)
+	s.watched.expect(t, "a", next)
 	unlock(t, next)
-	s.watched.sees(t, "a", nil)
+	s.watched.expect(t, "a", nil)
 }
 
 func TestHold_SurvivesARestartOfEtcd(t *testing.T) {
 	withTokens := authentication
 	withTokens.on = from35
-	alone(t, func(t *testing.T, b bundle) {
-		s := newScene(t, b)
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		s := newScenario(t, b)
 		for i := range b.members {
 			b.Member(i).Kill()
 		}
-		var restarts sync.WaitGroup // at once: none serves without another
+		var restarts sync.WaitGroup // concurrent, because no member serves without another
 		for i := range b.members {
 			restarts.Go(func() {
-				if err := b.Member(i).Restart(within(t)); err != nil {
+				if err := b.Member(i).Restart(testContext(t)); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		restarts.Wait()
-		s.goesOn(t)
+		s.checkContinues(t)
 	}, oneMember, threeMembers, withTLS, withTokens)
 }
 
 func TestHold_SurvivesTheDeathOfTheLeader(t *testing.T) {
-	alone(t, func(t *testing.T, b bundle) {
-		s := newScene(t, b)
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		s := newScenario(t, b)
 		leader := b.leader(t)
 		leader.Kill()
-		s.goesOn(t)
-		if err := leader.Restart(within(t)); err != nil {
+		s.checkContinues(t)
+		if err := leader.Restart(testContext(t)); err != nil {
 			t.Error(err)
 		}
 	}, threeMembers)
 }
 
-// leader returns the member that leads.
+// leader returns the leader of the cluster.
 func (b bundle) leader(t *testing.T) *etcdproc.Member {
 	t.Helper()
 	for i, endpoint := range b.Endpoints() {
-		status, err := b.etcd.Status(within(t), endpoint)
+		status, err := b.etcd.Status(testContext(t), endpoint)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,6 +106,6 @@ func (b bundle) leader(t *testing.T) *etcdproc.Member {
 			return b.Member(i)
 		}
 	}
-	t.Fatal("no member leads")
+	t.Fatal("the cluster has no leader")
 	return nil
 }

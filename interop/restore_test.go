@@ -13,31 +13,32 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// What the backup has of a release is back on a lease that the client still renews.
+// The restored backup contains an entry that the client has released since, on a lease
+// that the client still renews.
 func TestRestore_OfABackupEndsHoldsAndBlocksNoName(t *testing.T) {
 	t.Parallel()
 	for _, r := range releases {
 		t.Run(r.version, func(t *testing.T) {
 			dir, backup := t.TempDir(), filepath.Join(t.TempDir(), "backup")
-			cluster, err := etcdproc.Start(within(t), etcdproc.Options{Program: r.etcd, Dir: dir})
+			process, err := etcdproc.Start(testContext(t), etcdproc.Options{Program: r.etcd, Dir: dir})
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(cluster.Close)
-			member, data := cluster.Member(0), filepath.Join(dir, "m0")
-			restart := func(meanwhile func() error) {
+			t.Cleanup(process.Close)
+			member, data := process.Member(0), filepath.Join(dir, "m0")
+			restart := func(whileDown func() error) {
 				t.Helper()
 				member.Kill()
-				if err := meanwhile(); err != nil {
+				if err := whileDown(); err != nil {
 					t.Fatal(err)
 				}
-				if err := member.Restart(within(t)); err != nil {
+				if err := member.Restart(testContext(t)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			config := clientv3.Config{Endpoints: cluster.Endpoints(), Logger: zap.NewNop()}
+			config := clientv3.Config{Endpoints: process.Endpoints(), Logger: zap.NewNop()}
 			newClient := func() *locker.Client {
-				c, err := locker.New(connect(t, config), locker.WithTTL(ample))
+				c, err := locker.New(connect(t, config), locker.WithTTL(longTTL))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -48,8 +49,8 @@ func TestRestore_OfABackupEndsHoldsAndBlocksNoName(t *testing.T) {
 			held, released := lock(t, c, "held", ""), lock(t, c, "released", "")
 			restart(func() error { return os.CopyFS(backup, os.DirFS(data)) })
 			unlock(t, released)
-			for range 50 { // more than is written after the backup was restored
-				if _, err := connected.Put(within(t), "data", ""); err != nil {
+			for range 50 { // more writes than follow the restoration of the backup
+				if _, err := connected.Put(testContext(t), "data", ""); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -64,10 +65,10 @@ func TestRestore_OfABackupEndsHoldsAndBlocksNoName(t *testing.T) {
 			for _, l := range []*locker.Lock{held, later} {
 				select {
 				case <-l.Context().Done():
-				case <-within(t).Done():
+				case <-testContext(t).Done():
 				}
 				if err := l.Err(); !errors.Is(err, locker.ErrLost) {
-					t.Errorf("the hold of %s: %v", l.Name(), err)
+					t.Errorf("the hold of %s ended with %v, want ErrLost", l.Name(), err)
 				}
 			}
 			unlock(t, lock(t, c, "held", "again"))

@@ -13,62 +13,63 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// Which permissions suffice. That those of SECURITY.md do for everything is shown by all the tests that
-// run with authentication.
+// The tests of this file check which permissions suffice for part of the API. That the
+// role of SECURITY.md suffices for all of it follows from the other tests, which run with
+// authentication as well.
 
-// guest returns a Client of a new user with these permissions and no other.
-func (b bundle) guest(t *testing.T, name string, permissions ...permission) *locker.Client {
+// clientOf returns a Client of a new user that has only the given permissions.
+func (b bundle) clientOf(t *testing.T, name string, permissions ...permission) *locker.Client {
 	t.Helper()
-	if err := addUser(within(t), b.etcd, name, permissions...); err != nil {
+	if err := addUser(testContext(t), b.etcd, name, permissions...); err != nil {
 		t.Fatal(err)
 	}
-	return b.over(t, connect(t, b.config(name)))
+	return b.clientOver(t, connect(t, b.config(name)))
 }
 
 func TestRole_ToReadOneQueueAllowsGetAndWatch(t *testing.T) {
-	alone(t, func(t *testing.T, b bundle) {
-		ctx := within(t)
-		reader := b.guest(t, "reader", readOnly(b.prefix+"a/"), readOnly(b.prefix+"/"))
-		watched := follow(t, reader, "a", false)
-		watched.sees(t, "a", nil)
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		ctx := testContext(t)
+		reader := b.clientOf(t, "reader", readOnly(b.prefix+"a/"), readOnly(b.prefix+"/"))
+		watched := startWatch(t, reader, "a", false)
+		watched.expect(t, "a", nil)
 		l := lock(t, b.client(t), "a", "")
-		watched.sees(t, "a", l)
+		watched.expect(t, "a", l)
 		if holder, err := reader.Get(ctx, "a"); err != nil || holder.Token != l.Token() {
-			t.Errorf("%+v, %v", holder, err)
+			t.Errorf("Get returned %+v, %v", holder, err)
 		}
 		_, err := reader.Get(ctx, "b")
 		wantDenied(t, "Get of another name", err)
 	}, authentication)
 }
 
-// wantDenied fails the test unless err is etcd's refusal and says so.
+// wantDenied fails the test unless err is etcd's ErrPermissionDenied and its text says so.
 func wantDenied(t *testing.T, what string, err error) {
 	t.Helper()
-	want(t, err, rpctypes.ErrPermissionDenied)
+	wantError(t, err, rpctypes.ErrPermissionDenied)
 	if err != nil && !strings.Contains(err.Error(), "permission denied") {
-		t.Errorf("%s: %q does not say what was denied", what, err)
+		t.Errorf("%s: the error %q does not contain \"permission denied\"", what, err)
 	}
 }
 
 func TestRole_ForOneNameNeedsItsQueueAndTheRecords(t *testing.T) {
-	alone(t, func(t *testing.T, b bundle) {
-		ctx, queue, records := within(t), b.prefix+"a/", b.prefix+"/"
-		c := b.guest(t, "one-name", readWrite(queue), readWrite(records))
-		watched := follow(t, c, "a", false)
-		watched.sees(t, "a", nil)
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		ctx, queue, records := testContext(t), b.prefix+"a/", b.prefix+"/"
+		c := b.clientOf(t, "one-name", readWrite(queue), readWrite(records))
+		watched := startWatch(t, c, "a", false)
+		watched.expect(t, "a", nil)
 		holder := lock(t, b.client(t), "a", "theirs")
-		watched.sees(t, "a", holder)
+		watched.expect(t, "a", holder)
 		waiter := lockAsync(ctx, c, "a", "ours")
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		unlock(t, holder)
-		l := served(t, waiter)
-		watched.sees(t, "a", l)
+		l := awaitLock(t, waiter)
+		watched.expect(t, "a", l)
 		if err := l.SetValue(ctx, "changed"); err != nil {
 			t.Error(err)
 		}
-		watched.sees(t, "a", l)
+		watched.expect(t, "a", l)
 		if owners, err := c.Owners(ctx); err != nil || len(owners) != 2 {
-			t.Errorf("%v, %v", owners, err)
+			t.Errorf("Owners returned %v, %v", owners, err)
 		}
 		_, err := c.Lock(ctx, "b", "")
 		wantDenied(t, "Lock of another name", err)
@@ -80,13 +81,13 @@ func TestRole_ForOneNameNeedsItsQueueAndTheRecords(t *testing.T) {
 			t.Error(err)
 		}
 		unlock(t, l)
-		watched.sees(t, "a", nil)
+		watched.expect(t, "a", nil)
 	}, authentication)
 }
 
 func TestRole_EveryPartOfTheSmallestIsNeeded(t *testing.T) {
-	alone(t, func(t *testing.T, b bundle) {
-		ctx, queue, records := within(t), b.prefix+"a/", b.prefix+"/"
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		ctx, queue, records := testContext(t), b.prefix+"a/", b.prefix+"/"
 		writeOnly := func(prefix string) permission {
 			return permission{prefix, clientv3.PermissionType(clientv3.PermWrite)}
 		}
@@ -98,7 +99,7 @@ func TestRole_EveryPartOfTheSmallestIsNeeded(t *testing.T) {
 			"rec-unwritable":   {readWrite(queue), readOnly(records)},
 			"rec-unreadable":   {readWrite(queue), writeOnly(records)},
 		} {
-			c := b.guest(t, name, permissions...)
+			c := b.clientOf(t, name, permissions...)
 			_, err := c.Lock(ctx, "a", "")
 			wantDenied(t, name+": Lock", err)
 			_, err = c.TryLock(ctx, "a", "")
@@ -106,32 +107,32 @@ func TestRole_EveryPartOfTheSmallestIsNeeded(t *testing.T) {
 			if err := c.Close(); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
-			b.queued(t, "a", 0)
+			b.awaitEntries(t, "a", 0)
 		}
 	}, authentication)
 }
 
 func TestRole_ToReadAllowsReadsAndWatchesAndNothingElse(t *testing.T) {
-	alone(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
-		reader := b.guest(t, "reader", readOnly("locker/"))
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		ctx, c := testContext(t), b.client(t)
+		reader := b.clientOf(t, "reader", readOnly("locker/"))
 		l := lock(t, c, "a", "v")
 		if holder, err := reader.Get(ctx, "a"); err != nil || holder.Token != l.Token() {
-			t.Errorf("%+v, %v", holder, err)
+			t.Errorf("Get returned %+v, %v", holder, err)
 		}
 		if owners, err := reader.Owners(ctx); err != nil || len(owners) != 1 {
-			t.Errorf("%v, %v", owners, err)
+			t.Errorf("Owners returned %v, %v", owners, err)
 		}
 		cache, err := reader.NewCache(ctx, "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if holders, err := reader.List(ctx, ""); err != nil || len(holders) != 1 || !slices.Equal(cache.List(), holders) {
-			t.Errorf("%+v, cached %+v, %v", holders, cache.List(), err)
+			t.Errorf("List returned %+v, %v; the cache has %+v", holders, err, cache.List())
 		}
-		one, all := follow(t, reader, "a", false), follow(t, reader, "", true)
-		one.sees(t, "a", l)
-		all.sees(t, "a", l)
+		one, all := startWatch(t, reader, "a", false), startWatch(t, reader, "", true)
+		one.expect(t, "a", l)
+		all.expect(t, "a", l)
 		for what, attempt := range map[string]func() error{
 			"Lock":       func() error { _, err := reader.Lock(ctx, "b", ""); return err },
 			"TryLock":    func() error { _, err := reader.TryLock(ctx, "b", ""); return err },
@@ -143,9 +144,9 @@ func TestRole_ToReadAllowsReadsAndWatchesAndNothingElse(t *testing.T) {
 			wantDenied(t, what, attempt())
 		}
 		unlock(t, l)
-		one.sees(t, "a", nil)
-		all.sees(t, "a", nil)
-		eventually(t, "the cache sees the release", func() bool { return len(cache.List()) == 0 })
+		one.expect(t, "a", nil)
+		all.expect(t, "a", nil)
+		eventually(t, "the cache shows the release", func() bool { return len(cache.List()) == 0 })
 		for range 3 {
 			now := time.Now()
 			eventually(t, "the cache is known to be current", func() bool { return cache.Age() < time.Since(now) })
@@ -154,9 +155,9 @@ func TestRole_ToReadAllowsReadsAndWatchesAndNothingElse(t *testing.T) {
 }
 
 func TestRole_ToReadSomeNamesAllowsReadsAndWatchesOfThose(t *testing.T) {
-	alone(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t)
-		reader := b.guest(t, "reader", readOnly(b.prefix+"app-"))
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		ctx, c := testContext(t), b.client(t)
+		reader := b.clientOf(t, "reader", readOnly(b.prefix+"app-"))
 		l := lock(t, c, "app-1", "v")
 		lock(t, c, "other", "hidden")
 		cache, err := reader.NewCache(ctx, "app-")
@@ -164,19 +165,19 @@ func TestRole_ToReadSomeNamesAllowsReadsAndWatchesOfThose(t *testing.T) {
 			t.Fatal(err)
 		}
 		if holders, err := reader.List(ctx, "app-"); err != nil || len(holders) != 1 || !slices.Equal(cache.List(), holders) {
-			t.Errorf("%+v, cached %+v, %v", holders, cache.List(), err)
+			t.Errorf("List returned %+v, %v; the cache has %+v", holders, err, cache.List())
 		}
 		if holder, err := reader.Get(ctx, "app-1"); err != nil || holder.Token != l.Token() {
-			t.Errorf("%+v, %v", holder, err)
+			t.Errorf("Get returned %+v, %v", holder, err)
 		}
-		one, some := follow(t, reader, "app-1", false), follow(t, reader, "app-", true)
-		one.sees(t, "app-1", l)
-		some.sees(t, "app-1", l)
+		one, some := startWatch(t, reader, "app-1", false), startWatch(t, reader, "app-", true)
+		one.expect(t, "app-1", l)
+		some.expect(t, "app-1", l)
 		unlock(t, l)
-		one.sees(t, "app-1", nil)
-		some.sees(t, "app-1", nil)
-		eventually(t, "the cache sees the release", func() bool { return len(cache.List()) == 0 })
-		for range 2 { // also with nothing new to see
+		one.expect(t, "app-1", nil)
+		some.expect(t, "app-1", nil)
+		eventually(t, "the cache shows the release", func() bool { return len(cache.List()) == 0 })
+		for range 2 { // even when nothing changes
 			eventually(t, "the cache is stale", func() bool { return cache.Age() > locker.DefaultTTL/100 })
 			eventually(t, "the cache is current", func() bool { return cache.Age() < locker.DefaultTTL/100 })
 		}

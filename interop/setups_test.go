@@ -19,10 +19,10 @@ import (
 type setup struct {
 	name     string
 	members  int
-	tls      bool          // with certificates for clients as well
-	validity time.Duration // of the members' certificates, from now on
+	tls      bool          // clients have certificates too
+	validity time.Duration // of the members' certificates
 	auth     bool
-	jwt      bool // tokens that live for 2 s, whether they are used or not
+	jwt      bool // tokens expire after 2 s, even when used
 	flags    []string
 	on       func(release) bool // nil for all releases
 }
@@ -36,26 +36,26 @@ var (
 	setups = []setup{oneMember, threeMembers, withTLS, authentication}
 )
 
-// An etcd client of today cannot renew its token at a server of 3.4: that refuses the request for a new
-// one because the old one comes with it. So with authentication, what outlives a token, or a restart that
-// forgets all of them, does so from 3.5 on.
-func is34(r release) bool   { return strings.HasPrefix(r.version, oldest) }
+// A current etcd client cannot replace its token on etcd 3.4: the server rejects the
+// request for a new token because it carries the old one. So with authentication, holds
+// survive the expiry of a token, or a restart that forgets all tokens, only from 3.5 on.
+func is34(r release) bool   { return strings.HasPrefix(r.version, oldestVersion) }
 func from35(r release) bool { return !is34(r) }
 
-// With authentication there are two users, whose passwords are their names. The role of service is that
-// of SECURITY.md, and data/ for what the tests commit.
+// The users with authentication; the password of each is its name. The role of service is
+// that of SECURITY.md, with data/ added for what the tests commit.
 const (
 	root    = "root"
 	service = "service"
 )
 
-// cluster is etcd in one set-up.
+// cluster is a running etcd of one release in one setup.
 type cluster struct {
 	release
 	setup
 	*etcdproc.Cluster
 	dir   string
-	files *etcdproc.TLS // of clients; nil without TLS
+	files *etcdproc.TLS // for clients; nil without TLS
 	tls   *tls.Config
 }
 
@@ -96,7 +96,8 @@ func start(ctx context.Context, r release, s setup) (_ *cluster, err error) {
 	return c, nil
 }
 
-// issue makes certificates for the members, whose files it returns, and for clients.
+// issue creates certificates for clients and for the members, and returns the files of
+// the latter.
 func (c *cluster) issue(authority *etcdproc.Authority) (*etcdproc.TLS, error) {
 	members, err := authority.Issue("member", time.Now().Add(c.validity))
 	if err != nil {
@@ -127,7 +128,7 @@ func (c *cluster) enableAuth(ctx context.Context) error {
 	return nil
 }
 
-// permission is one for all keys that begin with prefix.
+// permission is for all keys that begin with prefix.
 type permission struct {
 	prefix string
 	kind   clientv3.PermissionType
@@ -141,7 +142,7 @@ func readOnly(prefix string) permission {
 	return permission{prefix, clientv3.PermissionType(clientv3.PermRead)}
 }
 
-// addUser adds a user and a role of that name.
+// addUser adds a user and a role of the same name with the permissions.
 func addUser(ctx context.Context, etcd *clientv3.Client, name string, permissions ...permission) error {
 	if _, err := etcd.RoleAdd(ctx, name); err != nil {
 		return fmt.Errorf("add role %s: %w", name, err)
@@ -167,7 +168,7 @@ func (c *cluster) close() {
 	_ = os.RemoveAll(c.dir)
 }
 
-// config returns what a client of that user needs.
+// config returns the configuration of a client for a user.
 func (c *cluster) config(user string) clientv3.Config {
 	config := clientv3.Config{Endpoints: c.Endpoints(), TLS: c.tls, Logger: zap.NewNop()}
 	if c.auth {
@@ -176,7 +177,7 @@ func (c *cluster) config(user string) clientv3.Config {
 	return config
 }
 
-// ctlFlags are those with which etcdctl connects.
+// ctlFlags returns the flags with which etcdctl connects.
 func (c *cluster) ctlFlags() []string {
 	flags := []string{"--endpoints=" + c.Endpoints()[0]}
 	if c.tls != nil {

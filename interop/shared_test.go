@@ -11,18 +11,19 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// shared are the clusters for tests that do not disturb each other; each is started by the first.
-var shared = make(map[place]func() (*cluster, error))
+// shared holds the clusters for tests that do not disturb each other. A cluster is
+// started by the first test that needs it.
+var shared = make(map[environment]func() (*cluster, error))
 
-// started are those that have been.
+// started holds the shared clusters that were started.
 var started struct {
 	mu       sync.Mutex // guards clusters
 	clusters []*cluster
 }
 
 func share(r release, s setup) {
-	shared[place{r.version, s.name}] = sync.OnceValues(func() (*cluster, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+	shared[environment{r.version, s.name}] = sync.OnceValues(func() (*cluster, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
 		c, err := start(ctx, r, s)
 		if err == nil {
@@ -34,11 +35,12 @@ func share(r release, s setup) {
 	})
 }
 
-// closeShared ends the shared clusters; it is an error if the tests have left anything in one.
+// closeShared closes the shared clusters. It returns an error if the tests left anything
+// in them.
 func closeShared() error {
 	var errs []error
 	for _, c := range started.clusters {
-		if err := c.empty(); err != nil {
+		if err := c.awaitEmpty(); err != nil {
 			errs = append(errs, fmt.Errorf("%s, %s: %w", c.version, c.name, err))
 		}
 		c.close()
@@ -46,14 +48,14 @@ func closeShared() error {
 	return errors.Join(errs...)
 }
 
-// empty waits until the cluster has no key below locker/ and no lease.
-func (c *cluster) empty() error {
+// awaitEmpty waits until the cluster has no key with the prefix locker/ and no lease.
+func (c *cluster) awaitEmpty() error {
 	etcd, err := clientv3.New(c.config(root))
 	if err != nil {
 		return err
 	}
 	defer etcd.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	for {
 		leases, err := leasesLeft(ctx, etcd)
@@ -70,13 +72,13 @@ func (c *cluster) empty() error {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("the tests have left the leases %v and the keys %v", leases, keys.Kvs)
+			return fmt.Errorf("the tests left the leases %v and the keys %v", leases, keys.Kvs)
 		}
 	}
 }
 
-// leasesLeft returns the leases there are, without those of "etcdctl elect -l", which does not revoke its
-// own. It lasts a minute, which no other here does.
+// leasesLeft returns all leases except those of "etcdctl elect -l", which does not revoke
+// its lease. They are recognized by their TTL of 60 s.
 func leasesLeft(ctx context.Context, etcd *clientv3.Client) (left []clientv3.LeaseID, err error) {
 	all, err := etcd.Leases(ctx)
 	if err != nil {
@@ -94,11 +96,12 @@ func leasesLeft(ctx context.Context, etcd *clientv3.Client) (left []clientv3.Lea
 	return left, nil
 }
 
-// everywhere runs a test on each release in each set-up, on clusters that it shares with others.
+// everywhere runs a test on each release in each setup, on clusters shared with other
+// tests.
 func everywhere(t *testing.T, test func(t *testing.T, b bundle)) {
 	t.Parallel()
-	each(t, setups, func(t *testing.T, r release, s setup) {
-		c, err := shared[place{r.version, s.name}]()
+	eachSetup(t, setups, func(t *testing.T, r release, s setup) {
+		c, err := shared[environment{r.version, s.name}]()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,16 +109,17 @@ func everywhere(t *testing.T, test func(t *testing.T, b bundle)) {
 	})
 }
 
-// alone runs a test on each release in the set-ups given, each on a cluster of its own.
-func alone(t *testing.T, test func(t *testing.T, b bundle), in ...setup) {
+// onOwnCluster runs a test on each release in the given setups, each time on a cluster of
+// its own.
+func onOwnCluster(t *testing.T, test func(t *testing.T, b bundle), in ...setup) {
 	t.Parallel()
-	each(t, in, func(t *testing.T, r release, s setup) {
-		c, err := start(within(t), r, s)
+	eachSetup(t, in, func(t *testing.T, r release, s setup) {
+		c, err := start(testContext(t), r, s)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := c.empty(); err != nil {
+			if err := c.awaitEmpty(); err != nil {
 				t.Error(err)
 			}
 			c.close()
@@ -124,7 +128,8 @@ func alone(t *testing.T, test func(t *testing.T, b bundle), in ...setup) {
 	})
 }
 
-func each(t *testing.T, in []setup, test func(t *testing.T, r release, s setup)) {
+// eachSetup runs a test on each release in the given setups that the release supports.
+func eachSetup(t *testing.T, in []setup, test func(t *testing.T, r release, s setup)) {
 	for _, r := range releases {
 		for _, s := range in {
 			if s.on != nil && !s.on(r) {
@@ -132,7 +137,7 @@ func each(t *testing.T, in []setup, test func(t *testing.T, r release, s setup))
 			}
 			t.Run(r.version+"/"+s.name, func(t *testing.T) {
 				t.Parallel()
-				table.count(t, place{r.version, s.name})
+				table.count(t, environment{r.version, s.name})
 				test(t, r, s)
 			})
 		}

@@ -16,11 +16,11 @@ import (
 func TestHold_IsKeptAndReleasedWhileEtcdHasNoSpace(t *testing.T) {
 	littleSpace := oneMember
 	littleSpace.flags = []string{"--quota-backend-bytes=2097152"}
-	alone(t, func(t *testing.T, b bundle) {
-		ctx, c := within(t), b.client(t, locker.WithTTL(modest))
+	onOwnCluster(t, func(t *testing.T, b bundle) {
+		ctx, c := testContext(t), b.client(t, locker.WithTTL(mediumTTL))
 		holder, other := lock(t, c, "a", ""), lock(t, c, "b", "")
 		waiter := lockAsync(ctx, b.client(t), "a", "")
-		b.queued(t, "a", 2)
+		b.awaitEntries(t, "a", 2)
 		b.fill(t)
 		for what, attempt := range map[string]func() error{
 			"Lock":       func() error { _, err := c.Lock(ctx, "new", ""); return err },
@@ -29,41 +29,41 @@ func TestHold_IsKeptAndReleasedWhileEtcdHasNoSpace(t *testing.T) {
 			"SetValue":   func() error { return other.SetValue(ctx, "larger") },
 		} {
 			if err := attempt(); !errors.Is(err, rpctypes.ErrNoSpace) {
-				t.Errorf("%s: %v", what, err)
+				t.Errorf("%s returned %v, want ErrNoSpace", what, err)
 			}
 		}
-		var together sync.WaitGroup
+		var callers sync.WaitGroup
 		for i := range 10 {
-			together.Go(func() {
+			callers.Go(func() {
 				if _, err := c.Lock(ctx, fmt.Sprint("new ", i), ""); !errors.Is(err, rpctypes.ErrNoSpace) {
-					t.Errorf("one of many locks: %v", err)
+					t.Errorf("a concurrent Lock returned %v, want ErrNoSpace", err)
 				}
 			})
 		}
-		together.Wait()
+		callers.Wait()
 		before := holder.Deadline()
-		eventually(t, "it outlives its TTL", func() bool { return holder.Deadline().After(before.Add(modest)) })
+		eventually(t, "the hold outlives its TTL", func() bool { return holder.Deadline().After(before.Add(mediumTTL)) })
 		unlock(t, holder)
-		next := served(t, waiter)
+		next := awaitLock(t, waiter)
 		unlock(t, next)
-		b.queued(t, "a", 0)
+		b.awaitEntries(t, "a", 0)
 		unlock(t, other)
 
 		b.makeSpace(t)
 		l := lock(t, c, "a", "")
 		if l.Token() <= next.Token() {
-			t.Errorf("token %d after %d", l.Token(), next.Token())
+			t.Errorf("got token %d after %d", l.Token(), next.Token())
 		}
 		unlock(t, l)
 	}, littleSpace)
 }
 
-// fill writes until etcd has no more space.
+// fill writes until etcd has no space left.
 func (b bundle) fill(t *testing.T) {
 	t.Helper()
 	ballast := strings.Repeat("x", 100<<10)
 	eventually(t, "etcd is full", func() bool {
-		_, err := b.etcd.Put(within(t), "data/ballast", ballast)
+		_, err := b.etcd.Put(testContext(t), "data/ballast", ballast)
 		if err != nil && !errors.Is(err, rpctypes.ErrNoSpace) {
 			t.Fatal(err)
 		}
@@ -71,10 +71,10 @@ func (b bundle) fill(t *testing.T) {
 	})
 }
 
-// makeSpace does what etcd's manual says.
+// makeSpace recovers from a lack of space as etcd's documentation describes.
 func (b bundle) makeSpace(t *testing.T) {
 	t.Helper()
-	ctx := within(t)
+	ctx := testContext(t)
 	resp, err := b.etcd.Delete(ctx, "data/ballast")
 	if err == nil {
 		_, err = b.etcd.Compact(ctx, resp.Header.Revision, clientv3.WithCompactPhysical())

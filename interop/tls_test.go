@@ -16,11 +16,11 @@ import (
 	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
-// wantCause makes calls to an etcd that cannot be reached: each must return soon after its context has
-// ended, with that and with what is wrong.
+// wantCause makes calls to an unreachable etcd. Each must return soon after its context
+// has ended, with an error that matches context.DeadlineExceeded and contains cause.
 func wantCause(t *testing.T, config clientv3.Config, cause string) {
 	t.Helper()
-	c, err := locker.New(connect(t, config), locker.WithTTL(brief)) // which bounds Close
+	c, err := locker.New(connect(t, config), locker.WithTTL(shortTTL)) // it bounds Close
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func wantCause(t *testing.T, config clientv3.Config, cause string) {
 				t.Errorf("%s took %v", what, took)
 			}
 			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), cause) {
-				t.Errorf("%s: %v, want the end of its context because of: %s", what, err, cause)
+				t.Errorf("%s returned %v, want DeadlineExceeded with the cause %q", what, err, cause)
 			}
 		})
 	}
@@ -73,13 +73,14 @@ func TestErrors_SayThatTheCertificateHasExpired(t *testing.T) {
 	}, -time.Hour)
 }
 
-// everywhereWithTLS runs a test on each release, on a cluster of its own.
+// everywhereWithTLS runs a test on each release with TLS, each time on a cluster of its
+// own.
 func everywhereWithTLS(t *testing.T, test func(t *testing.T, c *cluster), validity time.Duration) {
 	t.Parallel()
 	s := withTLS
 	s.validity = validity
-	each(t, []setup{s}, func(t *testing.T, r release, s setup) {
-		c, err := start(within(t), r, s)
+	eachSetup(t, []setup{s}, func(t *testing.T, r release, s setup) {
+		c, err := start(testContext(t), r, s)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,15 +19,16 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// cluster is an etcd, which may run inside the program, and the program's client of it.
+// cluster is an etcd cluster, possibly inside the program, and the program's clients of
+// it.
 type cluster struct {
-	server    *embedtest.Server // nil for one that runs elsewhere
+	server    *embedtest.Server // nil if the cluster runs elsewhere
 	endpoints []string
 	etcd      *clientv3.Client
 	client    *locker.Client
 }
 
-// connect starts an etcd if none is given, and returns when etcd has answered.
+// connect starts etcd if there are no endpoints, and returns once etcd has answered.
 func connect(ctx context.Context, s settings, log *slog.Logger) (_ *cluster, err error) {
 	c := &cluster{endpoints: s.endpoints}
 	defer func() {
@@ -47,7 +48,7 @@ func connect(ctx context.Context, s settings, log *slog.Logger) (_ *cluster, err
 	if c.client, err = newClient(c.etcd, s, log); err != nil {
 		return nil, err
 	}
-	bounded, cancel := context.WithTimeout(ctx, 4*time.Second) // before gRPC gives up a connection that is mute
+	bounded, cancel := context.WithTimeout(ctx, 4*time.Second) // shorter than gRPC waits on a silent connection
 	defer cancel()
 	switch _, err := c.client.Get(bounded, lockName(s.zone)); {
 	case err == nil, errors.Is(err, locker.ErrNotFound):
@@ -55,33 +56,33 @@ func connect(ctx context.Context, s settings, log *slog.Logger) (_ *cluster, err
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	default:
-		return nil, unusable(c.endpoints, err)
+		return nil, connectError(c.endpoints, err)
 	}
 }
 
-// unusable says in a sentence why etcd did not do what it was asked for.
-func unusable(endpoints []string, err error) error {
+// connectError explains in one sentence why etcd could not be used.
+func connectError(endpoints []string, err error) error {
 	where := strings.Join(endpoints, ", ")
-	var refusal interface { // of etcd itself
+	var refusal interface { // an error of etcd itself
 		error
 		Code() codes.Code
 	}
 	if errors.As(err, &refusal) {
-		return fmt.Errorf("cannot use the etcd at %s: %w", where, refusal)
+		return fmt.Errorf("cannot use etcd at %s: %w", where, refusal)
 	}
-	reason := "it does not answer"
+	reason := "no answer"
 	var failure interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &failure) {
 		reason = failure.GRPCStatus().Message()
-		// Why there is no connection, gRPC says in the middle of a text, in quotes.
+		// gRPC puts the reason in the middle of a message, in quotes.
 		if _, dialing, ok := strings.Cut(reason, "dialing: "); ok {
 			reason = strings.TrimSuffix(dialing, `"`)
 		}
 	}
-	return fmt.Errorf("cannot reach the etcd at %s: %s; is it running?", where, reason)
+	return fmt.Errorf("cannot reach etcd at %s: %s; is it running?", where, reason)
 }
 
-// checkEndpoint accepts HOST:PORT, with or without http:// or https:// before it.
+// checkEndpoint accepts HOST:PORT, optionally preceded by http:// or https://.
 func checkEndpoint(endpoint string) error {
 	text := endpoint
 	if !strings.Contains(text, "://") {
@@ -93,14 +94,14 @@ func checkEndpoint(endpoint string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%q is no endpoint: it should be like 10.0.0.1:2379 or http://etcd.example.com:2379", endpoint)
+	return fmt.Errorf("invalid endpoint %q: want an address such as 10.0.0.1:2379 or http://etcd.example.com:2379", endpoint)
 }
 
 func newClient(etcd *clientv3.Client, s settings, log *slog.Logger) (*locker.Client, error) {
 	return locker.New(etcd, locker.WithPrefix(s.prefix), locker.WithTTL(s.lifetimes.lease), locker.WithLogger(log))
 }
 
-// close closes what there is, the last first.
+// close closes everything that is open, in reverse order.
 func (c *cluster) close() error {
 	var errs []error
 	if c.client != nil {
@@ -115,14 +116,14 @@ func (c *cluster) close() error {
 	return errors.Join(errs...)
 }
 
-// where says which etcd it is, and how others reach it.
+// where describes where etcd runs, and how other programs reach it.
 func (c *cluster) where() string {
 	endpoints := strings.Join(c.endpoints, ",")
 	if c.server == nil {
-		return "records are kept in the etcd at " + endpoints
+		return "using etcd at " + endpoints
 	}
-	return "etcd runs inside this program; for register and watch: -endpoints " + endpoints
+	return "etcd is running inside this program; for register and watch, use -endpoints " + endpoints
 }
 
-// newLog writes for the operator, as opposed to what the program was asked for.
+// newLog returns a log for the operator, as opposed to the output of the program.
 func newLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

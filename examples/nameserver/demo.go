@@ -16,8 +16,8 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// demonstrate serves, registers and watches until ctx ends: alpha and beta both want to be www, and
-// whoever is gets cut off from etcd, again and again.
+// demonstrate serves, registers and watches until ctx ends: alpha and beta both want to
+// hold the name www, and the one that holds it is repeatedly disconnected from etcd.
 func demonstrate(ctx context.Context, s settings, _ []string, stdout, stderr io.Writer) (err error) {
 	name, operator := "www."+lockName(s.zone), newLog(stderr)
 	c, err := connect(ctx, s, operator)
@@ -25,36 +25,36 @@ func demonstrate(ctx context.Context, s settings, _ []string, stdout, stderr io.
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	alpha, err := newHost(c.endpoints, s, "192.0.2.1", journal(stdout, "alpha  "))
+	alpha, err := newDemoHost(c.endpoints, s, "192.0.2.1", newEventLog(stdout, "alpha  "))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, alpha.close()) }()
-	beta, err := newHost(c.endpoints, s, "192.0.2.2", journal(stdout, "beta   "))
+	beta, err := newDemoHost(c.endpoints, s, "192.0.2.2", newEventLog(stdout, "beta   "))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, beta.close()) }()
-	server, err := newServer(ctx, c.client, s, operator)
+	server, err := newDNSServer(ctx, c.client, s, operator)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, c.where())
-	fmt.Fprintf(stdout, "%s is served on %s; while alpha and beta take turns to be %s, try\n\t%s\n",
+	fmt.Fprintf(stdout, "serving %s on %s while alpha and beta take turns holding %s; try\n\t%s\n",
 		lockName(s.zone), server.address(), name, digLine(server.address(), name))
 
-	g, going := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.run(going) })
-	g.Go(func() error { return follow(going, c.client, name, journal(stdout, "watch  ")) })
-	g.Go(func() error { return hold(going, alpha.client, name, alpha.address, alpha.journal) })
-	g.Go(func() error { return hold(going, beta.client, name, beta.address, beta.journal) })
-	g.Go(func() error { return breakOff(going, c.client, name, s.lifetimes.lease, alpha, beta) })
-	return unlessInterrupted(ctx, g.Wait())
+	g, groupCtx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.run(groupCtx) })
+	g.Go(func() error { return follow(groupCtx, c.client, name, newEventLog(stdout, "watch  ")) })
+	g.Go(func() error { return hold(groupCtx, alpha.client, name, alpha.address, alpha.events) })
+	g.Go(func() error { return hold(groupCtx, beta.client, name, beta.address, beta.events) })
+	g.Go(func() error { return disconnectHolders(groupCtx, c.client, name, s.lifetimes.lease, alpha, beta) })
+	return ignoreInterrupt(ctx, g.Wait())
 }
 
-// breakOff cuts whoever holds name off from etcd, which is to the others as if it had died, and lets it
-// come back when its record is gone, over and over.
-func breakOff(ctx context.Context, client *locker.Client, name string, ttl time.Duration, hosts ...*host) error {
+// disconnectHolders repeatedly disconnects the host that holds name from etcd, as if it
+// had died, and reconnects it once its record is gone.
+func disconnectHolders(ctx context.Context, client *locker.Client, name string, ttl time.Duration, hosts ...*demoHost) error {
 	for {
 		if err := pause(ctx, 2*ttl); err != nil {
 			return err
@@ -70,14 +70,14 @@ func breakOff(ctx context.Context, client *locker.Client, name string, ttl time.
 			if h.address != holder.Value {
 				continue
 			}
-			h.journal.Printf("is cut off from etcd; the record has %v to live, at most", ttl)
+			h.events.Printf("disconnected from etcd; the record expires within %v", ttl)
 			h.network.Cut()
 			err := pause(ctx, ttl+time.Second)
-			h.network.Heal() // also when interrupted, or it could not give back what it holds
+			h.network.Heal() // also after an interrupt, so that the host can release its lock
 			if err != nil {
 				return err
 			}
-			h.journal.Print("is back")
+			h.events.Print("reconnected to etcd")
 		}
 	}
 }
@@ -91,17 +91,17 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// host is a client with a network of its own, that can be cut.
-type host struct {
+// demoHost is a client with its own network, which can be cut.
+type demoHost struct {
 	address string
-	journal *log.Logger
+	events  *log.Logger
 	network *embedtest.Proxy
 	etcd    *clientv3.Client
 	client  *locker.Client
 }
 
-func newHost(endpoints []string, s settings, address string, journal *log.Logger) (_ *host, err error) {
-	h := &host{address: address, journal: journal}
+func newDemoHost(endpoints []string, s settings, address string, events *log.Logger) (_ *demoHost, err error) {
+	h := &demoHost{address: address, events: events}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())
@@ -113,15 +113,15 @@ func newHost(endpoints []string, s settings, address string, journal *log.Logger
 	if h.etcd, err = clientv3.New(h.network.ClientConfig()); err != nil {
 		return nil, err
 	}
-	h.client, err = newClient(h.etcd, s, slog.New(slog.DiscardHandler)) // its journal tells the same
+	h.client, err = newClient(h.etcd, s, slog.New(slog.DiscardHandler)) // the event log reports the same
 	return h, err
 }
 
-// close closes what there is, the last first.
-func (h *host) close() error {
+// close closes everything that is open, in reverse order.
+func (h *demoHost) close() error {
 	var errs []error
 	if h.network != nil {
-		h.network.Heal() // so that the lease can be given back
+		h.network.Heal() // so that the lease can be revoked
 	}
 	if h.client != nil {
 		errs = append(errs, h.client.Close())

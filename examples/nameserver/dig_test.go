@@ -10,9 +10,9 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// tool returns the path of a program that the machine may have. If LOCKER_TOOLS is "required", as in the
-// gate, its absence is a failure.
-func tool(t *testing.T, name string) (path string, ok bool) {
+// lookPath returns the path of a program that may be installed. If LOCKER_TOOLS is
+// "required", as in the gate, a missing program is a failure.
+func lookPath(t *testing.T, name string) (path string, ok bool) {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil && os.Getenv("LOCKER_TOOLS") == "required" {
@@ -21,19 +21,19 @@ func tool(t *testing.T, name string) (path string, ok bool) {
 	return path, err == nil
 }
 
-func TestDigUnderstandsTheAnswers(t *testing.T) {
+func TestAnswers_AreUnderstoodByDig(t *testing.T) {
 	t.Parallel()
-	dig, ok := tool(t, "dig")
+	dig, ok := lookPath(t, "dig")
 	if !ok {
-		t.Log("nothing was checked: there is no dig on this machine")
+		t.Log("nothing was checked: dig is not installed")
 		return
 	}
 	etcd := embedtest.Start(t)
-	client := hosts(t, etcd, records)
-	if _, err := client.Lock(within(t), "crowd.example.com", crowd["crowd.example.com"]); err != nil {
+	client := holdAll(t, etcd, testRecords)
+	if _, err := client.Lock(testContext(t), "crowd.example.com", crowdedRecords["crowd.example.com"]); err != nil {
 		t.Fatal(err)
 	}
-	host, port, err := net.SplitHostPort(serving(t, client, defaults(), t.Output()))
+	host, port, err := net.SplitHostPort(startServing(t, client, defaults(), t.Output()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestDigUnderstandsTheAnswers(t *testing.T) {
 		"crowd.example.com AAAA":             {"Truncated, retrying in TCP mode", "ANSWER: 256", "(TCP)"},
 	} {
 		args := append([]string{"@" + host, "-p", port, "+time=5", "+tries=3", "+norecurse"}, strings.Fields(query)...)
-		out, err := exec.CommandContext(within(t), dig, args...).CombinedOutput()
+		out, err := exec.CommandContext(testContext(t), dig, args...).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v", query, err)
 		}

@@ -1,7 +1,7 @@
-// Command nameserver is a DNS server whose records are locks: a host holds its name with its
-// addresses as the value, and when it dies the record is gone within the TTL.
+// Command nameserver is a DNS server whose records are locks: a host holds its name, with
+// its addresses as the value, and when the host dies the record is gone within the TTL.
 //
-//	go run ./examples/nameserver     # a demonstration; -h explains the rest
+//	go run ./examples/nameserver     # a demonstration; -h lists the commands
 package main
 
 import (
@@ -19,51 +19,53 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-const usage = `Nameserver is a DNS server whose records are locks: a host holds its name with its
-addresses as the value, and when it dies the record is gone within the TTL.
+const usage = `Nameserver is a DNS server whose records are locks: a host holds its name, with its
+addresses as the value, and when the host dies the record is gone within the TTL.
 
-	nameserver           all of it in one process, as a demonstration
+	nameserver           run everything in one process, as a demonstration
 	nameserver serve     answer queries
 	nameserver register NAME ADDR[,ADDR...]
-	                     hold a record until stopped; wait for it if another has it
+	                     hold a record until stopped, waiting for it if necessary
 	nameserver watch NAME
-	                     print who has a name, now and at each change
+	                     print who holds a name, now and at each change
 
-Each takes
-	-endpoints LIST      addresses of an etcd cluster, separated by commas; without it
-	                     an etcd is started inside the program (not with register and
-	                     watch, which use that of serve)
-	-zone ZONE           the zone that the names are in (example.com)
-	-ttl DURATION        of a host's lease: so long the record of a dead host stays (5s);
-	                     serve refuses to answer from what is older than that
-	-prefix PREFIX       of the keys in etcd (locker/)
+All commands accept
+	-endpoints LIST      comma-separated addresses of an etcd cluster; by default, serve and
+	                     the demonstration start etcd inside the program (register and
+	                     watch need the addresses that serve prints)
+	-zone ZONE           zone of the names (example.com)
+	-ttl DURATION        TTL of a host's lease: how long the record of a dead host remains
+	                     (5s); serve gives no answer from data that is older
+	-prefix PREFIX       prefix of the keys in etcd (locker/)
 
-serve and the demonstration also take
-	-listen ADDR:PORT    for UDP and TCP (127.0.0.1:1053); port 0 is one that is free
-	-answer-ttl DURATION how long an answer may be kept, at most (5s): never longer
-	                     than the lease could last
+serve and the demonstration also accept
+	-listen ADDR:PORT    address for UDP and TCP (127.0.0.1:1053); port 0 picks a free one
+	-answer-ttl DURATION
+	                     maximum TTL of an answer (5s), which is also limited by the
+	                     remaining lifetime of the lease
 	-negative-ttl DURATION
-	                     how long "there is no such name" may be kept (1s)
+	                     how long "there is no such name" may be cached (1s)
 
-It ends with Ctrl-C: records are given back, and nothing is left in etcd. The exit code is
-0 then, 1 (with a sentence) if it could not go on, and 2 if it was called wrongly.
+Ctrl-C ends the program: it releases its records and leaves nothing behind in etcd. The
+exit code is 0 in that case, 1 with a message if the program could not continue, and 2
+for an invalid command line.
 `
 
-// settings are the flags.
+// settings are the values of the flags.
 type settings struct {
 	endpoints []string
-	zone      string // in lower case, with the final dot
+	zone      string // lower case, with the final dot
 	prefix    string
 	listen    string
 	lifetimes lifetimes
 }
 
-// command is a use of the program.
+// command is a command of the program.
 type command struct {
-	arguments int
-	needs     string // of arguments, in words
-	serves    bool   // and therefore has the flags for that, and can start an etcd
-	run       func(ctx context.Context, s settings, arguments []string, stdout, stderr io.Writer) error
+	arguments     int    // how many it takes
+	usageHint     string // the error message if their number is wrong
+	servesQueries bool   // has the flags for it, and starts etcd if there are no endpoints
+	run           func(ctx context.Context, s settings, arguments []string, stdout, stderr io.Writer) error
 }
 
 var commands = map[string]command{
@@ -73,27 +75,28 @@ var commands = map[string]command{
 	"watch":    {1, "watch needs NAME", false, watch},
 }
 
-// usageError is a mistake of whoever called the program.
+// usageError reports an invalid command line.
 type usageError struct{ error }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // another Ctrl-C ends it at once
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program immediately
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Print(usage)
 	case errors.As(err, new(usageError)), errors.Is(err, locker.ErrInvalid):
-		fmt.Fprintf(os.Stderr, "nameserver: %v (-h explains)\n", err)
+		fmt.Fprintf(os.Stderr, "nameserver: %v (use -h for help)\n", err)
 		os.Exit(2)
-	case unlessInterrupted(ctx, err) != nil:
+	case ignoreInterrupt(ctx, err) != nil:
 		fmt.Fprintln(os.Stderr, "nameserver:", err)
 		os.Exit(1)
 	}
 }
 
-// unlessInterrupted drops the error of what ended because ctx did: that is no failure.
-func unlessInterrupted(ctx context.Context, err error) error {
+// ignoreInterrupt returns nil if err is due to the end of ctx, which is not a failure,
+// and err otherwise.
+func ignoreInterrupt(ctx context.Context, err error) error {
 	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
 		return nil
 	}
@@ -105,26 +108,26 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		name, args = args[0], args[1:]
 	}
-	command, ok := commands[name]
+	cmd, ok := commands[name]
 	if !ok {
-		return usageError{fmt.Errorf("what is %q?", name)}
+		return usageError{fmt.Errorf("unknown command %q", name)}
 	}
-	s, arguments, err := parse(command, args)
+	s, arguments, err := parse(cmd, args)
 	if err != nil {
 		return err
 	}
-	return command.run(ctx, s, arguments, stdout, stderr)
+	return cmd.run(ctx, s, arguments, stdout, stderr)
 }
 
-// parse takes flags before, between and after the arguments.
+// parse accepts flags before, between and after the arguments.
 func parse(c command, args []string) (s settings, arguments []string, err error) {
 	flags := flag.NewFlagSet("", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // the errors are returned
+	flags.SetOutput(io.Discard) // errors are returned
 	endpoints := flags.String("endpoints", "", "")
 	zone := flags.String("zone", "example.com", "")
 	flags.StringVar(&s.prefix, "prefix", locker.DefaultPrefix, "")
 	flags.DurationVar(&s.lifetimes.lease, "ttl", 5*time.Second, "")
-	if c.serves {
+	if c.servesQueries {
 		flags.StringVar(&s.listen, "listen", "127.0.0.1:1053", "")
 		flags.DurationVar(&s.lifetimes.answer, "answer-ttl", 5*time.Second, "")
 		flags.DurationVar(&s.lifetimes.negative, "negative-ttl", time.Second, "")
@@ -145,18 +148,18 @@ func parse(c command, args []string) (s settings, arguments []string, err error)
 	if s.zone, err = checkZone(*zone); err != nil {
 		return s, nil, usageError{err}
 	}
-	return s, arguments, s.check(c, arguments)
+	return s, arguments, s.validate(c, arguments)
 }
 
-func (s settings) check(c command, arguments []string) error {
+func (s settings) validate(c command, arguments []string) error {
 	const day = 24 * time.Hour
 	switch {
 	case len(arguments) != c.arguments:
-		return usageError{errors.New(c.needs)}
-	case !c.serves && len(s.endpoints) == 0:
-		return usageError{errors.New("-endpoints is missing; serve prints those of the etcd that it starts")}
+		return usageError{errors.New(c.usageHint)}
+	case !c.servesQueries && len(s.endpoints) == 0:
+		return usageError{errors.New("-endpoints is required; serve prints the endpoints of the etcd that it starts")}
 	case s.lifetimes.answer < 0 || s.lifetimes.answer > day || s.lifetimes.negative < 0 || s.lifetimes.negative > day:
-		return usageError{errors.New("the TTL of answers must be from 0 to 24h")}
+		return usageError{errors.New("-answer-ttl and -negative-ttl must be between 0 and 24h")}
 	}
 	for _, endpoint := range s.endpoints {
 		if err := checkEndpoint(endpoint); err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-func TestFlagsStandBeforeBetweenAndAfterTheArguments(t *testing.T) {
+func TestParse_AcceptsFlagsBeforeBetweenAndAfterArguments(t *testing.T) {
 	t.Parallel()
 	for _, line := range []string{
 		"-endpoints a:1,b:2 -ttl 3s -zone Test. -prefix p www.test 192.0.2.1",
@@ -34,34 +34,34 @@ func TestFlagsStandBeforeBetweenAndAfterTheArguments(t *testing.T) {
 	}
 }
 
-func TestAMistakeIsExplained(t *testing.T) {
+func TestRun_ExplainsAnInvalidCommandLine(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
-		"nonsense":                                     `what is "nonsense"?`,
+		"nonsense":                                     `unknown command "nonsense"`,
 		"serve now":                                    "serve takes no arguments",
 		"serve -ttl 3":                                 `"3"`,
 		"serve -zone a..b":                             `"a..b" is not a zone`,
-		"serve -answer-ttl -1s":                        "TTL of answers",
-		"serve -negative-ttl 25h":                      "TTL of answers",
+		"serve -answer-ttl -1s":                        "-answer-ttl and -negative-ttl must",
+		"serve -negative-ttl 25h":                      "-answer-ttl and -negative-ttl must",
 		"register -listen 127.0.0.1:0 a b":             "-listen",
 		"register www.example.com":                     "register needs NAME and ADDR[,ADDR...]",
 		"watch a b":                                    "watch needs NAME",
 		"-ttl 3s now":                                  "the demonstration takes no arguments",
-		"watch www.example.com":                        "-endpoints is missing",
+		"watch www.example.com":                        "-endpoints is required",
 		"watch www -endpoints 127.0.0.1:1":             "www is not in the zone example.com (www.example.com?)",
-		"serve -endpoints 127.0.0.1:1,nonsense":        `"nonsense" is no endpoint`,
-		"serve -endpoints 127.0.0.1:65536":             `"127.0.0.1:65536" is no endpoint`,
-		"serve -endpoints http://127.0.0.1":            `"http://127.0.0.1" is no endpoint`,
-		"serve -endpoints ftp://127.0.0.1:1":           `"ftp://127.0.0.1:1" is no endpoint`,
-		"serve -endpoints :1":                          `":1" is no endpoint`,
+		"serve -endpoints 127.0.0.1:1,nonsense":        `invalid endpoint "nonsense"`,
+		"serve -endpoints 127.0.0.1:65536":             `invalid endpoint "127.0.0.1:65536"`,
+		"serve -endpoints http://127.0.0.1":            `invalid endpoint "http://127.0.0.1"`,
+		"serve -endpoints ftp://127.0.0.1:1":           `invalid endpoint "ftp://127.0.0.1:1"`,
+		"serve -endpoints :1":                          `invalid endpoint ":1"`,
 		"watch www.example.org -endpoints 127.0.0.1:1": "www.example.org is not in the zone example.com",
 		"register -endpoints 127.0.0.1:1 www.example.com 192.0.2":   `"192.0.2" is not an IP address`,
-		"register -endpoints 127.0.0.1:1 w*w.example.com 192.0.2.1": `'*' is none of`,
+		"register -endpoints 127.0.0.1:1 w*w.example.com 192.0.2.1": `'*' is not a letter`,
 	} {
 		var out, log output
-		err := run(within(t), strings.Fields(line), &out, &log)
+		err := run(testContext(t), strings.Fields(line), &out, &log)
 		if !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), want) || out.String()+log.String() != "" {
-			t.Errorf("%s: %v, want %q; it said %s%s", line, err, want, &out, &log)
+			t.Errorf("%s: %v, want %q; output: %s%s", line, err, want, &out, &log)
 		}
 	}
 	for _, line := range []string{"-h", "serve -h", "register a -help", "watch --help"} {
@@ -71,25 +71,25 @@ func TestAMistakeIsExplained(t *testing.T) {
 	}
 }
 
-func TestTroubleIsExplained(t *testing.T) {
+func TestRun_ExplainsWhyItCannotStart(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	taken := serving(t, clientOf(t, etcd.Client(t), time.Minute), defaults(), t.Output())
+	taken := startServing(t, clientOf(t, etcd.Client(t), time.Minute), defaults(), t.Output())
 	frozen := etcd.Proxy(t)
 	frozen.Freeze()
-	mute, guarded := frozen.Endpoints()[0], embedtest.Start(t, embedtest.WithAuth()).Endpoints()[0]
+	silent, withAuth := frozen.Endpoints()[0], embedtest.Start(t, embedtest.WithAuth()).Endpoints()[0]
 	var wg sync.WaitGroup
 	for line, want := range map[string]string{
 		"serve -listen " + taken:                           "cannot listen on " + taken,
 		"-listen " + taken:                                 "cannot listen on " + taken,
 		"serve -listen nonsense":                           "cannot listen on nonsense",
-		"serve -listen 127.0.0.1:0 -endpoints 127.0.0.1:1": "cannot reach the etcd at 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused; is it running?",
-		"watch www.example.com -endpoints " + mute:         "cannot reach the etcd at " + mute + ": it does not answer; is it running?",
-		"watch www.example.com -endpoints " + guarded:      "cannot use the etcd at " + guarded + ": etcdserver: user name is empty",
+		"serve -listen 127.0.0.1:0 -endpoints 127.0.0.1:1": "cannot reach etcd at 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused; is it running?",
+		"watch www.example.com -endpoints " + silent:       "cannot reach etcd at " + silent + ": no answer; is it running?",
+		"watch www.example.com -endpoints " + withAuth:     "cannot use etcd at " + withAuth + ": etcdserver: user name is empty",
 	} {
 		wg.Go(func() {
 			var out, log output
-			if err := run(within(t), strings.Fields(line), &out, &log); err == nil || !strings.HasPrefix(err.Error(), want) {
+			if err := run(testContext(t), strings.Fields(line), &out, &log); err == nil || !strings.HasPrefix(err.Error(), want) {
 				t.Errorf("%s: %v, want %q", line, err, want)
 			}
 		})
@@ -97,67 +97,67 @@ func TestTroubleIsExplained(t *testing.T) {
 	wg.Wait()
 }
 
-func TestTheDemonstrationHandsTheNameOver(t *testing.T) {
+func TestDemonstration_HandsTheNameOver(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	enough := errors.New("enough")
+	interrupted := errors.New("interrupted by the test")
 	var out, log output
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, strings.Fields("-ttl 5s -listen 127.0.0.1:0"), &out, &log) }()
-	t.Cleanup(func() { cancel(enough) })
+	t.Cleanup(func() { cancel(interrupted) })
 
-	address := out.between(t, "is served on ", ";")
+	address := out.between(t, "serving example.com on ", " ")
 	host, port, _ := strings.Cut(address, ":")
 	out.await(t, fmt.Sprintf("\tdig @%s -p %s www.example.com\n", host, port))
 	first := out.between(t, "holding www.example.com as ", " ")
 	served := func(ip string) func() bool {
 		return func() bool {
-			reply := ask(t, "udp", address, question("www.example.com.", dns.TypeA))
-			return slices.Equal(data(reply.Answer), []string{"A " + ip})
+			reply := ask(t, "udp", address, newQuery("www.example.com.", dns.TypeA))
+			return slices.Equal(recordTexts(reply.Answer), []string{"A " + ip})
 		}
 	}
-	eventually(t, "the first is served", served(first))
+	eventually(t, "the first host is served", served(first))
 	other := map[string]string{"192.0.2.1": "192.0.2.2", "192.0.2.2": "192.0.2.1"}[first]
-	out.await(t, "is cut off from etcd")
+	out.await(t, "disconnected from etcd")
 	out.await(t, "lost www.example.com (expired); waiting for it again")
 	out.await(t, "holding www.example.com as "+other)
 	out.await(t, "watch  www.example.com is "+other)
-	eventually(t, "the other is served", served(other))
-	out.await(t, "is back")
-	eventually(t, "the first is served again", served(first))
-	eventually(t, "the first knows that", func() bool {
+	eventually(t, "the other host is served", served(other))
+	out.await(t, "reconnected to etcd")
+	eventually(t, "the first host is served again", served(first))
+	eventually(t, "the first host reports it", func() bool {
 		return strings.Count(out.String(), "holding www.example.com as "+first) == 2
 	})
 
-	cancel(enough)
+	cancel(interrupted)
 	select {
 	case err := <-done:
-		if !errors.Is(err, enough) && err != nil {
-			t.Errorf("it ended with %v", err)
+		if !errors.Is(err, interrupted) && err != nil {
+			t.Errorf("the demonstration returned %v", err)
 		}
-	case <-time.After(patience):
-		t.Error("it does not end")
+	case <-time.After(testTimeout):
+		t.Error("the demonstration does not end")
 	}
-	out.await(t, "gave www.example.com back")
+	out.await(t, "released www.example.com")
 	if log.String() != "" {
-		t.Errorf("it complained: %s", &log)
+		t.Errorf("the demonstration logged: %s", &log)
 	}
 }
 
-func TestInterruptedWhileAHostIsCutOffTheDemonstrationEndsAtOnce(t *testing.T) {
+func TestDemonstration_EndsAtOnceWhenInterruptedWhileAHostIsDisconnected(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
 	client := clientOf(t, etcd.Client(t), time.Minute)
 	var out output
 	const name = "www.example.com"
-	alpha, err := newHost(etcd.Endpoints(), defaults(), "192.0.2.1", journal(&out, ""))
+	alpha, err := newDemoHost(etcd.Endpoints(), defaults(), "192.0.2.1", newEventLog(&out, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, interrupt := context.WithCancel(context.Background())
-	g, going := errgroup.WithContext(ctx)
-	g.Go(func() error { return hold(going, alpha.client, name, alpha.address, alpha.journal) })
-	g.Go(func() error { return breakOff(going, client, name, time.Second, alpha) }) // in the rhythm of a shorter lease
+	g, groupCtx := errgroup.WithContext(ctx)
+	g.Go(func() error { return hold(groupCtx, alpha.client, name, alpha.address, alpha.events) })
+	g.Go(func() error { return disconnectHolders(groupCtx, client, name, time.Second, alpha) }) // as if the lease were shorter
 	done := make(chan error, 1)
 	go func() { done <- g.Wait() }()
 	ended := sync.OnceValue(func() error { return <-done })
@@ -169,21 +169,21 @@ func TestInterruptedWhileAHostIsCutOffTheDemonstrationEndsAtOnce(t *testing.T) {
 		_ = ended()
 	})
 
-	out.await(t, "is cut off from etcd")
+	out.await(t, "disconnected from etcd")
 	interrupt()
 	interrupted := time.Now()
-	if err := unlessInterrupted(ctx, ended()); err != nil {
+	if err := ignoreInterrupt(ctx, ended()); err != nil {
 		t.Error(err)
 	}
 	if took := time.Since(interrupted); took > 10*time.Second {
-		t.Errorf("it took %v of a lease of %v", took, defaults().lifetimes.lease)
+		t.Errorf("ending took %v with a lease of %v", took, defaults().lifetimes.lease)
 	}
-	if held := keys(t, etcd, "locker/"+name+"/"); len(held) > 0 {
-		t.Errorf("it left %q", held)
+	if held := keysBelow(t, etcd, "locker/"+name+"/"); len(held) > 0 {
+		t.Errorf("left in etcd: %q", held)
 	}
 }
 
-func TestNoRecordIsKeptBecauseNobodyReadsTheOutput(t *testing.T) {
+func TestRegister_ReleasesTheRecordThoughNobodyReadsTheOutput(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
 	ctx, interrupt := context.WithCancel(context.Background())
@@ -201,8 +201,8 @@ func TestNoRecordIsKeptBecauseNobodyReadsTheOutput(t *testing.T) {
 		}
 	})
 	if line, err := bufio.NewReader(reader).ReadString('\n'); err != nil || !strings.Contains(line, "holding www.example.com") {
-		t.Fatalf("it said %q, %v", line, err)
+		t.Fatalf("first line: %q, %v", line, err)
 	}
 	interrupt()
-	eventually(t, "the record is given back", func() bool { return len(keys(t, etcd, "locker/www.example.com/")) == 0 })
+	eventually(t, "the record is released", func() bool { return len(keysBelow(t, etcd, "locker/www.example.com/")) == 0 })
 }

@@ -10,43 +10,45 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// nonTerminals are the names in a zone that have no lock, but one below them: they exist, and the
-// answer is "no data". To say that there is no such name would hide what is below (RFC 8020).
+// nonTerminals is the set of names in a zone that have no lock themselves but have a
+// locked name below them. They exist, so the answer is "no data": an answer that there is
+// no such name would hide the names below (RFC 8020).
 type nonTerminals struct {
 	zone    string
 	records *locker.Cache
 
-	mu       sync.Mutex // guards what follows
-	names    map[string]bool
-	changed  <-chan struct{} // closed when names are out of date
-	gathered time.Time
-	took     time.Duration
+	mu          sync.Mutex // guards the fields below
+	names       map[string]bool
+	changed     <-chan struct{} // closed when names is out of date
+	rebuiltAt   time.Time
+	rebuildTime time.Duration
 }
 
 func newNonTerminals(zone string, records *locker.Cache) *nonTerminals {
 	n := &nonTerminals{zone: zone, records: records}
-	n.gather()
+	n.rebuild()
 	return n
 }
 
-// include reports whether name is one of them. What it knows may be a little older than the cache: in a
-// large zone that changes all the time, it spends a tenth of the time on gathering, at most.
-func (n *nonTerminals) include(name string) bool {
+// contains reports whether name is in the set. The set may be slightly older than the
+// cache: in a large zone that changes constantly, rebuilding it takes at most a tenth of
+// the time.
+func (n *nonTerminals) contains(name string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	select {
 	case <-n.changed:
-		if time.Since(n.gathered) >= 10*n.took {
-			n.gather()
+		if time.Since(n.rebuiltAt) >= 10*n.rebuildTime {
+			n.rebuild()
 		}
 	default:
 	}
 	return n.names[name]
 }
 
-func (n *nonTerminals) gather() {
+func (n *nonTerminals) rebuild() {
 	began := time.Now()
-	n.changed = n.records.Changed() // before the list, which may be newer
+	n.changed = n.records.Changed() // before List, which may return newer data
 	n.names = make(map[string]bool)
 	apex := lockName(n.zone)
 	for _, holder := range n.records.List() {
@@ -55,11 +57,11 @@ func (n *nonTerminals) gather() {
 		}
 		for name := holder.Name; name != apex; {
 			if _, name, _ = strings.Cut(name, "."); n.names[name] {
-				break // and so are those above it
+				break // so are all names above it
 			}
 			n.names[name] = true
 		}
 	}
-	n.gathered = time.Now()
-	n.took = n.gathered.Sub(began)
+	n.rebuiltAt = time.Now()
+	n.rebuildTime = n.rebuiltAt.Sub(began)
 }

@@ -18,20 +18,21 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// process is a run of the program.
+// process is the program, running as a separate process.
 type process struct {
 	cmd      *exec.Cmd
 	out, err output
 }
 
-// start runs the program in a process of its own, until the test ends at most.
-func start(t *testing.T, args ...string) *process {
+// startProgram runs the program as a separate process, which ends with the test at the
+// latest.
+func startProgram(t *testing.T, args ...string) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*testTimeout)
 	p := &process{cmd: exec.CommandContext(ctx, os.Args[0], args...)}
 	p.cmd.Env = append(os.Environ(), asProgram+"=yes")
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
-	if _, err := p.cmd.StdinPipe(); err != nil { // which closes with this process
+	if _, err := p.cmd.StdinPipe(); err != nil { // closed when this process ends
 		t.Fatal(err)
 	}
 	if err := p.cmd.Start(); err != nil {
@@ -39,7 +40,7 @@ func start(t *testing.T, args ...string) *process {
 	}
 	t.Cleanup(func() {
 		cancel()
-		_ = p.cmd.Wait() // an error if it has ended before
+		_ = p.cmd.Wait() // fails if it has been called before
 		if t.Failed() {
 			t.Logf("%s\n%s%s", strings.Join(args, " "), &p.out, &p.err)
 		}
@@ -47,7 +48,8 @@ func start(t *testing.T, args ...string) *process {
 	return p
 }
 
-// signal sends a signal and returns the exit code, -1 if that was its end.
+// signal sends a signal, waits for the process to end and returns its exit code, or -1 if
+// the signal killed it.
 func (p *process) signal(t *testing.T, signal os.Signal) int {
 	t.Helper()
 	if err := p.cmd.Process.Signal(signal); err != nil {
@@ -65,73 +67,73 @@ func (p *process) wait(t *testing.T) int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-const ttl = 5 * time.Second
+const leaseTTL = 5 * time.Second
 
-// busy is what a machine that is busy with other things may add.
-const busy = 10 * time.Second
+// slack is what a busy machine may add to a duration.
+const slack = 10 * time.Second
 
-// startServer runs a server and returns where it listens.
+// startServer runs a server and returns its address.
 func startServer(t *testing.T, args ...string) (p *process, address string) {
 	t.Helper()
-	p = start(t, append([]string{"serve", "-listen", "127.0.0.1:0", "-ttl", ttl.String()}, args...)...)
-	return p, p.out.between(t, "is served on ", ",")
+	p = startProgram(t, append([]string{"serve", "-listen", "127.0.0.1:0", "-ttl", leaseTTL.String()}, args...)...)
+	return p, p.out.between(t, "serving example.com on ", " ")
 }
 
-func TestWhenTheHolderIsKilledTheNextInLineIsServed(t *testing.T) {
+func TestRegister_NextWaiterIsServedWhenTheHolderIsKilled(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	client := clientOf(t, etcd.Client(t), ttl)
+	client := clientOf(t, etcd.Client(t), leaseTTL)
 	endpoints := strings.Join(etcd.Endpoints(), ",")
 	server, address := startServer(t, "-endpoints", endpoints)
-	register := func(ip string) *process {
-		return start(t, "register", "www.example.com", ip, "-endpoints", endpoints, "-ttl", ttl.String())
+	startRegister := func(ip string) *process {
+		return startProgram(t, "register", "www.example.com", ip, "-endpoints", endpoints, "-ttl", leaseTTL.String())
 	}
 	www := func() string {
-		reply := ask(t, "udp", address, question("www.example.com.", dns.TypeA))
-		return dns.RcodeToString[reply.Rcode] + " " + strings.Join(data(reply.Answer), ", ")
+		reply := ask(t, "udp", address, newQuery("www.example.com.", dns.TypeA))
+		return dns.RcodeToString[reply.Rcode] + " " + strings.Join(recordTexts(reply.Answer), ", ")
 	}
-	first := register("192.0.2.1")
+	first := startRegister("192.0.2.1")
 	first.out.await(t, "holding www.example.com as 192.0.2.1")
-	eventually(t, "the first is served", func() bool { return www() == "NOERROR A 192.0.2.1" })
-	second := register("192.0.2.2")
+	eventually(t, "the first host is served", func() bool { return www() == "NOERROR A 192.0.2.1" })
+	second := startRegister("192.0.2.2")
 	second.out.await(t, "www.example.com is 192.0.2.1")
-	eventually(t, "the second is in the queue", func() bool { return len(keys(t, etcd, "locker/www.example.com/")) == 2 })
+	eventually(t, "the second host is in the queue", func() bool { return len(keysBelow(t, etcd, "locker/www.example.com/")) == 2 })
 
 	for _, step := range []struct {
 		holder *process
-		then   string
+		want   string
 	}{{first, "NOERROR A 192.0.2.2"}, {second, "NXDOMAIN "}} {
 		killed := time.Now()
 		if code := step.holder.signal(t, syscall.SIGKILL); code != -1 {
-			t.Errorf("killed, it ended with %d", code)
+			t.Errorf("the killed process ended with %d", code)
 		}
 		before := www()
 		var after string
 		eventually(t, "the record changes", func() bool { after = www(); return after != before })
 		took := time.Since(killed)
-		if after != step.then || took > ttl+busy {
-			t.Errorf("it was %q, and after %v %q, want %q within %v", before, took, after, step.then, ttl+busy)
+		if after != step.want || took > leaseTTL+slack {
+			t.Errorf("the answer was %q, and %q after %v; want %q within %v", before, after, took, step.want, leaseTTL+slack)
 		}
-		t.Logf("killed: %q after %v", after, took.Round(time.Millisecond))
+		t.Logf("after the kill: %q after %v", after, took.Round(time.Millisecond))
 	}
-	if _, err := client.Get(within(t), "www.example.com"); !errors.Is(err, locker.ErrNotFound) {
-		t.Errorf("in the end it is held, or %v", err)
+	if _, err := client.Get(testContext(t), "www.example.com"); !errors.Is(err, locker.ErrNotFound) {
+		t.Errorf("Get returned %v, want %v", err, locker.ErrNotFound)
 	}
 	if code := server.signal(t, os.Interrupt); code != 0 {
-		t.Errorf("interrupted, the server ended with %d", code)
+		t.Errorf("the interrupted server ended with %d", code)
 	}
 }
 
-func TestThreeTerminalsAndNoEtcd(t *testing.T) {
+func TestCommands_UseTheEtcdThatServeStarts(t *testing.T) {
 	t.Parallel()
 	server, address := startServer(t)
 	endpoints := server.out.between(t, "-endpoints ", "\n")
-	watcher := start(t, "watch", "-endpoints", endpoints, "WWW.example.com")
-	watcher.out.await(t, "nobody is www.example.com")
-	host := start(t, "register", "-endpoints", endpoints, "www.example.com", "192.0.2.1,2001:db8::1")
+	watcher := startProgram(t, "watch", "-endpoints", endpoints, "WWW.example.com")
+	watcher.out.await(t, "www.example.com is not held")
+	host := startProgram(t, "register", "-endpoints", endpoints, "www.example.com", "192.0.2.1,2001:db8::1")
 	watcher.out.await(t, "www.example.com is 192.0.2.1,2001:db8::1 (token")
-	eventually(t, "it is served", func() bool {
-		return len(ask(t, "tcp", address, question("www.example.com.", dns.TypeAAAA)).Answer) == 1
+	eventually(t, "the host is served", func() bool {
+		return len(ask(t, "tcp", address, newQuery("www.example.com.", dns.TypeAAAA)).Answer) == 1
 	})
 
 	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoints}})
@@ -139,39 +141,39 @@ func TestThreeTerminalsAndNoEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer etcd.Close()
-	about := ask(t, "udp", address, question("_locker.www.example.com.", dns.TypeTXT)).Answer[0].(*dns.TXT).Txt
-	record, err := etcd.Get(within(t), "locker//"+strings.TrimPrefix(about[2], "lease="))
+	about := ask(t, "udp", address, newQuery("_locker.www.example.com.", dns.TypeTXT)).Answer[0].(*dns.TXT).Txt
+	record, err := etcd.Get(testContext(t), "locker//"+strings.TrimPrefix(about[2], "lease="))
 	if err != nil || len(record.Kvs) != 1 || !strings.Contains(string(record.Kvs[0].Value), fmt.Sprintf(`"pid":%d,`, host.cmd.Process.Pid)) {
-		t.Errorf("with %q it cannot be found out which process it is: %v, %v", about, record, err)
+		t.Errorf("the lease in %q does not lead to the process: %v, %v", about, record, err)
 	}
 	if code := host.signal(t, syscall.SIGTERM); code != 0 {
-		t.Errorf("terminated, register ended with %d", code)
+		t.Errorf("the terminated register ended with %d", code)
 	}
-	if resp, err := etcd.Get(within(t), "locker/", clientv3.WithPrefix()); err != nil || resp.Count > 0 {
-		t.Errorf("it left %v, %v", resp, err)
+	if resp, err := etcd.Get(testContext(t), "locker/", clientv3.WithPrefix()); err != nil || resp.Count > 0 {
+		t.Errorf("left in etcd: %v, %v", resp, err)
 	}
-	watcher.out.await(t, "nobody is www.example.com (revision")
+	watcher.out.await(t, "www.example.com is not held (revision")
 	for _, p := range []*process{watcher, server} {
 		if code := p.signal(t, os.Interrupt); code != 0 || p.err.String() != "" {
-			t.Errorf("interrupted, it ended with %d and %q", code, &p.err)
+			t.Errorf("an interrupted process ended with %d and %q", code, &p.err)
 		}
 	}
 }
 
-func TestAMistakeEndsWithItsExitCode(t *testing.T) {
+func TestExitCode_DistinguishesFailureFromWrongUsage(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]int{"-h": 0, "register -h": 0, "nonsense": 2, "serve -ttl 1ms": 2, "watch www.example.com -endpoints 127.0.0.1:1": 1} {
-		p := start(t, strings.Fields(args)...)
+		p := startProgram(t, strings.Fields(args)...)
 		if code := p.wait(t); code != want || (code == 0) != (p.err.String() == "") || (code == 0) != (p.out.String() == usage) {
-			t.Errorf("%s: it ended with %d, want %d", args, code, want)
+			t.Errorf("%s: exit code %d, want %d", args, code, want)
 		}
 	}
 }
 
-// keys returns those in etcd below prefix.
-func keys(t *testing.T, server *embedtest.Server, prefix string) []string {
+// keysBelow returns the keys in etcd that have the given prefix.
+func keysBelow(t *testing.T, server *embedtest.Server, prefix string) []string {
 	t.Helper()
-	resp, err := server.Client(t).Get(within(t), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := server.Client(t).Get(testContext(t), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,19 +10,22 @@ import (
 	"github.com/miekg/dns"
 )
 
-// metadata is the label below which the server tells about a lock. No host has it in its name.
-const metadata = "_locker"
+// infoLabel is the label below which the server gives information about locks. Host names
+// must not contain it.
+const infoLabel = "_locker"
 
-// maxAddresses keeps the largest answer, with room to spare, within a message of TCP.
+// maxAddresses ensures that the largest answer fits into a TCP message with room to
+// spare.
 const maxAddresses = 256
 
-// lockName returns the name of the lock that stands for a domain name: in lower case, without the
-// final dot.
+// lockName returns the name of the lock for a domain name: lower case, without the final
+// dot.
 func lockName(domain string) string {
 	return strings.TrimSuffix(dns.CanonicalName(domain), ".")
 }
 
-// checkHost returns the name of the lock for a host, or why there can be none in that zone.
+// checkHost returns the name of the lock for a host, or an error if the host cannot be
+// registered in the zone.
 func checkHost(host, zone string) (string, error) {
 	if err := checkName(host); err != nil {
 		return "", fmt.Errorf("%q is not a host name: %w", host, err)
@@ -34,17 +37,17 @@ func checkHost(host, zone string) (string, error) {
 		return "", fmt.Errorf("%s is not in the zone %s (%[1]s.%[2]s?)", name, lockName(zone))
 	case !inZone:
 		return "", fmt.Errorf("%s is not in the zone %s", name, lockName(zone))
-	case slices.Contains(strings.Split(name, "."), metadata):
-		return "", fmt.Errorf("%s cannot be registered: below %s the server tells about the locks themselves", name, metadata)
+	case slices.Contains(strings.Split(name, "."), infoLabel):
+		return "", fmt.Errorf("%s cannot be registered: %s is reserved for information about locks", name, infoLabel)
 	}
 	return name, nil
 }
 
-// checkZone returns the zone as it stands in answers: in lower case, with the final dot.
+// checkZone returns the zone as it appears in answers: lower case, with the final dot.
 func checkZone(zone string) (string, error) {
 	err := checkName(zone)
 	if _, ok := dns.IsDomainName(hostmaster + dns.Fqdn(zone)); err == nil && !ok {
-		err = errors.New("it is too long")
+		err = errors.New("too long")
 	}
 	if err != nil {
 		return "", fmt.Errorf("%q is not a zone: %w", zone, err)
@@ -52,24 +55,25 @@ func checkZone(zone string) (string, error) {
 	return dns.CanonicalName(zone), nil
 }
 
-// checkName accepts what hosts are called, and underscores. The DNS would take any bytes.
+// checkName accepts the characters of host names, and underscores. DNS itself allows any
+// bytes.
 func checkName(name string) error {
-	strange := func(r rune) bool {
+	invalid := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
 	}
-	if i := strings.IndexFunc(name, strange); i >= 0 {
-		return fmt.Errorf("%q is none of letters, digits, hyphen, underscore and dot", []rune(name[i:])[0])
+	if i := strings.IndexFunc(name, invalid); i >= 0 {
+		return fmt.Errorf("%q is not a letter, digit, hyphen, underscore or dot", []rune(name[i:])[0])
 	}
 	if name == "" || name == "." {
-		return errors.New("it is empty")
+		return errors.New("empty")
 	}
 	if _, ok := dns.IsDomainName(name); !ok {
-		return errors.New("it has an empty or overlong part, or is too long")
+		return errors.New("it has an empty or overlong label, or is too long")
 	}
 	return nil
 }
 
-// parseAddresses reads the value of a lock: addresses, separated by commas.
+// parseAddresses parses the value of a lock: comma-separated addresses.
 func parseAddresses(value string) ([]netip.Addr, error) {
 	var addresses []netip.Addr
 	for text := range strings.SplitSeq(value, ",") {
@@ -78,7 +82,7 @@ func parseAddresses(value string) ([]netip.Addr, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%q is not an IP address", abbreviate(text))
 		case address.Zone() != "":
-			return nil, fmt.Errorf("%s means something on one machine only", abbreviate(text))
+			return nil, fmt.Errorf("%s has a zone, which is valid on one machine only", abbreviate(text))
 		}
 		if address = address.Unmap(); !slices.Contains(addresses, address) {
 			addresses = append(addresses, address)
@@ -90,7 +94,7 @@ func parseAddresses(value string) ([]netip.Addr, error) {
 	return addresses, nil
 }
 
-// formatAddresses is the value of a lock.
+// formatAddresses returns the value of a lock for the given addresses.
 func formatAddresses(addresses []netip.Addr) string {
 	texts := make([]string, len(addresses))
 	for i, address := range addresses {
@@ -99,7 +103,7 @@ func formatAddresses(addresses []netip.Addr) string {
 	return strings.Join(texts, ",")
 }
 
-// abbreviate makes text fit into a line of a log, and into a string of a TXT record.
+// abbreviate makes text fit into a line of a log and into a string of a TXT record.
 func abbreviate(text string) string {
 	const limit = 200
 	if len(text) > limit {

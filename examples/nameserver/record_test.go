@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestAddressesAreReadFromTheValue(t *testing.T) {
+func TestParseAddresses_AcceptsLists(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[string]string{
 		"192.0.2.1":                     "192.0.2.1",
@@ -24,7 +24,7 @@ func TestAddressesAreReadFromTheValue(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoAddressIsRefused(t *testing.T) {
+func TestParseAddresses_RefusesOtherText(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[string]string{
 		"":                  `""`,
@@ -53,7 +53,7 @@ func manyAddresses(n int) string {
 	return formatAddresses(addresses)
 }
 
-func TestAHostHasANameInTheZone(t *testing.T) {
+func TestCheckHost_ReturnsTheLockNameInTheZone(t *testing.T) {
 	t.Parallel()
 	const zone = "example.com."
 	for host, want := range map[string]string{
@@ -76,10 +76,10 @@ func TestAHostHasANameInTheZone(t *testing.T) {
 		"wwwexample.com":                         "not in the zone",
 		"www.example.com..":                      "empty",
 		"..example.com":                          "empty",
-		"w w.example.com":                        "' ' is none of",
-		"münchen.example.com":                    "'ü' is none of",
-		"*.example.com":                          "'*' is none of",
-		`w\.w.example.com`:                       `'\\' is none of`,
+		"w w.example.com":                        "' ' is not a letter",
+		"münchen.example.com":                    "'ü' is not a letter",
+		"*.example.com":                          "'*' is not a letter",
+		`w\.w.example.com`:                       `'\\' is not a letter`,
 		"_locker.www.example.com":                "cannot be registered",
 		"a._LOCKER.example.com":                  "cannot be registered",
 		strings.Repeat("a", 64) + ".example.com": "overlong",
@@ -91,7 +91,7 @@ func TestAHostHasANameInTheZone(t *testing.T) {
 	}
 }
 
-func TestAZoneLeavesRoomForItsNameServer(t *testing.T) {
+func TestCheckZone_LeavesRoomForTheNameServer(t *testing.T) {
 	t.Parallel()
 	for zone, want := range map[string]string{"example.com": "example.com.", "Example.COM.": "example.com.", "test": "test."} {
 		if got, err := checkZone(zone); err != nil || got != want {

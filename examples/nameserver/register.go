@@ -25,31 +25,31 @@ func register(ctx context.Context, s settings, arguments []string, stdout, stder
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	return unlessInterrupted(ctx, hold(ctx, c.client, name, formatAddresses(addresses), journal(stdout, "")))
+	return ignoreInterrupt(ctx, hold(ctx, c.client, name, formatAddresses(addresses), newEventLog(stdout, "")))
 }
 
-// hold waits its turn for a name, holds it, and begins again when it was lost, until ctx ends. That it
-// gives the name back, it tells afterwards: whoever does not read that does not keep the name.
-func hold(ctx context.Context, client *locker.Client, name, value string, journal *log.Logger) error {
+// hold waits for a name, holds it, and waits again after a loss, until ctx ends. It logs
+// the release only afterwards, so that a blocked output does not delay it.
+func hold(ctx context.Context, client *locker.Client, name, value string, events *log.Logger) error {
 	if holder, err := client.Get(ctx, name); err == nil {
-		journal.Printf("%s is %s (token %d); waiting for it", name, abbreviate(holder.Value), holder.Token)
+		events.Printf("%s is %s (token %d); waiting for it", name, abbreviate(holder.Value), holder.Token)
 	}
 	err := client.Campaign(ctx, name, value, func(ctx context.Context, lock *locker.Lock) error {
-		journal.Printf("holding %s as %s (token %d)", name, value, lock.Token())
+		events.Printf("holding %s as %s (token %d)", name, value, lock.Token())
 		<-ctx.Done()
 		var lost *locker.LostError
 		if errors.As(context.Cause(ctx), &lost) {
-			journal.Printf("lost %s (%v); waiting for it again", name, lost.Reason)
+			events.Printf("lost %s (%v); waiting for it again", name, lost.Reason)
 		}
 		return nil
 	})
 	if err == nil {
-		journal.Printf("gave %s back", name)
+		events.Printf("released %s", name)
 	}
 	return err
 }
 
-// journal tells what happens, each line with the time and with who it is about.
-func journal(out io.Writer, who string) *log.Logger {
-	return log.New(out, who, log.Ltime|log.Lmicroseconds|log.Lmsgprefix)
+// newEventLog returns a log of events, each line with the time and a prefix.
+func newEventLog(out io.Writer, prefix string) *log.Logger {
+	return log.New(out, prefix, log.Ltime|log.Lmicroseconds|log.Lmsgprefix)
 }

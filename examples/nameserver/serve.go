@@ -16,16 +16,16 @@ func serve(ctx context.Context, s settings, _ []string, stdout, stderr io.Writer
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	server, err := newServer(ctx, c.client, s, log)
+	server, err := newDNSServer(ctx, c.client, s, log)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, c.where())
-	fmt.Fprintf(stdout, "%s is served on %s, UDP and TCP; try\n\t%s\n", lockName(s.zone), server.address(), digLine(server.address(), "www."+lockName(s.zone)))
-	return unlessInterrupted(ctx, server.run(ctx))
+	fmt.Fprintf(stdout, "serving %s on %s (UDP and TCP); try\n\t%s\n", lockName(s.zone), server.address(), digLine(server.address(), "www."+lockName(s.zone)))
+	return ignoreInterrupt(ctx, server.run(ctx))
 }
 
-// digLine is the command that asks the server for a name.
+// digLine returns the dig command that queries the server for a name.
 func digLine(address, name string) string {
 	host, port, _ := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); ip.IsUnspecified() {

@@ -15,31 +15,33 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// server answers for a zone by UDP and TCP, on one port.
-type server struct {
-	zone    *zone
+// dnsServer answers queries for a zone over UDP and TCP, on one port.
+type dnsServer struct {
+	zone    *zoneHandler
 	records *locker.Cache
 	udp     *net.UDPConn
 	tcp     net.Listener
 }
 
-// newServer listens, and returns when it has seen all records. Call run, which ends it.
-func newServer(ctx context.Context, client *locker.Client, s settings, log *slog.Logger) (*server, error) {
+// newDNSServer opens the sockets, and returns once it has loaded all records. The caller
+// must call run, which closes them.
+func newDNSServer(ctx context.Context, client *locker.Client, s settings, log *slog.Logger) (*dnsServer, error) {
 	udp, tcp, err := listen(s.listen)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", s.listen, err)
 	}
-	records, err := client.NewCache(ctx, "") // names in the DNS have their zone at the end, so a prefix is of no use
+	records, err := client.NewCache(ctx, "") // the zone is at the end of a DNS name, so a prefix cannot select it
 	if err != nil {
 		udp.Close()
 		tcp.Close()
 		return nil, err
 	}
 	own := ownAddress(udp.LocalAddr().(*net.UDPAddr).AddrPort().Addr())
-	return &server{newZone(s.zone, records, own, s.lifetimes, log), records, udp, tcp}, nil
+	return &dnsServer{newZoneHandler(s.zone, records, own, s.lifetimes, log), records, udp, tcp}, nil
 }
 
-// ownAddress is what the zone tells of its name server, which is nothing if it listens on all addresses.
+// ownAddress returns the address that the zone gives for its name server. There is none
+// if the server listens on all addresses.
 func ownAddress(listening netip.Addr) netip.Addr {
 	if listening.IsUnspecified() {
 		return netip.Addr{}
@@ -47,7 +49,8 @@ func ownAddress(listening netip.Addr) netip.Addr {
 	return listening.Unmap().WithZone("")
 }
 
-// listen opens both sockets. With port 0 the system chooses one, which may be taken for TCP.
+// listen opens both sockets. With port 0, the system picks a UDP port that may be taken
+// for TCP, so listen tries again.
 func listen(address string) (*net.UDPConn, net.Listener, error) {
 	for attempt := 0; ; attempt++ {
 		udp, err := net.ListenPacket("udp", address)
@@ -65,11 +68,11 @@ func listen(address string) (*net.UDPConn, net.Listener, error) {
 	}
 }
 
-// address is where it listens.
-func (s *server) address() string { return s.udp.LocalAddr().String() }
+// address returns the address on which the server listens.
+func (s *dnsServer) address() string { return s.udp.LocalAddr().String() }
 
-// run answers until ctx ends, and the queries that are under way then.
-func (s *server) run(ctx context.Context) error {
+// run answers queries until ctx ends, and finishes those in progress.
+func (s *dnsServer) run(ctx context.Context) error {
 	defer s.records.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, transport := range []*dns.Server{
@@ -80,7 +83,7 @@ func (s *server) run(ctx context.Context) error {
 		start := sync.OnceFunc(func() { close(started) })
 		transport.NotifyStartedFunc = start
 		g.Go(func() error {
-			defer start() // also if it did not come to that
+			defer start() // also if it fails to start
 			return transport.ActivateAndServe()
 		})
 		g.Go(func() error {

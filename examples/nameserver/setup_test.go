@@ -19,43 +19,44 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// asProgram is set in the environment of a process that is to be the program, not its tests.
+// asProgram is set in the environment of a process that runs the program instead of its
+// tests.
 const asProgram = "NAMESERVER_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) == "" {
 		goleak.VerifyTestMain(m)
 	}
-	go func() { // no program outlives its test
+	go func() { // a process must not outlive its test
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(3)
 	}()
 	main()
 }
 
-// patience is how long a test waits for anything before it fails.
-const patience = 2 * time.Minute
+// testTimeout bounds every wait of a test.
+const testTimeout = 2 * time.Minute
 
-// within returns the context of a test: it ends when the test does, or has taken too long.
-func within(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+// testContext returns a context that ends with the test or after testTimeout.
+func testContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// eventually calls condition until it is true, or fails the test.
+// eventually waits until condition returns true. Otherwise it fails the test.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !condition(); <-tick.C {
+	for deadline := time.Now().Add(testTimeout); !condition(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("it never came true: %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
 
-// output is what a program has written so far.
+// output collects what a program has written.
 type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -73,21 +74,21 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// await waits until the output has text.
+// await waits until the output contains text.
 func (o *output) await(t testing.TB, text string) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !strings.Contains(o.String(), text) {
 		if time.Now().After(deadline) {
-			t.Fatalf("no %q in the output:\n%s", text, o)
+			t.Fatalf("the output does not contain %q:\n%s", text, o)
 		}
 		<-tick.C
 	}
 }
 
-// between returns what the output has between two texts, once it has them.
+// between waits for before in the output, and returns the text that follows, up to after.
 func (o *output) between(t testing.TB, before, after string) string {
 	t.Helper()
 	o.await(t, before)
@@ -96,19 +97,19 @@ func (o *output) between(t testing.TB, before, after string) string {
 	return found
 }
 
-// hosts returns a client that holds a lock for each name, with the value that follows it.
-func hosts(t testing.TB, etcd *embedtest.Server, records map[string]string) *locker.Client {
+// holdAll returns a client that holds a lock for each name, with the given value.
+func holdAll(t testing.TB, etcd *embedtest.Server, records map[string]string) *locker.Client {
 	t.Helper()
 	client := clientOf(t, etcd.Client(t), time.Minute)
 	for name, value := range records {
-		if _, err := client.Lock(within(t), name, value); err != nil {
+		if _, err := client.Lock(testContext(t), name, value); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return client
 }
 
-// defaults are the settings of the tests.
+// defaults returns the settings of the tests.
 func defaults() settings {
 	return settings{
 		zone:      "example.com.",
@@ -118,10 +119,10 @@ func defaults() settings {
 	}
 }
 
-// serving runs a server until the test ends, and returns where.
-func serving(t testing.TB, client *locker.Client, s settings, log io.Writer) (address string) {
+// startServing runs a server until the test ends, and returns its address.
+func startServing(t testing.TB, client *locker.Client, s settings, log io.Writer) (address string) {
 	t.Helper()
-	server, err := newServer(within(t), client, s, slog.New(slog.NewTextHandler(log, nil)))
+	server, err := newDNSServer(testContext(t), client, s, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,14 +140,14 @@ func serving(t testing.TB, client *locker.Client, s settings, log io.Writer) (ad
 
 var networks = []string{"udp", "tcp"}
 
-// ask sends one query, and again if the answer was lost.
+// ask sends a query, and repeats it if the answer was lost.
 func ask(t testing.TB, network, address string, query *dns.Msg) *dns.Msg {
 	t.Helper()
-	client := &dns.Client{Net: network, Timeout: patience / 6, UDPSize: dns.MaxMsgSize}
+	client := &dns.Client{Net: network, Timeout: testTimeout / 6, UDPSize: dns.MaxMsgSize}
 	var err error
 	for range 3 {
 		var reply *dns.Msg
-		if reply, _, err = client.ExchangeContext(within(t), query, address); err == nil {
+		if reply, _, err = client.ExchangeContext(testContext(t), query, address); err == nil {
 			return reply
 		}
 	}
@@ -154,11 +155,11 @@ func ask(t testing.TB, network, address string, query *dns.Msg) *dns.Msg {
 	return nil
 }
 
-// question is the simplest query.
-func question(name string, rrtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, rrtype) }
+// newQuery returns a simple query.
+func newQuery(name string, rrtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, rrtype) }
 
-// data returns the type and the content of each record.
-func data(records []dns.RR) []string {
+// recordTexts returns the type and the content of each record.
+func recordTexts(records []dns.RR) []string {
 	texts := []string{}
 	for _, record := range records {
 		texts = append(texts, dns.TypeToString[record.Header().Rrtype]+" "+strings.TrimPrefix(record.String(), record.Header().String()))
@@ -166,7 +167,7 @@ func data(records []dns.RR) []string {
 	return texts
 }
 
-// clientOf returns a client over a connection, closed with the test.
+// clientOf returns a Locker client over an etcd client. It is closed when the test ends.
 func clientOf(t testing.TB, etcd *clientv3.Client, ttl time.Duration) *locker.Client {
 	t.Helper()
 	client, err := locker.New(etcd, locker.WithTTL(ttl))

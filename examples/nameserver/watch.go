@@ -9,7 +9,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// watch prints who has a name, now and at each change, until ctx ends.
+// watch prints who holds a name, now and at each change, until ctx ends.
 func watch(ctx context.Context, s settings, arguments []string, stdout, stderr io.Writer) (err error) {
 	name, err := checkHost(arguments[0], s.zone)
 	if err != nil {
@@ -20,18 +20,18 @@ func watch(ctx context.Context, s settings, arguments []string, stdout, stderr i
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	return unlessInterrupted(ctx, follow(ctx, c.client, name, journal(stdout, "")))
+	return ignoreInterrupt(ctx, follow(ctx, c.client, name, newEventLog(stdout, "")))
 }
 
-func follow(ctx context.Context, client *locker.Client, name string, journal *log.Logger) error {
+func follow(ctx context.Context, client *locker.Client, name string, events *log.Logger) error {
 	for state, err := range client.Watch(ctx, name) {
 		switch {
 		case err != nil:
 			return err
 		case state.Held:
-			journal.Printf("%s is %s (token %d)", name, abbreviate(state.Value), state.Token)
+			events.Printf("%s is %s (token %d)", name, abbreviate(state.Value), state.Token)
 		default:
-			journal.Printf("nobody is %s (revision %d)", name, state.Revision)
+			events.Printf("%s is not held (revision %d)", name, state.Revision)
 		}
 	}
 	return nil

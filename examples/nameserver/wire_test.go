@@ -12,39 +12,39 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// crowd has more addresses than a message by UDP has room for.
-var crowd = map[string]string{"crowd.example.com": manyAddresses(maxAddresses)}
+// crowdedRecords has a name with more addresses than fit into a UDP message.
+var crowdedRecords = map[string]string{"crowd.example.com": manyAddresses(maxAddresses)}
 
-func TestAnAnswerByUDPFitsAndSaysThatItIsCut(t *testing.T) {
+func TestAnswer_OverUDPIsTruncatedToFit(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	address := serving(t, hosts(t, etcd, crowd), defaults(), t.Output())
+	address := startServing(t, holdAll(t, etcd, crowdedRecords), defaults(), t.Output())
 	for _, c := range []struct {
-		edns  uint16 // 0 without
+		edns  uint16 // 0 without EDNS
 		limit int
 	}{{0, 512}, {100, 512}, {512, 512}, {700, 700}, {1232, 1232}, {4096, 1232}, {65535, 1232}} {
-		query := question("crowd.example.com.", dns.TypeAAAA)
+		query := newQuery("crowd.example.com.", dns.TypeAAAA)
 		if c.edns > 0 {
 			query.SetEdns0(c.edns, false)
 		}
 		reply := ask(t, "udp", address, query)
 		if size := wireLen(t, reply); !reply.Truncated || size > c.limit || size < c.limit-50 {
-			t.Errorf("with %d: %d bytes, cut %v", c.edns, size, reply.Truncated)
+			t.Errorf("with EDNS size %d: %d bytes, truncated: %v", c.edns, size, reply.Truncated)
 		}
 		if opt := reply.IsEdns0(); (opt != nil) != (c.edns > 0) || opt != nil && opt.UDPSize() != 1232 {
-			t.Errorf("with %d: its own EDNS0 is %v", c.edns, opt)
+			t.Errorf("with EDNS size %d: the answer's OPT record is %v", c.edns, opt)
 		}
 		reply = ask(t, "tcp", address, query)
 		if reply.Truncated || len(reply.Answer) != maxAddresses {
-			t.Errorf("with %d by TCP: %d records, cut %v", c.edns, len(reply.Answer), reply.Truncated)
+			t.Errorf("with EDNS size %d over TCP: %d records, truncated: %v", c.edns, len(reply.Answer), reply.Truncated)
 		}
 	}
-	if small := ask(t, "udp", address, question("ns.example.com.", dns.TypeA)); small.Truncated {
-		t.Error("an answer that fits says that it is cut")
+	if small := ask(t, "udp", address, newQuery("ns.example.com.", dns.TypeA)); small.Truncated {
+		t.Error("an answer that fits is marked as truncated")
 	}
 }
 
-// wireLen is how long a message was on the wire.
+// wireLen returns the size of a message on the wire.
 func wireLen(t *testing.T, message *dns.Msg) int {
 	t.Helper()
 	message.Compress = true
@@ -55,12 +55,12 @@ func wireLen(t *testing.T, message *dns.Msg) int {
 	return len(wire)
 }
 
-func TestWhatIsNoPlainQueryIsTurnedDown(t *testing.T) {
+func TestQuery_OfAnUnsupportedKindIsRefused(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	address := serving(t, hosts(t, etcd, records), defaults(), t.Output())
+	address := startServing(t, holdAll(t, etcd, testRecords), defaults(), t.Output())
 	query := func(change func(*dns.Msg)) *dns.Msg {
-		q := question("www.example.com.", dns.TypeA)
+		q := newQuery("www.example.com.", dns.TypeA)
 		change(q)
 		return q
 	}
@@ -82,25 +82,25 @@ func TestWhatIsNoPlainQueryIsTurnedDown(t *testing.T) {
 		for _, network := range networks {
 			reply := ask(t, network, address, c.query)
 			if reply.Rcode != c.want || len(reply.Answer) > 0 || !reply.Response || reply.Opcode != c.query.Opcode {
-				t.Errorf("%s by %s:\n%s", c.what, network, reply)
+				t.Errorf("%s over %s:\n%s", c.what, network, reply)
 			}
 		}
 	}
 	reply := ask(t, "udp", address, query(func(q *dns.Msg) { q.SetEdns0(1232, true) }))
 	if opt := reply.IsEdns0(); opt == nil || !opt.Do() || opt.Version() != 0 {
-		t.Errorf("the DO bit does not come back: %v", opt)
+		t.Errorf("the answer lacks the DO bit: %v", opt)
 	}
 }
 
-func TestNoPacketBringsItDown(t *testing.T) {
+func TestServer_SurvivesMalformedPackets(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	address := serving(t, hosts(t, etcd, records), defaults(), t.Output())
-	good, err := question("www.example.com.", dns.TypeA).SetEdns0(1232, false).Pack()
+	address := startServing(t, holdAll(t, etcd, testRecords), defaults(), t.Output())
+	good, err := newQuery("www.example.com.", dns.TypeA).SetEdns0(1232, false).Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
-	bare, err := hex.DecodeString("abcd01000001000000000000") // says that it has a question
+	bare, err := hex.DecodeString("abcd01000001000000000000") // claims to have a question
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestNoPacketBringsItDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer udp.Close()
-	if err := udp.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := udp.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := udp.Write(bare); err != nil {
@@ -117,7 +117,7 @@ func TestNoPacketBringsItDown(t *testing.T) {
 	}
 	reply := make([]byte, 512)
 	if n, err := udp.Read(reply); err != nil || n < 12 || reply[0] != bare[0] || reply[1] != bare[1] || reply[3]&0xf != dns.RcodeFormatError {
-		t.Fatalf("to a question that is missing it said %x, %v", reply[:n], err)
+		t.Fatalf("answer to a missing question: %x, %v", reply[:n], err)
 	}
 
 	packets := [][]byte{{}, {0}, bare[:11], make([]byte, 12), make([]byte, 4096)}
@@ -137,7 +137,7 @@ func TestNoPacketBringsItDown(t *testing.T) {
 			continue
 		}
 		for _, network := range networks {
-			if reply := ask(t, network, address, question("www.example.com.", dns.TypeA)); len(reply.Answer) != 2 {
+			if reply := ask(t, network, address, newQuery("www.example.com.", dns.TypeA)); len(reply.Answer) != 2 {
 				t.Fatalf("after %d packets:\n%s", i, reply)
 			}
 		}

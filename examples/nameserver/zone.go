@@ -16,46 +16,47 @@ import (
 
 const (
 	nameserver = "ns."         // the host that serves the zone
-	hostmaster = "hostmaster." // its mailbox, as the SOA has it
+	hostmaster = "hostmaster." // the mailbox in the SOA record
 )
 
-// maxUDP is the largest answer sent by UDP, which no usual network breaks into fragments.
+// maxUDP is the maximum size of an answer over UDP. Common networks do not fragment such
+// packets.
 const maxUDP = 1232
 
-// lifetimes bound how long others may believe what they were told.
+// lifetimes bounds how long clients may use an answer.
 type lifetimes struct {
 	lease    time.Duration // of the locks
-	answer   time.Duration // of an answer with records, at most
-	negative time.Duration // of one that says that there are none
+	answer   time.Duration // maximum for an answer with records
+	negative time.Duration // for an answer without records
 }
 
-// zone answers queries from what is held. It makes no request to etcd for that.
-type zone struct {
-	name         string // in lower case, with the final dot
+// zoneHandler answers queries from a cache of the locks, without a request to etcd.
+type zoneHandler struct {
+	name         string // lower case, with the final dot
 	records      *locker.Cache
 	lifetimes    lifetimes
-	address      netip.Addr // where it is served; invalid if not known
+	address      netip.Addr // of the server; invalid if unknown
 	log          *slog.Logger
 	nonTerminals *nonTerminals
 
-	mu         sync.Mutex // guards what follows
-	complained map[string]int64
+	mu     sync.Mutex       // guards the fields below
+	warned map[string]int64 // the token of the last hold that was logged, by name
 }
 
-func newZone(name string, records *locker.Cache, address netip.Addr, l lifetimes, log *slog.Logger) *zone {
-	return &zone{
+func newZoneHandler(name string, records *locker.Cache, address netip.Addr, l lifetimes, log *slog.Logger) *zoneHandler {
+	return &zoneHandler{
 		name:         name,
 		records:      records,
 		lifetimes:    l,
 		address:      address,
 		log:          log,
 		nonTerminals: newNonTerminals(name, records),
-		complained:   make(map[string]int64),
+		warned:       make(map[string]int64),
 	}
 }
 
 // ServeDNS answers one query.
-func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+func (z *zoneHandler) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	reply := z.reply(query)
 	size := dns.MaxMsgSize
 	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok {
@@ -70,8 +71,8 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	}
 }
 
-// reply decides whether there is an answer at all.
-func (z *zone) reply(query *dns.Msg) *dns.Msg {
+// reply checks the query, and answers it if it can be answered.
+func (z *zoneHandler) reply(query *dns.Msg) *dns.Msg {
 	reply := new(dns.Msg).SetReply(query)
 	opt := query.IsEdns0()
 	if opt != nil {
@@ -81,7 +82,7 @@ func (z *zone) reply(query *dns.Msg) *dns.Msg {
 		reply.Rcode = dns.RcodeNotImplemented
 		return reply
 	}
-	if len(query.Question) != 1 || countOPT(query) > 1 { // the header may promise a question that is missing
+	if len(query.Question) != 1 || countOPT(query) > 1 { // the header may announce a question that is missing
 		reply.Rcode = dns.RcodeFormatError
 		return reply
 	}
@@ -94,22 +95,23 @@ func (z *zone) reply(query *dns.Msg) *dns.Msg {
 	case question.Qclass != dns.ClassINET, transfer, !dns.IsSubDomain(z.name, question.Name):
 		reply.Rcode = dns.RcodeRefused
 	case left < 0:
-		reply.Rcode = dns.RcodeServerFailure // whoever held a name may be gone by now
+		reply.Rcode = dns.RcodeServerFailure // the records may have expired
 	default:
-		// A holder that died just after the cache was known to be current keeps its lease for so long.
+		// A holder that died just after the cache was last current keeps its lease for
+		// this long.
 		z.answer(reply, question, seconds(min(z.lifetimes.answer, left)))
 	}
 	return reply
 }
 
-// answer fills in the records that are asked for, or that there are none.
-func (z *zone) answer(reply *dns.Msg, question dns.Question, ttl uint32) {
+// answer fills in the records for the question, or the SOA record if there are none.
+func (z *zoneHandler) answer(reply *dns.Msg, question dns.Question, ttl uint32) {
 	reply.Authoritative = true
 	records, exists := z.find(question, ttl)
 	switch {
 	case !exists:
 		reply.Rcode = dns.RcodeNameError
-	case question.Qtype == dns.TypeANY: // RFC 8482: whoever needs a type can ask for it
+	case question.Qtype == dns.TypeANY: // RFC 8482: clients should query for a type
 		reply.Answer = []dns.RR{&dns.HINFO{Hdr: header(question.Name, dns.TypeHINFO, ttl), Cpu: "RFC8482"}}
 	default:
 		reply.Answer = records
@@ -125,11 +127,11 @@ func (z *zone) answer(reply *dns.Msg, question dns.Question, ttl uint32) {
 	}
 }
 
-// find returns the records that are asked for, and whether the name exists. They have the name as it
-// was spelled in the question, which some resolvers insist on.
-func (z *zone) find(question dns.Question, ttl uint32) (records []dns.RR, exists bool) {
+// find returns the records for a question, and reports whether the name exists. The
+// records spell the name as the question does, which some resolvers require.
+func (z *zoneHandler) find(question dns.Question, ttl uint32) (records []dns.RR, exists bool) {
 	name := lockName(question.Name)
-	if of, ok := strings.CutPrefix(name, metadata+"."); ok {
+	if of, ok := strings.CutPrefix(name, infoLabel+"."); ok {
 		if holder, held := z.records.Get(of); held {
 			if question.Qtype == dns.TypeTXT {
 				records = []dns.RR{holderRecord(question.Name, ttl, holder)}
@@ -145,12 +147,12 @@ func (z *zone) find(question dns.Question, ttl uint32) (records []dns.RR, exists
 		return []dns.RR{&dns.NS{Hdr: header(question.Name, dns.TypeNS, ttl), Ns: nameserver + z.name}}, true
 	}
 	addresses, exists := z.addresses(name)
-	exists = exists || name == apex || z.nonTerminals.include(name)
+	exists = exists || name == apex || z.nonTerminals.contains(name)
 	return addressRecords(question.Name, question.Qtype, ttl, addresses), exists
 }
 
-// addresses returns those of a host, and whether there is such a host.
-func (z *zone) addresses(name string) (addresses []netip.Addr, exists bool) {
+// addresses returns the addresses of a host, and reports whether the host exists.
+func (z *zoneHandler) addresses(name string) (addresses []netip.Addr, exists bool) {
 	holder, held := z.records.Get(name)
 	if !held {
 		if name != nameserver+lockName(z.name) {
@@ -163,35 +165,36 @@ func (z *zone) addresses(name string) (addresses []netip.Addr, exists bool) {
 	}
 	addresses, err := parseAddresses(holder.Value)
 	if err != nil {
-		z.complain(holder, err)
+		z.warnOnce(holder, err)
 	}
 	return addresses, true
 }
 
-// complain says once of each hold that its value is no address.
-func (z *zone) complain(holder locker.Holder, err error) {
-	const most = 1000 // holds that are remembered
+// warnOnce logs, once per hold, that a value is not a list of addresses.
+func (z *zoneHandler) warnOnce(holder locker.Holder, err error) {
+	const maxWarned = 1000 // holds to remember
 	z.mu.Lock()
-	already := z.complained[holder.Name] == holder.Token
-	if len(z.complained) >= most {
-		clear(z.complained)
+	already := z.warned[holder.Name] == holder.Token
+	if len(z.warned) >= maxWarned {
+		clear(z.warned)
 	}
-	z.complained[holder.Name] = holder.Token
+	z.warned[holder.Name] = holder.Token
 	z.mu.Unlock()
 	if !already {
 		z.log.Warn("lock without addresses", "name", holder.Name, "token", holder.Token, "error", err)
 	}
 }
 
-// soa has the revision of etcd for a serial, which grows with each change.
-func (z *zone) soa(name string) dns.RR {
+// soa returns the SOA record. Its serial is etcd's revision, which grows with each
+// change.
+func (z *zoneHandler) soa(name string) dns.RR {
 	negative := seconds(z.lifetimes.negative)
 	return &dns.SOA{
 		Hdr:     header(name, dns.TypeSOA, negative),
 		Ns:      nameserver + z.name,
 		Mbox:    hostmaster + z.name,
 		Serial:  uint32(z.records.Revision()),
-		Refresh: 3600, // for secondary servers, of which there are none
+		Refresh: 3600, // for secondary servers, which are not supported
 		Retry:   600,
 		Expire:  86400,
 		Minttl:  negative,
@@ -211,7 +214,7 @@ func addressRecords(name string, rrtype uint16, ttl uint32, addresses []netip.Ad
 	return records
 }
 
-// holderRecord tells who holds a name: with what, since when, and by which lease.
+// holderRecord describes the holder of a name: the value, the token and the lease.
 func holderRecord(name string, ttl uint32, holder locker.Holder) dns.RR {
 	return &dns.TXT{Hdr: header(name, dns.TypeTXT, ttl), Txt: []string{
 		"holder=" + abbreviate(holder.Value),

@@ -13,8 +13,8 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// the records of most tests
-var records = map[string]string{
+// testRecords are the records of most tests.
+var testRecords = map[string]string{
 	"example.com":       "192.0.2.80",
 	"www.example.com":   "192.0.2.1,2001:db8::1,192.0.2.2",
 	"a.b.example.com":   "192.0.2.3",
@@ -26,12 +26,12 @@ var records = map[string]string{
 	"notexample.com":    "192.0.2.6",
 }
 
-func TestEachQueryGetsItsAnswer(t *testing.T) {
+func TestQuery_GetsTheRightAnswer(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	client := hosts(t, etcd, records)
-	address := serving(t, client, defaults(), t.Output())
-	holder, err := client.Get(within(t), "www.example.com")
+	client := holdAll(t, etcd, testRecords)
+	address := startServing(t, client, defaults(), t.Output())
+	holder, err := client.Get(testContext(t), "www.example.com")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,17 +86,17 @@ func TestEachQueryGetsItsAnswer(t *testing.T) {
 		{"example.com.", "IXFR", refused, nil},
 	} {
 		for _, network := range networks {
-			query := question(c.name, dns.StringToType[c.rrtype])
+			query := newQuery(c.name, dns.StringToType[c.rrtype])
 			reply := ask(t, network, address, query)
 			outcome := dns.RcodeToString[reply.Rcode]
 			if outcome == some && len(reply.Answer) == 0 {
 				outcome = none
 			}
-			what := fmt.Sprintf("%s %s by %s", c.name, c.rrtype, network)
+			what := fmt.Sprintf("%s %s over %s", c.name, c.rrtype, network)
 			if outcome != c.outcome {
 				t.Errorf("%s: %s, want %s", what, outcome, c.outcome)
 			}
-			if got := data(reply.Answer); !slices.Equal(got, c.want) {
+			if got := recordTexts(reply.Answer); !slices.Equal(got, c.want) {
 				t.Errorf("%s: %q, want %q", what, got, c.want)
 			}
 			for _, record := range reply.Answer {
@@ -105,56 +105,56 @@ func TestEachQueryGetsItsAnswer(t *testing.T) {
 				}
 			}
 			if reply.Authoritative == (outcome == refused) || reply.RecursionAvailable || reply.Question[0] != query.Question[0] {
-				t.Errorf("%s: the header is wrong:\n%s", what, reply)
+				t.Errorf("%s: wrong header:\n%s", what, reply)
 			}
 			if negative := len(reply.Ns) == 1 && reply.Ns[0].Header().Rrtype == dns.TypeSOA; negative != (outcome == none || outcome == noName) {
-				t.Errorf("%s: %s with authority %q", what, outcome, data(reply.Ns))
+				t.Errorf("%s: %s with authority %q", what, outcome, recordTexts(reply.Ns))
 			}
 		}
 	}
 }
 
-func TestTheSerialIsTheRevision(t *testing.T) {
+func TestSOA_SerialIsTheRevision(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	client := hosts(t, etcd, nil)
-	address := serving(t, client, defaults(), t.Output())
+	client := holdAll(t, etcd, nil)
+	address := startServing(t, client, defaults(), t.Output())
 	var last uint32
 	for i := range 3 {
-		l, err := client.Lock(within(t), fmt.Sprintf("host%d.example.com", i), "192.0.2.1")
+		l, err := client.Lock(testContext(t), fmt.Sprintf("host%d.example.com", i), "192.0.2.1")
 		if err != nil {
 			t.Fatal(err)
 		}
 		var soa *dns.SOA
 		eventually(t, "the server has seen the lock", func() bool {
-			soa = ask(t, "udp", address, question("example.com.", dns.TypeSOA)).Answer[0].(*dns.SOA)
+			soa = ask(t, "udp", address, newQuery("example.com.", dns.TypeSOA)).Answer[0].(*dns.SOA)
 			return int64(soa.Serial) >= l.Token()
 		})
 		if soa.Serial <= last {
-			t.Errorf("the serial went from %d to %d", last, soa.Serial)
+			t.Errorf("the serial changed from %d to %d", last, soa.Serial)
 		}
 		last = soa.Serial
 		if soa.Ns != "ns.example.com." || soa.Mbox != "hostmaster.example.com." || soa.Minttl != 3 || soa.Hdr.Ttl != 3 {
-			t.Errorf("it is %s", soa)
+			t.Errorf("wrong SOA record: %s", soa)
 		}
 	}
-	negative := ask(t, "udp", address, question("nobody.example.com.", dns.TypeA)).Ns[0].(*dns.SOA)
+	negative := ask(t, "udp", address, newQuery("nobody.example.com.", dns.TypeA)).Ns[0].(*dns.SOA)
 	if negative.Hdr.Name != "example.com." || negative.Hdr.Ttl != 3 || negative.Minttl != 3 || negative.Serial < last {
-		t.Errorf("with no such name it is %s", negative)
+		t.Errorf("wrong SOA record in a negative answer: %s", negative)
 	}
 }
 
-func TestTheNameServerHasItsOwnAddressOrThatOfTheLock(t *testing.T) {
+func TestNS_HasTheServersAddressOrThatOfALock(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	client := hosts(t, etcd, nil)
-	cache, err := client.NewCache(within(t), "")
+	client := holdAll(t, etcd, nil)
+	cache, err := client.NewCache(testContext(t), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cache.Close()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	var zones []*zone
+	var zones []*zoneHandler
 	for listening, glue := range map[string][]string{
 		"192.0.2.1":        {"A 192.0.2.1"},
 		"::ffff:192.0.2.1": {"A 192.0.2.1"},
@@ -162,37 +162,37 @@ func TestTheNameServerHasItsOwnAddressOrThatOfTheLock(t *testing.T) {
 		"0.0.0.0":          {},
 		"::":               {},
 	} {
-		z := newZone("example.com.", cache, ownAddress(netip.MustParseAddr(listening)), defaults().lifetimes, log)
+		z := newZoneHandler("example.com.", cache, ownAddress(netip.MustParseAddr(listening)), defaults().lifetimes, log)
 		zones = append(zones, z)
-		reply := z.reply(question("example.com.", dns.TypeNS))
-		if got := data(reply.Extra); !slices.Equal(got, glue) {
+		reply := z.reply(newQuery("example.com.", dns.TypeNS))
+		if got := recordTexts(reply.Extra); !slices.Equal(got, glue) {
 			t.Errorf("listening on %s: %q, want %q", listening, got, glue)
 		}
-		reply = z.reply(question("ns.example.com.", dns.TypeAAAA))
+		reply = z.reply(newQuery("ns.example.com.", dns.TypeAAAA))
 		if v6 := len(glue) > 0 && strings.HasPrefix(glue[0], "AAAA"); reply.Rcode != dns.RcodeSuccess || (len(reply.Answer) > 0) != v6 {
 			t.Errorf("listening on %s:\n%s", listening, reply)
 		}
 	}
-	if _, err := client.Lock(within(t), "ns.example.com", "192.0.2.53,2001:db8::53"); err != nil {
+	if _, err := client.Lock(testContext(t), "ns.example.com", "192.0.2.53,2001:db8::53"); err != nil {
 		t.Fatal(err)
 	}
 	for _, z := range zones {
-		eventually(t, "the lock prevails", func() bool {
-			glue := data(z.reply(question("example.com.", dns.TypeNS)).Extra)
+		eventually(t, "the lock takes precedence", func() bool {
+			glue := recordTexts(z.reply(newQuery("example.com.", dns.TypeNS)).Extra)
 			return slices.Equal(glue, []string{"A 192.0.2.53", "AAAA 2001:db8::53"})
 		})
 	}
 }
 
-func TestANonTerminalComesAndGoesWithWhatIsBelow(t *testing.T) {
+func TestNonTerminal_ExistsWhileANameBelowIsHeld(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	client := hosts(t, etcd, nil)
-	address := serving(t, client, defaults(), t.Output())
+	client := holdAll(t, etcd, nil)
+	address := startServing(t, client, defaults(), t.Output())
 	rcode := func(name string) int {
-		return ask(t, "udp", address, question(name, dns.TypeA)).Rcode
+		return ask(t, "udp", address, newQuery(name, dns.TypeA)).Rcode
 	}
-	l, err := client.Lock(within(t), "a.b.c.example.com", "192.0.2.1")
+	l, err := client.Lock(testContext(t), "a.b.c.example.com", "192.0.2.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestANonTerminalComesAndGoesWithWhatIsBelow(t *testing.T) {
 	if rcode("a.example.com.") != dns.RcodeNameError {
 		t.Error("a.example.com exists")
 	}
-	if err := l.Unlock(within(t)); err != nil {
+	if err := l.Unlock(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"a.b.c.example.com.", "b.c.example.com.", "c.example.com."} {
@@ -210,15 +210,15 @@ func TestANonTerminalComesAndGoesWithWhatIsBelow(t *testing.T) {
 	}
 }
 
-func TestALockWithoutAddressesIsComplainedOfOnce(t *testing.T) {
+func TestLockWithoutAddresses_IsLoggedOncePerHold(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
-	client := hosts(t, etcd, map[string]string{"odd.example.com": "a flat \"in\" \x1b town\\" + strings.Repeat("x", 5000)})
+	client := holdAll(t, etcd, map[string]string{"odd.example.com": "a flat \"in\" \x1b town\\" + strings.Repeat("x", 5000)})
 	var log output
-	address := serving(t, client, defaults(), &log)
+	address := startServing(t, client, defaults(), &log)
 	for range 5 {
 		for _, network := range networks {
-			if reply := ask(t, network, address, question("odd.example.com.", dns.TypeA)); reply.Rcode != dns.RcodeSuccess || len(reply.Answer) > 0 {
+			if reply := ask(t, network, address, newQuery("odd.example.com.", dns.TypeA)); reply.Rcode != dns.RcodeSuccess || len(reply.Answer) > 0 {
 				t.Fatal(reply)
 			}
 		}
@@ -226,8 +226,8 @@ func TestALockWithoutAddressesIsComplainedOfOnce(t *testing.T) {
 	if n := strings.Count(log.String(), "lock without addresses"); n != 1 || strings.Count(log.String(), "\n") != 1 {
 		t.Errorf("%d lines:\n%s", n, &log)
 	}
-	reply := ask(t, "udp", address, question("_locker.odd.example.com.", dns.TypeTXT))
+	reply := ask(t, "udp", address, newQuery("_locker.odd.example.com.", dns.TypeTXT))
 	if text := reply.Answer[0].(*dns.TXT).Txt[0]; !strings.HasPrefix(text, "holder=a flat ?in? ? town?xx") || len(text) > 255 {
-		t.Errorf("of the holder it says %q", text)
+		t.Errorf("the holder's TXT record has %q", text)
 	}
 }

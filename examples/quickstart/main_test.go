@@ -21,93 +21,93 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-const patience = 2 * time.Minute
+const testTimeout = 2 * time.Minute
 
-// chapters are words of the lines, in the order in which they have to come.
-var chapters = []string{
-	"alpha holds the 1st hold",
+// expected has words of each line of the output, in order.
+var expected = []string{
+	"alpha holds (1st hold)",
 	"observer Get: 192.0.2.1",
 	"observer Watch: 192.0.2.1",
 	"beta waits",
-	"alpha has unlocked",
-	"beta holds after alpha began to unlock the 2nd hold",
+	"alpha unlocked",
+	"beta holds after alpha called Unlock (2nd hold)",
 	"observer Watch: 192.0.2.2",
 	"alpha waits again",
-	"network beta is cut off from etcd",
-	"beta knows that it has lost the lock (expired)",
-	"alpha holds after beta knew the 3rd hold",
+	"network beta is disconnected from etcd",
+	"beta learns that it has lost the lock (expired)",
+	"alpha holds after beta learned of its loss (3rd hold)",
 	"observer Watch: 192.0.2.1",
-	"network beta is back",
+	"network beta is connected again",
 	"beta late Commit is refused",
 	"beta etcd itself checks the guard",
 	"alpha token is the largest",
-	"alpha has unlocked",
-	"observer nobody is www.example.com now",
-	"etcd all was as promised",
+	"alpha unlocked",
+	"observer www.example.com is no longer held",
+	"etcd every guarantee held",
 }
 
-func TestTheStoryIsToldInOrder(t *testing.T) {
+func TestRun_PrintsItsStepsInOrder(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	if err := run(t.Context(), &out, nil); err != nil {
 		t.Fatalf("%v, after\n%s", err, &out)
 	}
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")[1:] // the first is about where etcd is
-	if len(lines) != len(chapters) {
-		t.Fatalf("%d lines, want %d:\n%s", len(lines), len(chapters), &out)
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")[1:] // the first says where etcd runs
+	if len(lines) != len(expected) {
+		t.Fatalf("%d lines, want %d:\n%s", len(lines), len(expected), &out)
 	}
-	for i, chapter := range chapters {
-		for word := range strings.FieldsSeq(chapter) {
+	for i, words := range expected {
+		for word := range strings.FieldsSeq(words) {
 			if !strings.Contains(lines[i], word) {
-				t.Errorf("line %q has no %q", lines[i], word)
+				t.Errorf("line %q does not contain %q", lines[i], word)
 			}
 		}
 	}
 }
 
-// audience calls react after each line.
-type audience struct {
-	lines int
-	react func(line int, text string)
+// lineWriter calls onLine after each line.
+type lineWriter struct {
+	lines  int
+	onLine func(line int, text string)
 }
 
-func (a *audience) Write(text []byte) (int, error) {
-	a.lines++
-	a.react(a.lines, string(text))
+func (w *lineWriter) Write(text []byte) (int, error) {
+	w.lines++
+	w.onLine(w.lines, string(text))
 	return len(text), nil
 }
 
-func TestItEndsWhenItIsInterruptedAndLeavesNothing(t *testing.T) {
+func TestRun_EndsAndLeavesNothingBehindWhenInterrupted(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
 	etcd := server.Client(t)
-	enough := errors.New("enough")
+	interrupted := errors.New("interrupted by the test")
 	var wg sync.WaitGroup
-	for moment := range len(chapters) + 1 {
+	for last := range len(expected) + 1 {
 		wg.Go(func() {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
-			out := &audience{react: func(line int, _ string) {
-				if line == moment {
-					cancel(enough)
+			out := &lineWriter{onLine: func(line int, _ string) {
+				if line == last {
+					cancel(interrupted)
 				}
 			}}
-			if moment == 0 {
-				cancel(enough)
+			if last == 0 {
+				cancel(interrupted)
 			}
 			began := time.Now()
 			err := run(ctx, out, server.Endpoints())
-			// At the last lines it may have nothing left to be interrupted in.
-			if err == nil && moment < len(chapters)-1 || err != nil && !errors.Is(err, enough) {
-				t.Errorf("interrupted at line %d, it ended with %v", moment, err)
+			// At the last lines there may be nothing left to interrupt.
+			if err == nil && last < len(expected)-1 || err != nil && !errors.Is(err, interrupted) {
+				t.Errorf("interrupted at line %d, run returned %v", last, err)
 			}
-			if took := time.Since(began); took > patience {
-				t.Errorf("interrupted at line %d, it took %v", moment, took)
+			if took := time.Since(began); took > testTimeout {
+				t.Errorf("interrupted at line %d, run took %v", last, took)
 			}
 		})
 	}
 	wg.Wait()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	keys, err := etcd.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithKeysOnly())
 	if err != nil {
@@ -125,32 +125,32 @@ func TestItEndsWhenItIsInterruptedAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestItFailsWhenAPromiseIsNotKept(t *testing.T) {
+func TestRun_FailsWhenAGuaranteeDoesNotHold(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
 	etcd := server.Client(t)
-	out := &audience{react: func(_ int, text string) {
-		if strings.Contains(text, "the 1st hold") {
+	out := &lineWriter{onLine: func(_ int, text string) {
+		if strings.Contains(text, "(1st hold)") {
 			if _, err := etcd.Delete(t.Context(), "locker-quickstart-", clientv3.WithPrefix()); err != nil {
 				t.Error(err)
 			}
 		}
 	}}
 	if err := run(t.Context(), out, server.Endpoints()); err == nil {
-		t.Error("it did not notice that the lock was taken away")
+		t.Error("run did not notice that the lock was deleted")
 	}
 }
 
-func TestItSaysWhyThereIsNoEtcd(t *testing.T) {
+func TestRun_ReportsWhyEtcdIsUnreachable(t *testing.T) {
 	t.Parallel()
 	for endpoint, want := range map[string]string{
 		"127.0.0.1:1": "refused",
 		"nonsense":    "nonsense",
 	} {
-		out := &audience{react: func(_ int, text string) { t.Errorf("it said %s", text) }}
+		out := &lineWriter{onLine: func(_ int, text string) { t.Errorf("run printed %s", text) }}
 		err := run(t.Context(), out, []string{endpoint})
 		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, locker.ErrNotFound) {
-			t.Errorf("with %s it ended with %v", endpoint, err)
+			t.Errorf("with %s, run returned %v", endpoint, err)
 		}
 	}
 }

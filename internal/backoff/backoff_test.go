@@ -27,7 +27,7 @@ func TestPause_IsSpreadAtRandom(t *testing.T) {
 		different[p.Next()] = true
 	}
 	if len(different) < 50 {
-		t.Errorf("100 first pauses have %d lengths", len(different))
+		t.Errorf("100 first pauses have only %d lengths", len(different))
 	}
 }
 

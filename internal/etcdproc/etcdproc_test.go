@@ -57,7 +57,7 @@ func start(t *testing.T, o etcdproc.Options) (*etcdproc.Cluster, *clientv3.Clien
 	return cluster, etcd
 }
 
-// put repeats itself: a request under way is lost with a leader that is killed.
+// put puts until it succeeds: a request under way is lost with a leader that is killed.
 func put(t *testing.T, etcd *clientv3.Client, value string) {
 	t.Helper()
 	for ctx := within(t); ; {
@@ -82,7 +82,7 @@ func wantValue(t *testing.T, etcd *clientv3.Client, want string) {
 	}
 }
 
-func TestAMemberThatIsKilledComesBackWithItsDataAtItsAddress(t *testing.T) {
+func TestMember_ThatIsKilledComesBackWithItsDataAtItsAddress(t *testing.T) {
 	t.Parallel()
 	cluster, etcd := start(t, etcdproc.Options{})
 	put(t, etcd, "kept")
@@ -90,7 +90,7 @@ func TestAMemberThatIsKilledComesBackWithItsDataAtItsAddress(t *testing.T) {
 	first := member.Pid()
 	member.Kill()
 	if running(first) {
-		t.Fatal("the process is there after Kill")
+		t.Fatal("the process is still there after Kill")
 	}
 	if err := member.Restart(within(t)); err != nil {
 		t.Fatal(err)
@@ -100,11 +100,11 @@ func TestAMemberThatIsKilledComesBackWithItsDataAtItsAddress(t *testing.T) {
 	}
 	wantValue(t, etcd, "kept")
 	if err := member.Restart(within(t)); err == nil {
-		t.Error("a member that runs was started once more")
+		t.Error("a running member was started again")
 	}
 }
 
-func TestThreeMembersGoOnWithoutOneOfThem(t *testing.T) {
+func TestCluster_OfThreeGoesOnWithoutOneMember(t *testing.T) {
 	t.Parallel()
 	cluster, etcd := start(t, etcdproc.Options{Members: 3})
 	members, err := etcd.MemberList(within(t))
@@ -120,7 +120,7 @@ func TestThreeMembersGoOnWithoutOneOfThem(t *testing.T) {
 	wantValue(t, etcd, "by two")
 }
 
-func TestAPausedMemberAnswersWhenItIsResumed(t *testing.T) {
+func TestMember_ThatIsPausedAnswersWhenItIsResumed(t *testing.T) {
 	t.Parallel()
 	cluster, etcd := start(t, etcdproc.Options{})
 	put(t, etcd, "before")
@@ -130,7 +130,7 @@ func TestAPausedMemberAnswersWhenItIsResumed(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := etcd.Get(short, "key"); err == nil {
-		t.Error("a paused member has answered")
+		t.Error("a paused member answered")
 	}
 	if err := cluster.Member(0).Resume(); err != nil {
 		t.Fatal(err)
@@ -138,24 +138,24 @@ func TestAPausedMemberAnswersWhenItIsResumed(t *testing.T) {
 	wantValue(t, etcd, "before")
 }
 
-func TestCloseEndsTheProcessesAndRemovesTheData(t *testing.T) {
+func TestCluster_CloseEndsTheProcessesAndRemovesTheData(t *testing.T) {
 	parent := t.TempDir()
 	t.Setenv("TMPDIR", parent)
 	cluster, _ := start(t, etcdproc.Options{})
 	if entries, err := os.ReadDir(parent); err != nil || len(entries) != 1 {
 		t.Fatalf("the data is in %v, %v", entries, err)
 	}
-	_ = cluster.Member(0).Pause() // that must not hold Close up
+	_ = cluster.Member(0).Pause() // which must not hold up Close
 	cluster.Close()
 	if running(cluster.Member(0).Pid()) {
-		t.Error("the process is there after Close")
+		t.Error("the process is still there after Close")
 	}
 	if entries, _ := os.ReadDir(parent); len(entries) != 0 {
 		t.Errorf("left behind: %v", entries)
 	}
 }
 
-func TestTheDataStaysInADirectoryThatWasGiven(t *testing.T) {
+func TestCluster_KeepsItsDataInADirectoryThatWasGiven(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cluster, _ := start(t, etcdproc.Options{Dir: dir})
@@ -165,7 +165,7 @@ func TestTheDataStaysInADirectoryThatWasGiven(t *testing.T) {
 	}
 }
 
-func TestAProgramThatEndsIsReportedWithItsLastWords(t *testing.T) {
+func TestStart_ReportsAProgramThatEndsWithItsLastWords(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "etcd")
 	if err := os.WriteFile(program, []byte("#!/bin/sh\necho no disk left\nexit 1\n"), 0o700); err != nil {
@@ -182,7 +182,7 @@ func TestAProgramThatEndsIsReportedWithItsLastWords(t *testing.T) {
 	}
 }
 
-func TestAPortTakenMeanwhileIsReplaced(t *testing.T) {
+func TestStart_ReplacesAPortThatIsTakenMeanwhile(t *testing.T) {
 	t.Parallel()
 	ctx := within(t)
 	program, err := etcdproc.Build(ctx, version, t.Output())
@@ -190,7 +190,7 @@ func TestAPortTakenMeanwhileIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	// It refuses to start once, as etcd does, and is etcd from then on.
+	// It fails once, as etcd does if a port is taken, and is etcd from then on.
 	script := fmt.Sprintf("#!/bin/sh\nif mkdir %s/once; then echo bind: address already in use; exit 1; fi\nexec %s \"$@\"\n", dir, program)
 	refusing := filepath.Join(dir, "etcd")
 	if err := os.WriteFile(refusing, []byte(script), 0o700); err != nil {
@@ -202,16 +202,16 @@ func TestAPortTakenMeanwhileIsReplaced(t *testing.T) {
 	}
 	defer cluster.Close()
 	if _, err := os.Stat(filepath.Join(dir, "once")); err != nil {
-		t.Error("it was not refused")
+		t.Error("the program was not started before")
 	}
 }
 
-func TestClientsNeedACertificateOfTheAuthority(t *testing.T) {
+func TestAuthority_ClientsNeedACertificateOfIt(t *testing.T) {
 	t.Parallel()
 	authority := newAuthority(t)
 	cluster, _ := start(t, etcdproc.Options{Members: 3, TLS: issue(t, authority, "member")})
-	dial := func(tls *tls.Config) error {
-		etcd, err := clientv3.New(clientv3.Config{Endpoints: cluster.Endpoints(), TLS: tls, Logger: zap.NewNop()})
+	dial := func(c *tls.Config) error {
+		etcd, err := clientv3.New(clientv3.Config{Endpoints: cluster.Endpoints(), TLS: c, Logger: zap.NewNop()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,11 +220,11 @@ func TestClientsNeedACertificateOfTheAuthority(t *testing.T) {
 		_, err = pb.NewKVClient(etcd.ActiveConnection()).Range(within(t), &pb.RangeRequest{Key: []byte("key")})
 		return err
 	}
-	good := config(t, issue(t, authority, "client"))
+	good := clientConfig(t, issue(t, authority, "client"))
 	if err := dial(good); err != nil {
 		t.Error(err)
 	}
-	stranger := config(t, issue(t, newAuthority(t), "client"))
+	stranger := clientConfig(t, issue(t, newAuthority(t), "client"))
 	unasked, distrusting := good.Clone(), good.Clone()
 	unasked.Certificates = nil
 	distrusting.RootCAs = stranger.RootCAs
@@ -232,9 +232,9 @@ func TestClientsNeedACertificateOfTheAuthority(t *testing.T) {
 	if err := dial(distrusting); err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority") {
 		t.Errorf("a client that trusts another authority: %v", err)
 	}
-	// The member refuses these two, and often closes the connection before they have read why.
-	for what, config := range map[string]*tls.Config{"without a certificate": unasked, "of another authority": stranger} {
-		if err := dial(config); status.Code(err) != codes.Unavailable {
+	// The member refuses these two, often by closing the connection before they have read why.
+	for what, c := range map[string]*tls.Config{"without a certificate": unasked, "of another authority": stranger} {
+		if err := dial(c); status.Code(err) != codes.Unavailable {
 			t.Errorf("a client %s: %v", what, err)
 		}
 	}
@@ -258,7 +258,7 @@ func issue(t *testing.T, authority *etcdproc.Authority, name string) *etcdproc.T
 	return files
 }
 
-func config(t *testing.T, files *etcdproc.TLS) *tls.Config {
+func clientConfig(t *testing.T, files *etcdproc.TLS) *tls.Config {
 	t.Helper()
 	config, err := files.Config()
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestTheAnswerOfAnotherClusterIsNotTakenForTheOwn(t *testing.T) {
+func TestMember_TakesNoAnswerOfAnotherClusterForItsOwn(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -27,9 +27,9 @@ func TestTheAnswerOfAnotherClusterIsNotTakenForTheOwn(t *testing.T) {
 	}
 	own, other := members[0], members[1]
 	if !own.healthy(ctx) {
-		t.Error("its own answer was not believed")
+		t.Error("its own answer was rejected")
 	}
 	if (&Member{peer: own.peer, metrics: other.metrics}).healthy(ctx) {
-		t.Error("that of another cluster was")
+		t.Error("the answer of another cluster was accepted")
 	}
 }

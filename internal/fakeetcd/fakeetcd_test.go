@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // lifetime of a lease, in seconds: longer than the test.
 const lifetime = 1000
 
-func TestItAnswersAsEtcdDoes(t *testing.T) {
+func TestServer_AnswersAsEtcdDoes(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -65,15 +65,15 @@ type side struct {
 	before int64 // revisions are counted from here, so that the first is 1
 }
 
-// sequence is one of requests, to both sides, with keys and leases of its own.
+// sequence is a sequence of requests to both sides, with keys and leases of its own.
 type sequence struct {
 	*rapid.T
 	number  int64
 	sides   [2]side
-	present []*mvccpb.KeyValue // at the moment
+	present []*mvccpb.KeyValue // after the last request
 }
 
-// compare makes a request of both sides, and returns what they agree on.
+// compare makes a request to both sides, and returns the answer on which they must agree.
 func (s *sequence) compare(ctx context.Context, request proto.Message) proto.Message {
 	want, refused := s.sides[0].ask(ctx, request)
 	got, err := s.sides[1].ask(ctx, request)
@@ -86,7 +86,7 @@ func (s *sequence) compare(ctx context.Context, request proto.Message) proto.Mes
 	return want
 }
 
-// ask makes a request whose revisions, like those of the answer, are relative.
+// ask makes a request. Its revisions, and those of the answer, are relative.
 func (s side) ask(ctx context.Context, request proto.Message) (answer proto.Message, err error) {
 	request = proto.Clone(request)
 	shift(request.ProtoReflect(), s.before)
@@ -104,7 +104,7 @@ func (s side) ask(ctx context.Context, request proto.Message) (answer proto.Mess
 	case *pb.LeaseTimeToLiveRequest:
 		answer, err = s.timeToLive(ctx, r)
 	default:
-		err = fmt.Errorf("no such request here: %T", r)
+		err = fmt.Errorf("unexpected request: %T", r)
 	}
 	if err != nil {
 		return nil, err
@@ -120,12 +120,12 @@ func (s side) keepAlive(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.L
 	if err != nil {
 		return nil, err
 	}
-	_ = stream.Send(r) // Recv says why it failed
+	_ = stream.Send(r) // Recv reports why it failed
 	return stream.Recv()
 }
 
-// timeToLive leaves out what the two need not have in common: how many seconds have
-// passed, and the order of the keys.
+// timeToLive hides what may differ between the two: how many seconds have passed, and the
+// order of the keys.
 func (s side) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	answer, err := s.LeaseTimeToLive(ctx, r)
 	if err != nil {
@@ -138,7 +138,7 @@ func (s side) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb
 	return answer, nil
 }
 
-// shift moves all revisions in a message, except 0, and takes out who has answered.
+// shift adds to all revisions in a message except 0, and clears what identifies the server.
 func shift(m protoreflect.Message, by int64) {
 	m.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		switch field.Name() {
@@ -162,7 +162,7 @@ func shift(m protoreflect.Message, by int64) {
 	})
 }
 
-// A name is at the beginning of others, as Locker's are not, to be seen at the ends of ranges.
+// names has one that begins with another, to test the ends of ranges. No queue of Locker begins with another.
 var names = []string{"a/1", "a/2", "a/10", "b/1", "b/2", "/1"}
 
 func (s *sequence) prefix() string { return fmt.Sprintf("%d/", s.number) }
@@ -180,7 +180,7 @@ func (s *sequence) key() []byte {
 
 func (s *sequence) lease() int64 { return s.number*10 + rapid.Int64Range(1, 3).Draw(s.T, "lease") }
 
-// one in so many.
+// one reports true once in so many times.
 func (s *sequence) one(in int, what string) bool { return rapid.IntRange(1, in).Draw(s.T, what) == in }
 
 func (s *sequence) request() proto.Message {
@@ -200,7 +200,7 @@ func (s *sequence) request() proto.Message {
 	}
 }
 
-// span is a key, or the range of all that begin with the same.
+// span returns a key, or the range of all keys with a prefix.
 func (s *sequence) span() (key, end []byte) {
 	if !s.one(2, "below") {
 		return s.key(), nil
@@ -209,7 +209,7 @@ func (s *sequence) span() (key, end []byte) {
 	return r.Key, r.RangeEnd
 }
 
-// revision is that of a key which is there, or any.
+// revision returns one of a key that is present, or any.
 func (s *sequence) revision() int64 {
 	if len(s.present) > 0 && !s.one(3, "any revision") {
 		kv := rapid.SampledFrom(s.present).Draw(s.T, "present")

@@ -7,7 +7,7 @@ import (
 	"github.com/jagregory/locker/v2/internal/key"
 )
 
-func TestTheLayoutIsThatOfEtcdsConcurrencyPackage(t *testing.T) {
+func TestSpace_LaysKeysOutAsEtcdsConcurrencyPackageDoes(t *testing.T) {
 	space := key.NewSpace("locker/")
 	for _, c := range []struct{ name, want string }{
 		{"a", "locker/a/694d"},
@@ -28,13 +28,13 @@ func TestTheLayoutIsThatOfEtcdsConcurrencyPackage(t *testing.T) {
 	}
 }
 
-func TestAPrefixGetsItsSlash(t *testing.T) {
+func TestSpace_APrefixGetsItsSlash(t *testing.T) {
 	if got := key.NewSpace("svc").Queue("a"); got != "svc/a/" {
 		t.Errorf("queue = %q, want svc/a/", got)
 	}
 }
 
-func TestForeignKeysAreNoEntries(t *testing.T) {
+func TestSpace_ForeignKeysAreNoEntries(t *testing.T) {
 	space := key.NewSpace("locker/")
 	for _, k := range []string{"", "locker/", "locker/a", "locker//694d", "other/a/1", "locker/a%zz/1", "locker/a%2f/1", "locker/%41/1", "locker/%2/1", "locker/tab\t/1"} {
 		if name, ok := space.Name(k); ok {
@@ -55,19 +55,19 @@ func FuzzNamesAndKeys(f *testing.F) {
 			t.Fatalf("%q came back as %q, %v", a, got, ok)
 		}
 		if strings.Contains(key.Escape(a), "/") {
-			t.Fatalf("the escape of %q holds a slash", a)
+			t.Fatalf("the escape of %q contains a slash", a)
 		}
 		if name, ok := key.Unescape(a); ok && key.Escape(name) != a {
-			t.Fatalf("%q is a second escape of %q", a, name)
+			t.Fatalf("%q is another escape of %q", a, name)
 		}
 		if !strings.HasPrefix(key.Escape(a+b), key.Escape(a)) {
 			t.Fatalf("the escape of %q does not begin with that of %q", a+b, a)
 		}
 		if strings.HasPrefix(key.Escape(a), key.Escape(b)) != strings.HasPrefix(a, b) {
-			t.Fatalf("prefixes of %q and %q differ once escaped", a, b)
+			t.Fatalf("escaping changes whether %q begins with %q", a, b)
 		}
 		if a != b && strings.HasPrefix(space.Queue(a), space.Queue(b)) {
-			t.Fatalf("the queue of %q lies in that of %q", a, b)
+			t.Fatalf("the queue of %q lies within that of %q", a, b)
 		}
 		if name, ok := space.Name(space.Entry(a, "1f")); ok != (a != "") || ok && name != a {
 			t.Fatalf("the entry of %q was read as that of %q, %v", a, name, ok)

@@ -8,17 +8,17 @@ import (
 	"testing/synctest"
 )
 
-// waiter is one that stands in line, and nothing else.
+// waiter is in line, and nothing else.
 type waiter struct{ place Place }
 
-// newLines returns lines in which nobody is over.
+// newLines returns lines in which no front is ever over.
 func newLines() lines {
 	return lines{New(func(w *waiter) *Place { return &w.place }, func(*waiter) bool { return false })}
 }
 
 type lines struct{ *Lines[*waiter] }
 
-// join joins with one context.
+// join joins with a single context.
 func (q lines) join(ctx context.Context, name string) (mine bool, err error) {
 	never := context.Background()
 	if mine, ended := q.Join(name, new(waiter), ctx, never, never); ended != nil {
@@ -27,7 +27,7 @@ func (q lines) join(ctx context.Context, name string) (mine bool, err error) {
 	return true, nil
 }
 
-// tryOf reports whether somebody gets the turn without waiting.
+// tryOf reports whether a waiter is granted the name without waiting.
 func (q lines) tryOf(name string) bool {
 	ok, _ := q.TryJoin(name, new(waiter))
 	return ok
@@ -86,7 +86,7 @@ func TestLine_SkipsWhoLeavesItWaiting(t *testing.T) {
 		}
 		for _, i := range []int{0, 2} {
 			if results[i] == nil {
-				t.Errorf("%d was served before its turn", i)
+				t.Errorf("%d was served too early", i)
 			}
 			q.Leave("a", nil)
 			synctest.Wait()
@@ -118,11 +118,11 @@ func TestLine_LosesNoGrantThatComesWithTheEndOfAContext(t *testing.T) {
 				}
 			}()
 			synctest.Wait()
-			cancel() // it is on its way out when its turn comes
+			cancel() // it is about to leave when it is granted
 			q.Leave("a", nil)
 			synctest.Wait()
 			if !q.tryOf("a") {
-				t.Fatal("nobody has the turn, and nobody can take it")
+				t.Fatal("the grant was lost: nobody has it, and nobody can get it")
 			}
 		})
 	}
@@ -132,10 +132,10 @@ func TestLine_IsNotJumpedByTrying(t *testing.T) {
 	t.Parallel()
 	q := newLines()
 	if !q.tryOf("a") || q.tryOf("a") {
-		t.Error("not one of two")
+		t.Error("want one of two granted")
 	}
 	if !q.tryOf("b") {
-		t.Error("another name is in the way")
+		t.Error("a line of another name is taken")
 	}
 	q.Leave("a", nil)
 	if !q.tryOf("a") {
@@ -175,13 +175,13 @@ func TestLine_GrantsOnceToTheOneCalled(t *testing.T) {
 		go q.Join("a", next, never, never, never)
 		synctest.Wait()
 		if got := q.Call("a"); got != next || q.Call("a") != nil {
-			t.Error("called was not the one in line, once")
+			t.Error("Call did not return the waiter in line once")
 		}
 		q.Leave("a", next)
-		q.Leave("a", next) // it has the turn
+		q.Leave("a", next) // which has been granted already
 		<-next.place.Ready()
 		if q.tryOf("a") {
-			t.Error("two have the turn")
+			t.Error("two are granted")
 		}
 		q.Leave("a", nil)
 	})
@@ -195,7 +195,7 @@ func TestLine_KeepsItsPlaceForAReplacement(t *testing.T) {
 	}
 	q.Replace("a", second)
 	if q.tryOf("a") {
-		t.Error("the turn was lost")
+		t.Error("the place was lost")
 	}
 	q.Leave("a", nil)
 	if len(q.byName) != 0 {

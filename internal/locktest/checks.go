@@ -6,21 +6,10 @@ import (
 	"strings"
 	"testing"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
 )
-
-func NewCache(t testing.TB, c *locker.Client, prefix string) *locker.Cache {
-	t.Helper()
-	k, err := c.NewCache(Within(t), prefix)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(k.Close)
-	return k
-}
 
 // WantLost fails the test unless err says that l was lost for the reason.
 func WantLost(t testing.TB, err error, l *locker.Lock, reason locker.Reason) {
@@ -33,86 +22,18 @@ func WantLost(t testing.TB, err error, l *locker.Lock, reason locker.Reason) {
 	}
 }
 
-// Want fails the test unless err is the target.
-func Want(t testing.TB, err, target error) {
+// Lost waits until l is no longer held, and fails the test unless it was lost for that reason.
+func Lost(t testing.TB, l *locker.Lock, reason locker.Reason) *locker.LostError {
 	t.Helper()
-	if !errors.Is(err, target) {
-		t.Errorf("%v, want %v", err, target)
+	Receive(t, l.Context().Done())
+	var loss *locker.LostError
+	if err := l.Err(); !errors.As(err, &loss) || !errors.Is(err, locker.ErrLost) {
+		t.Fatalf("the hold ended with %v", err)
 	}
-}
-
-// Get returns the holder of name or fails the test.
-func Get(t testing.TB, c *locker.Client, name string) locker.Holder {
-	t.Helper()
-	holder, err := c.Get(Within(t), name)
-	if err != nil {
-		t.Fatal(err)
+	if loss.Reason != reason || loss.Name != l.Name() || loss.Token != l.Token() {
+		t.Errorf("lost with %+v, want %v", loss, reason)
 	}
-	return holder
-}
-
-// HolderOf returns what others should see of l.
-func (b Bundle) HolderOf(t testing.TB, l *locker.Lock) locker.Holder {
-	t.Helper()
-	resp, err := b.Etcd.Get(Within(t), l.Key())
-	if err != nil || len(resp.Kvs) != 1 {
-		t.Fatalf("entry of %q: %v, %v", l.Name(), resp, err)
-	}
-	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: clientv3.LeaseID(resp.Kvs[0].Lease)}
-}
-
-// HolderBy returns what others see of l.
-func HolderBy(l *locker.Lock) locker.Holder {
-	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: LeaseOf(l)}
-}
-
-// LeaseOf returns the lease that l's entry is attached to.
-func LeaseOf(l *locker.Lock) (id clientv3.LeaseID) {
-	key := l.Key()
-	_, _ = fmt.Sscanf(key[strings.LastIndex(key, "/")+1:], "%x", &id)
-	return id
-}
-
-func SetValue(t testing.TB, l *locker.Lock, value string) {
-	t.Helper()
-	if err := l.SetValue(Within(t), value); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// PutKey puts until etcd, which may be busy, has confirmed it.
-func PutKey(t testing.TB, etcd *clientv3.Client, key, value string) {
-	t.Helper()
-	Eventually(t, "the key is put", func() bool {
-		_, err := etcd.Put(Within(t), key, value)
-		if err != nil && !errors.Is(err, rpctypes.ErrTimeout) {
-			t.Fatal(err)
-		}
-		return err == nil
-	})
-}
-
-// LockOf returns the lock that a call has taken, or fails the test.
-func LockOf(t testing.TB, result <-chan Outcome) *locker.Lock {
-	t.Helper()
-	got := Receive(t, result)
-	if got.Err != nil {
-		t.Fatal(got.Err)
-	}
-	return got.Lock
-}
-
-// Records returns the revision at which a session's record was written last.
-func (b Bundle) Records(t testing.TB) (revision int64) {
-	t.Helper()
-	resp, err := b.Etcd.Get(Within(t), locker.DefaultPrefix+"/", clientv3.WithPrefix())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, kv := range resp.Kvs {
-		revision = max(revision, kv.ModRevision)
-	}
-	return revision
+	return loss
 }
 
 // Renewed waits for a renewal that begins after now.
@@ -129,43 +50,16 @@ func Renewed(t testing.TB, l *locker.Lock) {
 	}
 }
 
-// Lost waits for the end of a hold and wants it to be a loss for that reason.
-func Lost(t testing.TB, l *locker.Lock, reason locker.Reason) *locker.LostError {
-	t.Helper()
-	Receive(t, l.Context().Done())
-	var loss *locker.LostError
-	if err := l.Err(); !errors.As(err, &loss) || !errors.Is(err, locker.ErrLost) {
-		t.Fatalf("the hold ended with %v", err)
-	}
-	if loss.Reason != reason || loss.Name != l.Name() || loss.Token != l.Token() {
-		t.Errorf("lost with %+v, not %v", loss, reason)
-	}
-	return loss
+// HolderBy returns what others should see of l, without a request.
+func HolderBy(l *locker.Lock) locker.Holder {
+	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: LeaseOf(l)}
 }
 
-// Leases returns the leases in etcd.
-func (b Bundle) Leases(t testing.TB) map[clientv3.LeaseID]bool {
-	t.Helper()
-	resp, err := b.Etcd.Leases(Within(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids := make(map[clientv3.LeaseID]bool)
-	for _, lease := range resp.Leases {
-		ids[lease.ID] = true
-	}
-	return ids
+// LeaseOf returns the lease that the entry of l is attached to, as its key says.
+func LeaseOf(l *locker.Lock) (id clientv3.LeaseID) {
+	_, _ = fmt.Sscanf(MemberOf(l), "%x", &id)
+	return id
 }
 
 // MemberOf returns what the session of a lock calls its entries.
 func MemberOf(l *locker.Lock) string { return l.Key()[strings.LastIndex(l.Key(), "/")+1:] }
-
-// List returns what etcd says that is held below prefix.
-func List(t testing.TB, c *locker.Client, prefix string) []locker.Holder {
-	t.Helper()
-	holders, err := c.List(Within(t), prefix)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return holders
-}

@@ -8,25 +8,26 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// Order checks what holds for every sequence of states: revisions grow, and what
-// is told of a name differs from what was told before.
+// Order checks what holds for every sequence of states: revisions grow, and each
+// state of a name differs from the one before.
 type Order struct {
 	revision int64
 	Last     map[string]locker.State
 }
 
+// Check returns an error if state may not follow those that were checked before.
 func (o *Order) Check(state locker.State) error {
 	if o.Last == nil {
 		o.Last = make(map[string]locker.State)
 	}
-	last, told := o.Last[state.Name]
+	last, seen := o.Last[state.Name]
 	switch {
 	case state.Name == "":
 		return fmt.Errorf("a state without a name: %+v", state)
-	case state.Revision < o.revision || told && state.Revision == last.Revision:
+	case state.Revision < o.revision || seen && state.Revision == last.Revision:
 		return fmt.Errorf("out of order: %+v after revision %d, last %+v", state, o.revision, last)
-	case told && state.Held == last.Held && state.Holder == last.Holder:
-		return fmt.Errorf("told twice: %+v after %+v", state, last)
+	case seen && state.Held == last.Held && state.Holder == last.Holder:
+		return fmt.Errorf("reported twice: %+v after %+v", state, last)
 	case !state.Held && state.Holder != locker.Holder{Name: state.Name}:
 		return fmt.Errorf("nobody holds it, but there is a holder: %+v", state)
 	}
@@ -34,13 +35,14 @@ func (o *Order) Check(state locker.State) error {
 	return nil
 }
 
-// Reader reads a watch step by step. The watch begins with the first step.
+// Reader reads a watch state by state. The watch begins with the first call.
 type Reader struct {
 	t testing.TB
 	Order
 	Next func() (locker.State, error, bool)
 }
 
+// Read returns a Reader of a watch, which ends with the test.
 func Read(t testing.TB, states iter.Seq2[locker.State, error]) *Reader {
 	next, stop := iter.Pull2(states)
 	t.Cleanup(stop)
@@ -60,7 +62,7 @@ func (r *Reader) State() locker.State {
 	return state
 }
 
-// Held returns the next state, which must be that l holds its name.
+// Held returns the next state, in which l must hold its name.
 func (r *Reader) Held(l *locker.Lock) locker.State {
 	r.t.Helper()
 	state := r.State()
@@ -70,7 +72,7 @@ func (r *Reader) Held(l *locker.Lock) locker.State {
 	return state
 }
 
-// Free returns the next state, which must be that nobody holds name.
+// Free returns the next state, in which nobody must hold name.
 func (r *Reader) Free(name string) locker.State {
 	r.t.Helper()
 	state := r.State()
@@ -80,7 +82,7 @@ func (r *Reader) Free(name string) locker.State {
 	return state
 }
 
-// Until reads on to the state of that value.
+// Until reads up to the first state with that value.
 func (r *Reader) Until(value string) locker.State {
 	r.t.Helper()
 	for {
@@ -90,7 +92,7 @@ func (r *Reader) Until(value string) locker.State {
 	}
 }
 
-// End reads on to the end and returns its error.
+// End reads up to the end of the watch, and returns its error.
 func (r *Reader) End() error {
 	r.t.Helper()
 	for {

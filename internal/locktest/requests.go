@@ -14,7 +14,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// ErrReplyLost is what a client gets when the connection breaks under a request.
+// ErrReplyLost is what a client gets when the connection breaks during a request.
 var ErrReplyLost = status.Error(codes.Unavailable, "reply lost")
 
 // Enqueues reports whether a request puts an entry into the queue of name.
@@ -39,15 +39,15 @@ func Releases(req any, name string) bool {
 	return false
 }
 
-// LateRequests keeps transactions that a client has given up, as a leader does
-// that was frozen in the middle of them.
+// LateRequests holds transactions that a client has given up, as a leader does
+// that was frozen while it processed them.
 type LateRequests struct {
 	mu   sync.Mutex // guards what follows
 	txns []*pb.TxnRequest
-	held chan struct{} // closed when there is one; made by first
+	held chan struct{} // closed when there is one; made by First
 }
 
-// First returns a channel that is closed when a request is held.
+// First returns a channel that is closed once a request is held.
 func (r *LateRequests) First() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -60,7 +60,7 @@ func (r *LateRequests) First() <-chan struct{} {
 	return r.held
 }
 
-// Hold keeps req, and fails like a request that was never answered.
+// Hold holds req, and fails like a request that was never answered.
 func (r *LateRequests) Hold(req any) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -71,14 +71,14 @@ func (r *LateRequests) Hold(req any) error {
 	return status.Error(codes.Unavailable, "no answer")
 }
 
-// Requests returns those that are held.
+// Requests returns the transactions that are held.
 func (r *LateRequests) Requests() []*pb.TxnRequest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.txns)
 }
 
-// Arrive has etcd apply what was held, and returns how many took effect.
+// Arrive has etcd process what is held, and returns how many took effect.
 func (r *LateRequests) Arrive(t testing.TB, etcd *clientv3.Client) (effective int) {
 	t.Helper()
 	r.mu.Lock()

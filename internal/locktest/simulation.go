@@ -11,18 +11,6 @@ import (
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
 )
 
-// Write puts entries that belong to no lock, on the lease of l.
-func (sim Simulation) Write(l *locker.Lock, lease clientv3.LeaseID, names ...string) {
-	for _, name := range names {
-		sim.Server.Write(locker.DefaultPrefix+name+"/"+MemberOf(l), "stray", lease)
-	}
-}
-
-// LeaseOfKey returns the lease that the head of a queue is attached to.
-func (sim Simulation) LeaseOfKey(name string) clientv3.LeaseID {
-	return clientv3.LeaseID(sim.Server.Queue(locker.DefaultPrefix + name + "/")[0].Lease)
-}
-
 // Simulation is an etcd in a bubble, where time is simulated.
 type Simulation struct {
 	*testing.T
@@ -30,7 +18,7 @@ type Simulation struct {
 	Start  time.Time
 }
 
-// Simulate runs f in a bubble. All that f starts has ended when it returns.
+// Simulate runs f in a bubble. Everything that f starts has ended when it returns.
 func Simulate(t *testing.T, f func(sim Simulation)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -40,25 +28,30 @@ func Simulate(t *testing.T, f func(sim Simulation)) {
 	})
 }
 
-// Client returns a Client over a connection of its own.
-func (sim Simulation) Client(opts ...locker.Option) *locker.Client {
+// Connect returns a raw connection, closed with the test.
+func (sim Simulation) Connect() *clientv3.Client {
 	sim.Helper()
 	etcd, err := sim.Server.Connect()
 	if err != nil {
 		sim.Fatal(err)
 	}
 	sim.Cleanup(func() { _ = etcd.Close() })
-	return NewClient(sim, etcd, opts...)
+	return etcd
 }
 
-// At lets time pass until so long after the start, and then everything happen that
-// happens at that time.
+// Client returns a Client over a connection of its own.
+func (sim Simulation) Client(opts ...locker.Option) *locker.Client {
+	sim.Helper()
+	return NewClient(sim, sim.Connect(), opts...)
+}
+
+// At returns when d has passed since the start, and everything that happens at that time has happened.
 func (sim Simulation) At(d time.Duration) {
 	time.Sleep(time.Until(sim.Start.Add(d)))
 	synctest.Wait()
 }
 
-// Sent returns when the requests of a kind were sent, counted from the start.
+// Sent returns when the requests of a kind were sent, relative to the start.
 func (sim Simulation) Sent(kind fakeetcd.Kind) (times []time.Duration) {
 	for _, call := range sim.Server.Calls(kind) {
 		times = append(times, call.At.Sub(sim.Start))
@@ -66,10 +59,10 @@ func (sim Simulation) Sent(kind fakeetcd.Kind) (times []time.Duration) {
 	return times
 }
 
-// Deadline returns that of a lock, counted from the start.
+// Deadline returns the deadline of a lock, relative to the start.
 func (sim Simulation) Deadline(l *locker.Lock) time.Duration { return l.Deadline().Sub(sim.Start) }
 
-// Ending notes when the hold ends, counted from the start.
+// Ending returns where the time at which the hold ends arrives, relative to the start.
 func (sim Simulation) Ending(l *locker.Lock) <-chan time.Duration {
 	ended := make(chan time.Duration, 1)
 	go func() {
@@ -79,7 +72,7 @@ func (sim Simulation) Ending(l *locker.Lock) <-chan time.Duration {
 	return ended
 }
 
-// Fates has the n-th renewal meet the n-th fate, and those that follow none.
+// Fates gives the n-th renewal the n-th fate, and those after the last fate none.
 func (sim Simulation) Fates(fates ...fakeetcd.Fate) {
 	sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
 		if call.Kind == fakeetcd.KeepAlive && call.N < len(fates) {
@@ -89,7 +82,7 @@ func (sim Simulation) Fates(fates ...fakeetcd.Fate) {
 	})
 }
 
-// Always has every request of a kind meet a fate.
+// Always gives every request of a kind the same fate.
 func (sim Simulation) Always(kind fakeetcd.Kind, fate fakeetcd.Fate) {
 	sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
 		if call.Kind == kind {
@@ -97,4 +90,17 @@ func (sim Simulation) Always(kind fakeetcd.Kind, fate fakeetcd.Fate) {
 		}
 		return fakeetcd.Fate{}
 	})
+}
+
+// Write puts entries that belong to no lock under the names, attached to a lease, with the keys that the session
+// of l would use.
+func (sim Simulation) Write(l *locker.Lock, lease clientv3.LeaseID, names ...string) {
+	for _, name := range names {
+		sim.Server.Write(locker.DefaultPrefix+name+"/"+MemberOf(l), "stray", lease)
+	}
+}
+
+// LeaseOfKey returns the lease that the head of a queue is attached to.
+func (sim Simulation) LeaseOfKey(name string) clientv3.LeaseID {
+	return clientv3.LeaseID(sim.Server.Queue(locker.DefaultPrefix + name + "/")[0].Lease)
 }

@@ -2,7 +2,6 @@ package systest
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -11,16 +10,13 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// adopt returns a session over one of the program's own, which lives for a minute.
-func (b bundle) adopt(t *testing.T, c *locker.Client) (*locker.Session, *concurrency.Session) {
+// adopt returns a session over one of the program's own, with a TTL of a minute.
+func adopt(t *testing.T, b locktest.Bundle, c *locker.Client) (*locker.Session, *concurrency.Session) {
 	t.Helper()
-	theirs, err := concurrency.NewSession(b.Etcd, concurrency.WithTTL(60))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = theirs.Close() })
+	theirs := locktest.ConcurrencySession(t, b.Etcd, 60)
 	s, err := c.AdoptSession(theirs)
 	if err != nil {
 		t.Fatal(err)
@@ -31,19 +27,15 @@ func (b bundle) adopt(t *testing.T, c *locker.Client) (*locker.Session, *concurr
 func TestAdoptSession_CloseOfManyHoldsIsPromptOverASlowLink(t *testing.T) {
 	t.Parallel()
 	const holds, latency, longest = 900, 20 * time.Millisecond, 2 * time.Second
-	simulate(t, func(sim simulation) {
-		etcd, err := sim.Server.Connect()
-		if err != nil {
-			sim.Fatal(err)
-		}
-		sim.Cleanup(func() { _ = etcd.Close() })
-		c := newClient(sim, etcd)
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		etcd := sim.Connect()
+		c := locktest.NewClient(sim, etcd)
 		s, err := c.AdoptSession(foreignSession(sim, etcd))
 		if err != nil {
 			sim.Fatal(err)
 		}
 		for _, result := range fillAsync(sim, c, holds, locker.WithSession(s)) {
-			if got := receive(sim, result); got.Err != nil {
+			if got := locktest.Receive(sim, result); got.Err != nil {
 				sim.Fatal(got.Err)
 			}
 		}
@@ -62,20 +54,20 @@ func TestAdoptSession_CloseOfManyHoldsIsPromptOverASlowLink(t *testing.T) {
 }
 
 // fillAsync locks n names at once.
-func fillAsync(sim simulation, c *locker.Client, n int, opts ...locker.LockOption) (results []<-chan outcome) {
+func fillAsync(sim locktest.Simulation, c *locker.Client, n int, opts ...locker.LockOption) (results []<-chan locktest.Outcome) {
 	for i := range n {
-		results = append(results, lockAsync(sim.Context(), c, fmt.Sprint(i), "", opts...))
+		results = append(results, locktest.LockAsync(sim.Context(), c, fmt.Sprint(i), "", opts...))
 	}
 	return results
 }
 
 func TestAdoptSession_CloseLeavesNothingOfItsOwnAndAllThatIsNot(t *testing.T) {
 	t.Parallel()
-	b, ctx := setup(t), within(t)
+	b, ctx := locktest.Setup(t), locktest.Within(t)
 	c := b.Client(t)
-	s, theirs := b.adopt(t, c)
-	l := lock(t, c, "a", "", locker.WithSession(s))
-	member := l.Key()[strings.LastIndex(l.Key(), "/")+1:]
+	s, theirs := adopt(t, b, c)
+	l := locktest.Lock(t, c, "a", "", locker.WithSession(s))
+	member := locktest.MemberOf(l)
 	foreign := fmt.Sprintf("%sm/%x", locker.DefaultPrefix, theirs.Lease()) // a Mutex over the same session
 	for _, key := range []string{locker.DefaultPrefix + "b/" + member, locker.DefaultPrefix + "a/" + member + ".2", foreign} {
 		if _, err := b.Etcd.Put(ctx, key, "", clientv3.WithLease(theirs.Lease())); err != nil {

@@ -15,13 +15,14 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// emptied returns an etcd, and a function that has it come back empty: its revisions
+// emptied returns an etcd, and a function that restarts it empty, so that its revisions
 // begin again.
-func emptied(t *testing.T) (b bundle, empty func()) {
+func emptied(t *testing.T) (b locktest.Bundle, empty func()) {
 	var dir string
-	b = setup(t, embedtest.WithConfig(func(c *embed.Config) { dir = c.Dir }))
+	b = locktest.Setup(t, embedtest.WithConfig(func(c *embed.Config) { dir = c.Dir }))
 	return b, func() {
 		t.Helper()
 		b.Server.Stop(t, 0)
@@ -29,8 +30,8 @@ func emptied(t *testing.T) (b bundle, empty func()) {
 			t.Fatal(err)
 		}
 		b.Server.Restart(t, 0)
-		eventually(t, "the connection is made anew", func() bool {
-			_, err := b.Etcd.Get(within(t), "any")
+		locktest.Eventually(t, "the connection is back", func() bool {
+			_, err := b.Etcd.Get(locktest.Within(t), "any")
 			return err == nil
 		})
 	}
@@ -45,8 +46,8 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 	}
 	for name, test := range map[string]struct {
 		before, after entry
-		more          int // revisions before, after that of the entry
-		shift         int // revisions afterwards, before that of the entry
+		more          int // revisions before the restart, after that of the entry
+		shift         int // revisions after the restart, before that of the entry
 	}{
 		"another value":           {before: entry{value: "old"}, after: entry{value: "new"}},
 		"another lease":           {before: entry{"same", 71}, after: entry{"same", 72}},
@@ -61,11 +62,11 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 				t.Helper()
 				if e.lease != 0 {
 					leases := pb.NewLeaseClient(b.Etcd.ActiveConnection())
-					if _, err := leases.LeaseGrant(within(t), &pb.LeaseGrantRequest{ID: int64(e.lease), TTL: 600}, grpc.WaitForReady(true)); err != nil {
+					if _, err := leases.LeaseGrant(locktest.Within(t), &pb.LeaseGrantRequest{ID: int64(e.lease), TTL: 600}, grpc.WaitForReady(true)); err != nil {
 						t.Fatal(err)
 					}
 				}
-				resp, err := b.Etcd.Put(within(t), key, e.value, clientv3.WithLease(e.lease))
+				resp, err := b.Etcd.Put(locktest.Within(t), key, e.value, clientv3.WithLease(e.lease))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -73,12 +74,12 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 			}
 			before := holds(test.before)
 			for i := range test.more {
-				putKey(t, b.Etcd, "elsewhere", fmt.Sprint(i))
+				locktest.PutKey(t, b.Etcd, "elsewhere", fmt.Sprint(i))
 			}
 			proxy := b.Server.Proxy(t)
-			c := newClient(t, proxy.Client(t))
-			k := newCache(t, c, "")
-			one, all := read(t, c.Watch(within(t), "a")), read(t, c.WatchPrefix(within(t), ""))
+			c := locktest.NewClient(t, proxy.Client(t))
+			k := locktest.NewCache(t, c, "")
+			one, all := locktest.Read(t, c.Watch(locktest.Within(t), "a")), locktest.Read(t, c.WatchPrefix(locktest.Within(t), ""))
 			sees := func(want locker.Holder) {
 				t.Helper()
 				for what, next := range map[string]func() (locker.State, error, bool){"Watch": one.Next, "WatchPrefix": all.Next} {
@@ -86,19 +87,19 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 						t.Errorf("%s yields %+v, %v, want %+v", what, state, err, want)
 					}
 				}
-				eventually(t, "the cache has it", func() bool { got, _ := k.Get("a"); return got == want })
+				locktest.Eventually(t, "the cache has it", func() bool { got, _ := k.Get("a"); return got == want })
 			}
 			sees(before)
 
 			proxy.Cut()
 			empty()
 			for i := range test.shift {
-				putKey(t, b.Etcd, "elsewhere", fmt.Sprint(i))
+				locktest.PutKey(t, b.Etcd, "elsewhere", fmt.Sprint(i))
 			}
 			after := holds(test.after)
 			proxy.Heal()
 			sees(after)
-			now, err := b.Etcd.Get(within(t), key)
+			now, err := b.Etcd.Get(locktest.Within(t), key)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -106,8 +107,8 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 				t.Errorf("Revision = %d, etcd is at %d", got, now.Header.Revision)
 			}
 			refreshed(t, "the copy is known to be current", k)
-			after.Value, after.Lease = "newer", 0 // at a revision that the one before has had, too
-			putKey(t, b.Etcd, key, after.Value)
+			after.Value, after.Lease = "newer", 0 // at a revision that the former etcd has had, too
+			locktest.PutKey(t, b.Etcd, key, after.Value)
 			sees(after)
 		})
 	}
@@ -115,7 +116,7 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 
 func TestCache_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	var back atomic.Bool // reads show an earlier revision, though no connection has broken
 	config := b.Server.ClientConfig()
 	config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(
@@ -126,19 +127,19 @@ func TestCache_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
 			}
 			return err
 		}))
-	first := lock(t, b.Client(t), "a", "1")
-	k := newCache(t, newClient(t, connect(t, config)), "")
+	first := locktest.Lock(t, b.Client(t), "a", "1")
+	k := locktest.NewCache(t, locktest.NewClient(t, locktest.Connect(t, config)), "")
 	refreshed(t, "the copy is known to be current", k)
 	back.Store(true)
-	eventually(t, "the revision is the earlier one", func() bool { return k.Revision() == 1 })
-	if got, want := k.List(), []locker.Holder{holderBy(first)}; !slices.Equal(got, want) {
+	locktest.Eventually(t, "the revision is the earlier one", func() bool { return k.Revision() == 1 })
+	if got, want := k.List(), []locker.Holder{locktest.HolderBy(first)}; !slices.Equal(got, want) {
 		t.Errorf("List = %+v, want %+v", got, want)
 	}
 	back.Store(false)
-	second := lock(t, b.Client(t), "b", "2")
-	eventually(t, "the cache follows", func() bool {
+	second := locktest.Lock(t, b.Client(t), "b", "2")
+	locktest.Eventually(t, "the cache follows", func() bool {
 		got, _ := k.Get("b")
-		return got == holderBy(second) && k.Revision() >= second.Token()
+		return got == locktest.HolderBy(second) && k.Revision() >= second.Token()
 	})
 	refreshed(t, "the copy is known to be current", k)
 }

@@ -13,136 +13,133 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// Requests that took effect, or take effect later, without the client's knowledge.
+// Tests of requests that take effect, at once or later, without the client knowing.
 
-// free wants the queue of name to be empty, and another client to lock it.
-func (b bundle) free(t testing.TB, name string) {
+// wantFree waits until the queue of name is empty, and locks it with another client.
+func wantFree(t testing.TB, b locktest.Bundle, name string) {
 	t.Helper()
 	b.Queued(t, name, 0)
-	l := lock(t, b.Client(t), name, "other")
-	if err := l.Unlock(within(t)); err != nil {
+	l := locktest.Lock(t, b.Client(t), name, "other")
+	if err := l.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestLock_IsHeldOnceThoughItsReplyWasLost(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	for name, call := range map[string]func(*locker.Client, context.Context, string, string, ...locker.LockOption) (*locker.Lock, error){
-		"Lock": (*locker.Client).Lock, "TryLock": (*locker.Client).TryLock,
-	} {
+	b := locktest.Setup(t)
+	for name, call := range lockCalls {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var attempts atomic.Int32
-			c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+			c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
 				err := call()
-				if err == nil && enqueues(req, name) && attempts.Add(1) <= 2 {
-					return errReplyLost
+				if err == nil && locktest.Enqueues(req, name) && attempts.Add(1) <= 2 {
+					return locktest.ErrReplyLost
 				}
 				return err
 			}))
-			l, err := call(c, within(t), name, "")
+			l, err := call(c, locktest.Within(t), name, "")
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The third is answered. It finds the queue taken, by the first, so Lock joins
-			// it, and meets its own entry.
+			// The third is answered. It finds the queue occupied, by the first, so Lock joins
+			// it, and finds its own entry.
 			if want := map[string]int32{"TryLock": 3, "Lock": 4}[name]; attempts.Load() != want {
-				t.Errorf("%d attempts, not %d", attempts.Load(), want)
+				t.Errorf("%d attempts, want %d", attempts.Load(), want)
 			}
 			b.Queued(t, name, 1)
-			if holder, err := c.Get(within(t), name); err != nil || holder.Token != l.Token() {
+			if holder, err := c.Get(locktest.Within(t), name); err != nil || holder.Token != l.Token() {
 				t.Errorf("held by %+v, %v, and not by token %d", holder, err, l.Token())
 			}
-			if err := l.Unlock(within(t)); err != nil {
+			if err := l.Unlock(locktest.Within(t)); err != nil {
 				t.Error(err)
 			}
-			b.free(t, name)
+			wantFree(t, b, name)
 		})
 	}
 }
 
 func TestLock_RemovesAnEntryThatItNeverLearnedOf(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	var dropped atomic.Int32
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
 		err := call()
-		if err == nil && enqueues(req, "a") {
+		if err == nil && locktest.Enqueues(req, "a") {
 			dropped.Add(1)
-			return errReplyLost
+			return locktest.ErrReplyLost
 		}
 		return err
 	}))
-	kept := lock(t, c, "kept", "")
-	ctx, cancel := context.WithCancel(within(t))
+	kept := locktest.Lock(t, c, "kept", "")
+	ctx, cancel := context.WithCancel(locktest.Within(t))
 	defer cancel()
-	result := lockAsync(ctx, c, "a", "")
-	eventually(t, "replies are dropped", func() bool { return dropped.Load() >= 2 })
+	result := locktest.LockAsync(ctx, c, "a", "")
+	locktest.Eventually(t, "replies are dropped", func() bool { return dropped.Load() >= 2 })
 	cancel()
-	if r := receive(t, result); r.Lock != nil || !errors.Is(r.Err, context.Canceled) || !strings.Contains(r.Err.Error(), "reply lost") {
+	if r := locktest.Receive(t, result); r.Lock != nil || !errors.Is(r.Err, context.Canceled) || !strings.Contains(r.Err.Error(), "reply lost") {
 		t.Errorf("Lock returned a lock: %v, and %v", r.Lock != nil, r.Err)
 	}
-	b.free(t, "a")
+	wantFree(t, b, "a")
 	if err := kept.Err(); err != nil {
-		t.Errorf("it cost the session: %v", err)
+		t.Errorf("the session was lost: %v", err)
 	}
 }
 
 func TestLock_OverAConnectionThatLosesRepliesIsHeldOnceOrRemoved(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t))
-	kept := lock(t, c, "kept", "") // there is a session, and a connection
+	c := locktest.NewClient(t, proxy.Client(t))
+	kept := locktest.Lock(t, c, "kept", "") // so that there are a session and a connection
 	proxy.DropReplies()
-	patient := lockAsync(within(t), c, "a", "")
-	hasty, cancel := context.WithCancel(within(t))
+	patient := locktest.LockAsync(locktest.Within(t), c, "a", "")
+	hasty, cancel := context.WithCancel(locktest.Within(t))
 	defer cancel()
-	removed := lockAsync(hasty, c, "b", "")
+	removed := locktest.LockAsync(hasty, c, "b", "")
 	b.Queued(t, "a", 1)
 	b.Queued(t, "b", 1)
 	cancel()
-	if result := receive(t, removed); !errors.Is(result.Err, context.Canceled) {
+	if result := locktest.Receive(t, removed); !errors.Is(result.Err, context.Canceled) {
 		t.Errorf("Lock returned a lock: %v, and %v", result.Lock != nil, result.Err)
 	}
 	proxy.Heal()
-	held := receive(t, patient)
+	held := locktest.Receive(t, patient)
 	if held.Err != nil {
 		t.Fatal(held.Err)
 	}
 	b.Queued(t, "a", 1)
-	b.free(t, "b")
-	if err := held.Lock.Unlock(within(t)); err != nil {
+	wantFree(t, b, "b")
+	if err := held.Lock.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
-	b.free(t, "a")
+	wantFree(t, b, "a")
 	if err := kept.Err(); err != nil {
-		t.Errorf("it cost the session: %v", err)
+		t.Errorf("the session was lost: %v", err)
 	}
 }
 
 func TestLock_CommittedAfterItWasCanceledHasNoEffect(t *testing.T) {
 	t.Parallel()
-	for name, call := range map[string]func(*locker.Client, context.Context, string, string, ...locker.LockOption) (*locker.Lock, error){
-		"Lock": (*locker.Client).Lock, "TryLock": (*locker.Client).TryLock,
-	} {
+	for name, call := range lockCalls {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			var late lateRequests
-			var settled atomic.Bool
-			c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
-				if enqueues(req, "a") && !settled.Load() {
+			b := locktest.Setup(t)
+			var late locktest.LateRequests
+			var cleanedUp atomic.Bool
+			c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+				if locktest.Enqueues(req, "a") && !cleanedUp.Load() {
 					return late.Hold(req)
 				}
 				return call()
 			}))
-			kept := lock(t, c, "kept", "")
+			kept := locktest.Lock(t, c, "kept", "")
 			before := b.Records(t)
-			ctx, cancel := context.WithCancel(within(t))
+			ctx, cancel := context.WithCancel(locktest.Within(t))
 			defer cancel()
 			go func() {
 				select {
@@ -155,16 +152,16 @@ func TestLock_CommittedAfterItWasCanceledHasNoEffect(t *testing.T) {
 				t.Errorf("it returned a lock: %v, and %v", l != nil, err)
 			}
 			// The clean-up leaves a trace only in the session's record.
-			eventually(t, "the clean-up has run", func() bool { return b.Records(t) > before })
+			locktest.Eventually(t, "the clean-up has run", func() bool { return b.Records(t) > before })
 			if n := late.Arrive(t, b.Etcd); n != 0 {
 				t.Errorf("%d late requests took effect", n)
 			}
-			settled.Store(true)
-			b.free(t, "a")
+			cleanedUp.Store(true)
+			wantFree(t, b, "a")
 			if err := kept.Err(); err != nil {
-				t.Errorf("it cost the session: %v", err)
+				t.Errorf("the session was lost: %v", err)
 			}
-			if err := lock(t, c, "a", "").Unlock(within(t)); err != nil {
+			if err := locktest.Lock(t, c, "a", "").Unlock(locktest.Within(t)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -173,32 +170,32 @@ func TestLock_CommittedAfterItWasCanceledHasNoEffect(t *testing.T) {
 
 func TestLock_AnAttemptCommittedAfterTheUnlockHasNoEffect(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	var late lateRequests
+	b := locktest.Setup(t)
+	var late locktest.LateRequests
 	var attempts atomic.Int32
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
-		if enqueues(req, "a") && attempts.Add(1) == 1 {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+		if locktest.Enqueues(req, "a") && attempts.Add(1) == 1 {
 			return late.Hold(req)
 		}
 		return call()
 	}))
-	l := lock(t, c, "a", "") // by the second attempt
-	if err := l.Unlock(within(t)); err != nil {
+	l := locktest.Lock(t, c, "a", "") // by the second attempt
+	if err := l.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
 	if n := late.Arrive(t, b.Etcd); n != 0 {
-		t.Errorf("the first attempt took effect: it left %v", b.Keys(t, locker.DefaultPrefix+"a/"))
+		t.Errorf("the first attempt took effect and left %v", b.Keys(t, locker.DefaultPrefix+"a/"))
 	}
-	if other, err := b.Client(t).Lock(within(t), "a", ""); err != nil {
+	if other, err := b.Client(t).Lock(locktest.Within(t), "a", ""); err != nil {
 		t.Errorf("another client cannot lock: %v", err)
-	} else if err := other.Unlock(within(t)); err != nil {
+	} else if err := other.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	var mu sync.Mutex // guards what follows
 	ids := make(map[int64]int)
 	lose := 2
@@ -213,12 +210,12 @@ func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 		ids[grant.ID]++
 		if lose > 0 {
 			lose--
-			return errReplyLost
+			return locktest.ErrReplyLost
 		}
 		return err
 	})
-	c := newClient(t, etcd, locker.WithTTL(steady))
-	l := lock(t, c, "a", "")
+	c := locktest.NewClient(t, etcd, locker.WithTTL(locktest.Steady))
+	l := locktest.Lock(t, c, "a", "")
 	mu.Lock()
 	if len(ids) != 1 {
 		t.Errorf("grants asked for %v", ids)
@@ -233,14 +230,14 @@ func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 	if n := len(b.Leases(t)); n != 1 {
 		t.Errorf("there are %d leases", n)
 	}
-	renewed(t, l)
+	locktest.Renewed(t, l)
 
-	ctx, cancel := context.WithTimeout(within(t), time.Second)
+	ctx, cancel := context.WithTimeout(locktest.Within(t), time.Second)
 	defer cancel()
 	if s, err := c.NewSession(ctx); s != nil || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("NewSession returned a session: %v, and %v", s != nil, err)
 	}
-	eventually(t, "the lease that nobody has is gone", func() bool { return len(b.Leases(t)) == 1 })
+	locktest.Eventually(t, "the lease without a session is gone", func() bool { return len(b.Leases(t)) == 1 })
 	if err := l.Err(); err != nil {
 		t.Error(err)
 	}
@@ -248,25 +245,25 @@ func TestGrant_WhoseReplyWasLostLeavesOneLease(t *testing.T) {
 
 func TestUnlock_IsConfirmedThoughItsReplyWasLost(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	var lost atomic.Int32
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
 		err := call()
-		if releases(req, "a") && lost.Add(1) == 1 {
-			return errReplyLost
+		if locktest.Releases(req, "a") && lost.Add(1) == 1 {
+			return locktest.ErrReplyLost
 		}
 		return err
 	}))
-	l := lock(t, c, "a", "")
-	waiting := lockAsync(within(t), b.Client(t), "a", "")
+	l := locktest.Lock(t, c, "a", "")
+	waiting := locktest.LockAsync(locktest.Within(t), b.Client(t), "a", "")
 	b.Queued(t, "a", 2)
-	if err := l.Unlock(within(t)); err != nil {
+	if err := l.Unlock(locktest.Within(t)); err != nil {
 		t.Errorf("Unlock returned %v", err)
 	}
 	if lost.Load() < 2 {
 		t.Errorf("%d attempts", lost.Load())
 	}
-	if next := receive(t, waiting); next.Err != nil {
+	if next := locktest.Receive(t, waiting); next.Err != nil {
 		t.Fatal(next.Err)
 	}
 	b.Queued(t, "a", 1)
@@ -274,10 +271,10 @@ func TestUnlock_IsConfirmedThoughItsReplyWasLost(t *testing.T) {
 
 func TestUnlock_ThatIsNotConfirmedGoesOnInTheBackground(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	blocked := make(chan struct{})
-	c := newClient(t, b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
-		if releases(req, "a") {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
+		if locktest.Releases(req, "a") {
 			select {
 			case <-blocked:
 			case <-ctx.Done():
@@ -286,12 +283,12 @@ func TestUnlock_ThatIsNotConfirmedGoesOnInTheBackground(t *testing.T) {
 		}
 		return call()
 	}))
-	kept := lock(t, c, "kept", "")
-	l := lock(t, c, "a", "")
-	waiting := lockAsync(within(t), b.Client(t), "a", "")
+	kept := locktest.Lock(t, c, "kept", "")
+	l := locktest.Lock(t, c, "a", "")
+	waiting := locktest.LockAsync(locktest.Within(t), b.Client(t), "a", "")
 	b.Queued(t, "a", 2)
-	here := lockAsync(within(t), c, "a", "") // in line behind l, in the same client
-	ctx, cancel := context.WithTimeout(within(t), 100*time.Millisecond)
+	here := locktest.LockAsync(locktest.Within(t), c, "a", "") // in line behind l in the same client
+	ctx, cancel := context.WithTimeout(locktest.Within(t), 100*time.Millisecond)
 	defer cancel()
 	if err := l.Unlock(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Unlock returned %v", err)
@@ -301,36 +298,36 @@ func TestUnlock_ThatIsNotConfirmedGoesOnInTheBackground(t *testing.T) {
 	}
 	b.Queued(t, "a", 2)
 	close(blocked)
-	next := receive(t, waiting)
+	next := locktest.Receive(t, waiting)
 	if next.Err != nil {
 		t.Fatal(next.Err)
 	}
-	if err := next.Lock.Unlock(within(t)); err != nil {
+	if err := next.Lock.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
-	if last := receive(t, here); last.Err != nil {
+	if last := locktest.Receive(t, here); last.Err != nil {
 		t.Error(last.Err)
 	}
 	if err := kept.Err(); err != nil {
-		t.Errorf("it cost the session: %v", err)
+		t.Errorf("the session was lost: %v", err)
 	}
 }
 
 func TestUnlock_OverAConnectionThatLosesRepliesReleases(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t))
-	l := lock(t, c, "a", "")
-	waiting := lockAsync(within(t), b.Client(t), "a", "")
+	c := locktest.NewClient(t, proxy.Client(t))
+	l := locktest.Lock(t, c, "a", "")
+	waiting := locktest.LockAsync(locktest.Within(t), b.Client(t), "a", "")
 	b.Queued(t, "a", 2)
 	proxy.DropReplies()
-	ctx, cancel := context.WithTimeout(within(t), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(locktest.Within(t), 200*time.Millisecond)
 	defer cancel()
 	if err := l.Unlock(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Unlock returned %v", err)
 	}
-	if next := receive(t, waiting); next.Err != nil { // with replies still being dropped
+	if next := locktest.Receive(t, waiting); next.Err != nil { // with replies still being dropped
 		t.Fatal(next.Err)
 	}
 	proxy.Heal()

@@ -13,11 +13,12 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// Faults of the network between a client and etcd.
+// Tests of faults of the network between a client and etcd.
 
-// observer is what a Watch of one name has told.
+// observer is what a Watch of one name has reported.
 type observer struct {
 	states <-chan locker.State
 	last   locker.State
@@ -37,17 +38,17 @@ func observe(t testing.TB, c *locker.Client, name string) *observer {
 	return &observer{states: states}
 }
 
-// sees waits until the observer is told of the holder with that token, 0 for
-// nobody. What it is told must be in order and news.
+// sees waits until the Watch reports the holder with that token, or nobody if it is 0.
+// States must come in order, and each must differ from the one before.
 func (o *observer) sees(t testing.TB, token int64) {
 	t.Helper()
 	for {
-		state := receive(t, o.states)
+		state := locktest.Receive(t, o.states)
 		if state.Revision <= o.last.Revision {
-			t.Errorf("told of revision %d after %d", state.Revision, o.last.Revision)
+			t.Errorf("reported revision %d after %d", state.Revision, o.last.Revision)
 		}
 		if o.last.Revision != 0 && state.Held == o.last.Held && state.Holder == o.last.Holder {
-			t.Errorf("told twice: %+v", state)
+			t.Errorf("reported twice: %+v", state)
 		}
 		o.last = state
 		if state.Token == token {
@@ -56,26 +57,26 @@ func (o *observer) sees(t testing.TB, token int64) {
 	}
 }
 
-// company is one name with all who may take an interest in it, each with a Client
+// company is a name with a holder, a waiter, an observer and a cache, each with a Client
 // of its own.
 type company struct {
 	name     string
 	holder   *locker.Lock
-	waiting  <-chan outcome
+	waiting  <-chan locktest.Outcome
 	observer *observer
 	cache    *locker.Cache
 }
 
-// gather returns once the name is held, waited for and observed.
-func gather(t testing.TB, b bundle, connect func(testing.TB) *clientv3.Client, opts ...locker.Option) *company {
+// gather returns a company once its name is held, waited for and observed.
+func gather(t testing.TB, b locktest.Bundle, connect func(testing.TB) *clientv3.Client, opts ...locker.Option) *company {
 	t.Helper()
 	c := &company{name: "shared"}
-	c.holder = lock(t, newClient(t, connect(t), opts...), c.name, "holder")
-	c.waiting = lockAsync(within(t), newClient(t, connect(t), opts...), c.name, "waiter")
+	c.holder = locktest.Lock(t, locktest.NewClient(t, connect(t), opts...), c.name, "holder")
+	c.waiting = locktest.LockAsync(locktest.Within(t), locktest.NewClient(t, connect(t), opts...), c.name, "waiter")
 	b.Queued(t, c.name, 2)
-	c.observer = observe(t, newClient(t, connect(t), opts...), c.name)
+	c.observer = observe(t, locktest.NewClient(t, connect(t), opts...), c.name)
 	c.observer.sees(t, c.holder.Token())
-	cache, err := newClient(t, connect(t), opts...).NewCache(within(t), "")
+	cache, err := locktest.NewClient(t, connect(t), opts...).NewCache(locktest.Within(t), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,24 +84,24 @@ func gather(t testing.TB, b bundle, connect func(testing.TB) *clientv3.Client, o
 	return c
 }
 
-// passOn has the holder release what it must still hold, and wants everybody to
-// learn of it.
-func (c *company) passOn(t testing.TB, b bundle) {
+// passOn releases the lock, which must still be held, and fails the test unless everybody
+// learns of it.
+func (c *company) passOn(t testing.TB, b locktest.Bundle) {
 	t.Helper()
-	renewed(t, c.holder)
+	locktest.Renewed(t, c.holder)
 	if holder, ok := c.cache.Get(c.name); !ok || holder.Token != c.holder.Token() {
 		t.Errorf("the cache has %+v, %v", holder, ok)
 	}
-	if err := c.holder.Unlock(within(t)); err != nil {
+	if err := c.holder.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
 	c.takeOver(t, b)
 }
 
-// takeOver wants the waiter to hold, and everybody to learn of that and of its end.
-func (c *company) takeOver(t testing.TB, b bundle) {
+// takeOver fails the test unless the waiter holds, and everybody learns of that and of its release.
+func (c *company) takeOver(t testing.TB, b locktest.Bundle) {
 	t.Helper()
-	next := receive(t, c.waiting)
+	next := locktest.Receive(t, c.waiting)
 	if next.Err != nil {
 		t.Fatal(next.Err)
 	}
@@ -108,15 +109,15 @@ func (c *company) takeOver(t testing.TB, b bundle) {
 		t.Errorf("token %d after %d", next.Lock.Token(), c.holder.Token())
 	}
 	c.observer.sees(t, next.Lock.Token())
-	eventually(t, "the cache has the next holder", func() bool {
+	locktest.Eventually(t, "the cache has the next holder", func() bool {
 		holder, _ := c.cache.Get(c.name)
 		return holder.Token == next.Lock.Token()
 	})
-	if err := next.Lock.Unlock(within(t)); err != nil {
+	if err := next.Lock.Unlock(locktest.Within(t)); err != nil {
 		t.Error(err)
 	}
 	c.observer.sees(t, 0)
-	eventually(t, "the cache has no holder", func() bool {
+	locktest.Eventually(t, "the cache has no holder", func() bool {
 		_, ok := c.cache.Get(c.name)
 		return !ok
 	})
@@ -128,20 +129,20 @@ func TestHold_ThatIsCutOffEndsBeforeEtcdDeletesItsEntry(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault  func(*embedtest.Proxy)
 		trials int
-		lapses bool // the lease is left to run out
+		lapses bool // the lease runs out
 	}{
 		"cut":    {func(p *embedtest.Proxy) { p.Cut() }, 30, true},
 		"frozen": {func(p *embedtest.Proxy) { p.Freeze() }, 8, true},
-		// The client, having lost the lease, gets a revocation through at once.
+		// Once the client has lost the lease, its revocation reaches etcd at once.
 		"replies dropped": {func(p *embedtest.Proxy) { p.DropReplies() }, 8, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
+			b := locktest.Setup(t)
 			slacks := make([]time.Duration, test.trials)
 			var trials sync.WaitGroup
 			for i := range slacks {
-				ttl := brief + time.Duration(i%2)*time.Second
+				ttl := locktest.Brief + time.Duration(i%2)*time.Second
 				trials.Go(func() { slacks[i] = cutOff(t, b, "trial"+strconv.Itoa(i), ttl, test.fault) })
 			}
 			trials.Wait()
@@ -149,7 +150,7 @@ func TestHold_ThatIsCutOffEndsBeforeEtcdDeletesItsEntry(t *testing.T) {
 			for i, slack := range slacks {
 				smallest = min(smallest, slack)
 				if slack <= 0 && test.lapses {
-					t.Errorf("trial %d was told %v after the deletion", i, -slack)
+					t.Errorf("trial %d was lost %v after the deletion", i, -slack)
 				}
 			}
 			t.Logf("the smallest slack of %d trials was %v", test.trials, smallest)
@@ -158,11 +159,11 @@ func TestHold_ThatIsCutOffEndsBeforeEtcdDeletesItsEntry(t *testing.T) {
 }
 
 // cutOff lets a fault happen to a holder and returns by how much the end of its
-// hold came before the deletion of its entry. It is called in any goroutine.
-func cutOff(t *testing.T, b bundle, name string, ttl time.Duration, fault func(*embedtest.Proxy)) time.Duration {
-	ctx := within(t)
+// hold came before the deletion of its entry. It may be called in any goroutine.
+func cutOff(t *testing.T, b locktest.Bundle, name string, ttl time.Duration, fault func(*embedtest.Proxy)) time.Duration {
+	ctx := locktest.Within(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
+	c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(ttl))
 	l, err := c.Lock(ctx, name, "")
 	if err != nil {
 		t.Error(err)
@@ -177,7 +178,7 @@ func cutOff(t *testing.T, b bundle, name string, ttl time.Duration, fault func(*
 
 	<-time.After(rand.N(ttl)) // the fault comes at any point of the renewal interval
 	fault(proxy)
-	certain := l.Deadline()
+	deadline := l.Deadline()
 	answer, ok := <-entry
 	deleted, over := time.Now(), l.Context().Err() != nil
 	if !ok || len(answer.Events) == 0 {
@@ -189,8 +190,8 @@ func cutOff(t *testing.T, b bundle, name string, ttl time.Duration, fault func(*
 	}
 	select {
 	case at := <-ended:
-		if at.Before(certain) {
-			t.Errorf("%s: lost %v before the deadline", name, certain.Sub(at))
+		if at.Before(deadline) {
+			t.Errorf("%s: lost %v before the deadline", name, deadline.Sub(at))
 		}
 		var loss *locker.LostError
 		if err := l.Err(); !errors.As(err, &loss) || loss.Reason != locker.Expired {
@@ -205,15 +206,15 @@ func cutOff(t *testing.T, b bundle, name string, ttl time.Duration, fault func(*
 
 func TestLock_SucceedsAgainAfterRepliesWereDropped(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := newClient(t, proxy.Client(t), locker.WithTTL(brief))
-	before := lock(t, c, "a", "")
+	c := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Brief))
+	before := locktest.Lock(t, c, "a", "")
 	proxy.DropReplies()
-	lost(t, before, locker.Expired)
-	waiting := lockAsync(within(t), c, "a", "")
+	locktest.Lost(t, before, locker.Expired)
+	waiting := locktest.LockAsync(locktest.Within(t), c, "a", "")
 	proxy.Heal()
-	after := receive(t, waiting)
+	after := locktest.Receive(t, waiting)
 	if after.Err != nil {
 		t.Fatal(after.Err)
 	}
@@ -224,37 +225,37 @@ func TestLock_SucceedsAgainAfterRepliesWereDropped(t *testing.T) {
 
 func TestHold_AndWaitersSurviveResetsOfTheirConnections(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	c := gather(t, b, proxy.Client, locker.WithTTL(steady))
+	c := gather(t, b, proxy.Client, locker.WithTTL(locktest.Steady))
 	proxy.Reset()
-	renewed(t, c.holder)
+	locktest.Renewed(t, c.holder)
 	proxy.Reset()
 	c.passOn(t, b)
 }
 
 func TestHandOver_IsNotMissedWhileConnectionsAreReset(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
 	var clients [3]*locker.Client
 	for i := range clients {
-		clients[i] = newClient(t, proxy.Client(t), locker.WithTTL(unhurried))
+		clients[i] = locktest.NewClient(t, proxy.Client(t), locker.WithTTL(locktest.Unhurried))
 	}
-	seen := observe(t, newClient(t, proxy.Client(t)), "a")
-	holder := lock(t, clients[0], "a", "")
+	seen := observe(t, locktest.NewClient(t, proxy.Client(t)), "a")
+	holder := locktest.Lock(t, clients[0], "a", "")
 	owners := b.Leases(t)
 	for i := range 20 {
-		waiting := lockAsync(within(t), clients[(i+1)%len(clients)], "a", "")
+		waiting := locktest.LockAsync(locktest.Within(t), clients[(i+1)%len(clients)], "a", "")
 		if i%2 == 0 {
-			b.Queued(t, "a", 2) // else the reset comes while it is queuing
+			b.Queued(t, "a", 2) // otherwise the reset comes while it enters the queue
 		}
 		proxy.Reset()
-		if err := holder.Unlock(within(t)); err != nil {
+		if err := holder.Unlock(locktest.Within(t)); err != nil {
 			t.Fatal(err)
 		}
 		proxy.Reset()
-		next := receive(t, waiting)
+		next := locktest.Receive(t, waiting)
 		if next.Err != nil {
 			t.Fatal(next.Err)
 		}
@@ -273,25 +274,25 @@ func TestHandOver_IsNotMissedWhileConnectionsAreReset(t *testing.T) {
 
 func TestHandOver_DuringADisconnectIsNotMissed(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	releasing := b.Client(t)
 	for i := range 5 {
 		name := "a" + strconv.Itoa(i)
 		proxy := b.Server.Proxy(t)
-		holder := lock(t, releasing, name, "")
-		waiting := lockAsync(within(t), newClient(t, proxy.Client(t)), name, "")
+		holder := locktest.Lock(t, releasing, name, "")
+		waiting := locktest.LockAsync(locktest.Within(t), locktest.NewClient(t, proxy.Client(t)), name, "")
 		b.Queued(t, name, 2)
-		seen := observe(t, newClient(t, proxy.Client(t)), name)
+		seen := observe(t, locktest.NewClient(t, proxy.Client(t)), name)
 		seen.sees(t, holder.Token())
 		proxy.Cut()
-		if err := holder.Unlock(within(t)); err != nil {
+		if err := holder.Unlock(locktest.Within(t)); err != nil {
 			t.Fatal(err)
 		}
 		if i%2 == 1 {
-			b.Server.Compact(t) // so that no watch can go on where it was
+			b.Server.Compact(t) // so that no watch can be resumed
 		}
 		proxy.Heal()
-		next := receive(t, waiting)
+		next := locktest.Receive(t, waiting)
 		if next.Err != nil {
 			t.Fatal(next.Err)
 		}
@@ -301,32 +302,32 @@ func TestHandOver_DuringADisconnectIsNotMissed(t *testing.T) {
 
 func TestSession_SurvivesAFrozenMember(t *testing.T) {
 	t.Parallel()
-	const ttl = brief
-	b := setup(t, embedtest.WithMembers(3))
+	const ttl = locktest.Brief
+	b := locktest.Setup(t, embedtest.WithMembers(3))
 	for member := range 3 {
 		t.Run(strconv.Itoa(member), func(t *testing.T) {
 			t.Parallel()
 			name := "held" + strconv.Itoa(member)
 			proxy := b.Server.Proxy(t)
-			holder := newClient(t, proxy.Client(t), locker.WithTTL(ttl))
-			l := lock(t, holder, name, "")
-			waiting := lockAsync(within(t), newClient(t, proxy.Client(t), locker.WithTTL(ttl)), name, "")
+			holder := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(ttl))
+			l := locktest.Lock(t, holder, name, "")
+			waiting := locktest.LockAsync(locktest.Within(t), locktest.NewClient(t, proxy.Client(t), locker.WithTTL(ttl)), name, "")
 			b.Queued(t, name, 2)
-			seen := observe(t, newClient(t, proxy.Client(t), locker.WithTTL(ttl)), name)
+			seen := observe(t, locktest.NewClient(t, proxy.Client(t), locker.WithTTL(ttl)), name)
 			seen.sees(t, l.Token())
 
 			proxy.Freeze(member)
 			frozen := time.Now()
-			eventually(t, "renewed for longer than the TTL", func() bool {
+			locktest.Eventually(t, "renewed for longer than the TTL", func() bool {
 				return l.Err() != nil || l.Deadline().After(frozen.Add(2*ttl))
 			})
 			if err := l.Err(); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Unlock(within(t)); err != nil {
+			if err := l.Unlock(locktest.Within(t)); err != nil {
 				t.Error(err)
 			}
-			next := receive(t, waiting)
+			next := locktest.Receive(t, waiting)
 			if next.Err != nil {
 				t.Fatal(next.Err)
 			}
@@ -337,7 +338,7 @@ func TestSession_SurvivesAFrozenMember(t *testing.T) {
 
 func TestHold_AndWaitersSurviveASlowNetwork(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
 	done := make(chan struct{})
 	defer func() { <-done }()
@@ -355,5 +356,5 @@ func TestHold_AndWaitersSurviveASlowNetwork(t *testing.T) {
 			}
 		}
 	}()
-	gather(t, b, proxy.Client, locker.WithTTL(steady)).passOn(t, b)
+	gather(t, b, proxy.Client, locker.WithTTL(locktest.Steady)).passOn(t, b)
 }

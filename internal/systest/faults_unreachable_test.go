@@ -12,33 +12,34 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// What callers see while etcd cannot be reached.
+// Tests of what callers see while etcd cannot be reached.
 
 func TestCacheAge_GrowsWhileTheCacheIsCutOffAndShrinksAfterwards(t *testing.T) {
 	t.Parallel()
 	const ttl = time.Second
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	cache, err := newClient(t, proxy.Client(t), locker.WithTTL(ttl)).NewCache(within(t), "")
+	cache, err := locktest.NewClient(t, proxy.Client(t), locker.WithTTL(ttl)).NewCache(locktest.Within(t), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		proxy.Cut()
-		eventually(t, "the age grows", func() bool { return cache.Age() > 2*ttl })
-		l := lock(t, b.Client(t), "a", "")
+		locktest.Eventually(t, "the age grows", func() bool { return cache.Age() > 2*ttl })
+		l := locktest.Lock(t, b.Client(t), "a", "")
 		if holder, ok := cache.Get("a"); ok {
 			t.Errorf("the cache has %+v while it is cut off", holder)
 		}
 		proxy.Heal()
-		eventually(t, "the age shrinks", func() bool { return cache.Age() < ttl })
-		eventually(t, "the cache catches up", func() bool { _, ok := cache.Get("a"); return ok })
-		if err := l.Unlock(within(t)); err != nil {
+		locktest.Eventually(t, "the age shrinks", func() bool { return cache.Age() < ttl })
+		locktest.Eventually(t, "the cache catches up", func() bool { _, ok := cache.Get("a"); return ok })
+		if err := l.Unlock(locktest.Within(t)); err != nil {
 			t.Error(err)
 		}
-		eventually(t, "the cache sees the release", func() bool { _, ok := cache.Get("a"); return !ok })
+		locktest.Eventually(t, "the cache sees the release", func() bool { _, ok := cache.Get("a"); return !ok })
 	}
 }
 
@@ -60,8 +61,8 @@ func TestErrors_SayWhyEtcdDidNotAnswerWhenTheContextEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			etcd := connect(t, test.config)
-			c := newClient(t, etcd, locker.WithTTL(time.Second))
+			etcd := locktest.Connect(t, test.config)
+			c := locktest.NewClient(t, etcd, locker.WithTTL(time.Second))
 			endsWithItsContext(t, c, func(err error) {
 				if !strings.Contains(err.Error(), test.says) {
 					t.Errorf("%q does not say %q", err, test.says)
@@ -72,12 +73,12 @@ func TestErrors_SayWhyEtcdDidNotAnswerWhenTheContextEnds(t *testing.T) {
 }
 
 // endsWithItsContext makes every call that needs etcd, with a context that ends,
-// and has its error checked.
+// and passes its error to check.
 func endsWithItsContext(t *testing.T, c *locker.Client, check func(error)) {
 	t.Helper()
-	// Beyond its context a call takes 100 ms at most, to find out why there is no
-	// connection: that is shown in simulated time. Here the machine may be busy.
-	const timeout, beyond = 2 * time.Second, prompt
+	// Beyond its context a call takes at most 100 ms, to find out why there is no
+	// connection. Simulated time shows that; here the machine may be busy.
+	const timeout, beyond = 2 * time.Second, locktest.Prompt
 	// No subtests: those would wait for their turn, with the faults in place.
 	var calls sync.WaitGroup
 	defer calls.Wait()

@@ -19,6 +19,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 var hammerFor = flag.Duration("hammer", 3*time.Second, "how long the hammer test runs, at least")
@@ -32,24 +33,24 @@ type taking struct {
 // hammer is many goroutines that lock a few names through a few clients, with
 // everything that may go wrong without a fault of the network.
 type hammer struct {
-	bundle
+	locktest.Bundle
 	names [20]struct {
 		mu      sync.Mutex
 		holder  *locker.Lock
 		token   int64
 		takings []taking // that returned a hold
 	}
-	clients                                         [5]atomic.Pointer[locker.Client]
-	holds, denied, cancelled, lost, closed, expired atomic.Int64
+	clients                                        [5]atomic.Pointer[locker.Client]
+	holds, denied, canceled, lost, closed, expired atomic.Int64
 }
 
 func TestLock_ManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
-	b := setup(t)
-	h := &hammer{bundle: b}
+	b := locktest.Setup(t)
+	h := &hammer{Bundle: b}
 	for i := range h.clients {
 		h.open(t, i)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), *hammerFor+patience)
+	ctx, cancel := context.WithTimeout(t.Context(), *hammerFor+locktest.Patience)
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -76,8 +77,8 @@ func TestLock_ManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
 			t.Errorf("close: %v", err)
 		}
 	}
-	t.Logf("%d holds, %d denied, %d cancelled, %d lost, %d clients closed, %d leases expired",
-		h.holds.Load(), h.denied.Load(), h.cancelled.Load(), h.lost.Load(), h.closed.Load(), h.expired.Load())
+	t.Logf("%d holds, %d denied, %d canceled, %d lost, %d clients closed, %d leases expired",
+		h.holds.Load(), h.denied.Load(), h.canceled.Load(), h.lost.Load(), h.closed.Load(), h.expired.Load())
 	for what, n := range h.counts() {
 		if n == 0 {
 			t.Errorf("the run had no %s: it proves nothing", what)
@@ -86,16 +87,16 @@ func TestLock_ManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
 	if left := b.Keys(t, ""); len(left) > 0 {
 		t.Errorf("left in etcd: %v", left)
 	}
-	leases, err := b.Etcd.Leases(within(t))
+	leases, err := b.Etcd.Leases(locktest.Within(t))
 	if err != nil || len(leases.Leases) > 0 {
 		t.Errorf("leases left: %v, %v", leases.Leases, err)
 	}
 	h.compareWithHistory(t, b)
 }
 
-// counts are those of what must happen for a run to prove something.
+// counts returns how often everything happened that must happen for a run to prove something.
 func (h *hammer) counts() map[string]int64 {
-	return map[string]int64{"holds": h.holds.Load(), "denials": h.denied.Load(), "cancellations": h.cancelled.Load(), "losses": h.lost.Load(), "clients closed": h.closed.Load()}
+	return map[string]int64{"holds": h.holds.Load(), "denials": h.denied.Load(), "cancellations": h.canceled.Load(), "losses": h.lost.Load(), "clients closed": h.closed.Load()}
 }
 
 func (h *hammer) open(t *testing.T, i int) {
@@ -134,7 +135,7 @@ func (h *hammer) disturb(ctx context.Context, t *testing.T) {
 	}
 }
 
-// turn takes a name in one of the ways there are, holds it for a moment and gives it up.
+// turn locks a name in one of the possible ways, holds it for a moment and unlocks it.
 func (h *hammer) turn(ctx context.Context, t *testing.T) {
 	c := h.clients[rand.IntN(len(h.clients))].Load()
 	n := rand.IntN(len(h.names))
@@ -164,7 +165,7 @@ func (h *hammer) turn(ctx context.Context, t *testing.T) {
 			h.failed(t, err)
 		}
 	}
-	// A holder that does not know better says so up to the moment it gives up.
+	// Up to this moment the holder may believe that it holds the name.
 	h.names[n].mu.Lock()
 	if h.names[n].holder == l {
 		h.names[n].holder = nil
@@ -175,9 +176,9 @@ func (h *hammer) turn(ctx context.Context, t *testing.T) {
 	}
 }
 
-// took checks a new hold against those before it. Where the lease was revoked from
-// outside, its holder is told within a renewal interval only; so etcd decides which
-// of two that believe to hold does: both must never be.
+// took checks a new hold against those before it. If a lease was revoked from outside,
+// its holder learns of it only within a renewal interval. So two may believe that they
+// hold, and etcd decides which of them does: it must never be both.
 func (h *hammer) took(t *testing.T, n int, l *locker.Lock, by taking) {
 	holds := func(l *locker.Lock) bool {
 		_, err := l.Commit(context.WithoutCancel(t.Context()))
@@ -203,7 +204,7 @@ func (h *hammer) failed(t *testing.T, err error) {
 	case errors.Is(err, locker.ErrLocked):
 		h.denied.Add(1)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled): // the latter at the end
-		h.cancelled.Add(1)
+		h.canceled.Add(1)
 	case errors.Is(err, locker.ErrLost):
 		h.lost.Add(1)
 	case errors.Is(err, locker.ErrClosed):
@@ -212,13 +213,13 @@ func (h *hammer) failed(t *testing.T, err error) {
 	}
 }
 
-// reign is from which revision on an entry was the head of its queue, and from which
-// on no longer.
+// reign is a range of revisions at which an entry was the head of its queue: from the
+// first until, exclusively, the last.
 type reign struct{ from, until int64 }
 
 // compareWithHistory replays all that ever happened in etcd: every hold that was
 // reported must have been the head of its queue at some revision during the call.
-func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
+func (h *hammer) compareWithHistory(t *testing.T, b locktest.Bundle) {
 	reigns := history(t, b)
 	var all []taking
 	for i := range h.names {
@@ -242,10 +243,10 @@ func (h *hammer) compareWithHistory(t *testing.T, b bundle) {
 	}
 }
 
-// revisionsOf returns between which revisions of the cluster each call was, as far as
-// the others tell, without a request: it began at or after the tokens of those that
-// had ended before, and ended before the tokens of those that began after it, since
-// their entries were put after that.
+// revisionsOf returns between which revisions of the cluster each call took place, as far
+// as the other calls show it: a call began at or after the tokens of those that had ended
+// before it, and ended before the tokens of those that began after it, because their
+// entries were put later.
 func revisionsOf(calls []taking) map[taking]reign {
 	during := make(map[taking]reign)
 	byEnd := slices.SortedFunc(slices.Values(calls), func(a, b taking) int { return a.ended.Compare(b.ended) })
@@ -273,16 +274,16 @@ type front struct {
 	token int64
 }
 
-// history returns all heads there were, and when.
-func history(t *testing.T, b bundle) map[front]reign {
-	ctx, cancel := context.WithCancel(within(t))
+// history returns all heads that queues have had, and when.
+func history(t *testing.T, b locktest.Bundle) map[front]reign {
+	ctx, cancel := context.WithCancel(locktest.Within(t))
 	defer cancel()
 	now, err := b.Etcd.Get(ctx, "none")
 	if err != nil {
 		t.Fatal(err)
 	}
-	queues := make(map[string][]int64) // create revisions, by queue
-	created := make(map[string]int64)  // by key
+	entries := make(map[string][]int64) // create revisions, by queue
+	created := make(map[string]int64)   // by key
 	reigns := make(map[front]reign)
 	for answer := range b.Etcd.Watch(ctx, "locker/", clientv3.WithPrefix(), clientv3.WithRev(1), clientv3.WithProgressNotify()) {
 		if answer.Err() != nil {
@@ -291,14 +292,14 @@ func history(t *testing.T, b bundle) map[front]reign {
 		for _, ev := range answer.Events {
 			key, at := string(ev.Kv.Key), ev.Kv.ModRevision
 			queue := key[:strings.LastIndexByte(key, '/')]
-			before := queues[queue]
+			before := entries[queue]
 			if ev.Type == clientv3.EventTypeDelete {
-				queues[queue] = slices.DeleteFunc(slices.Clone(before), func(rev int64) bool { return rev == created[key] })
+				entries[queue] = slices.DeleteFunc(slices.Clone(before), func(rev int64) bool { return rev == created[key] })
 			} else if ev.IsCreate() {
 				created[key] = ev.Kv.CreateRevision
-				queues[queue] = append(before, ev.Kv.CreateRevision)
+				entries[queue] = append(before, ev.Kv.CreateRevision)
 			}
-			after := queues[queue]
+			after := entries[queue]
 			if len(before) > 0 && (len(after) == 0 || after[0] != before[0]) {
 				former := front{queue, before[0]}
 				reigns[former] = reign{reigns[former].from, at}

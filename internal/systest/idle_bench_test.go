@@ -13,10 +13,11 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// BenchmarkIdle measures what those cost who wait and watch while nothing happens: the
-// share of a core that all clients and their etcd use together. Run it with -benchtime 1x.
+// BenchmarkIdle measures what waiting and watching cost while nothing happens: the share of
+// a core that all clients and their etcd use together. Run it with -benchtime 1x.
 func BenchmarkIdle(b *testing.B) {
 	for _, load := range []struct {
 		clients, waiters, caches int // waiters and caches of each client
@@ -28,37 +29,37 @@ func BenchmarkIdle(b *testing.B) {
 		{100, 1, 1, locker.DefaultTTL},
 	} {
 		b.Run(fmt.Sprintf("clients=%d/waiters=%d/caches=%d/ttl=%v", load.clients, load.waiters, load.caches, load.ttl), func(b *testing.B) {
-			s := setup(b)
+			s := locktest.Setup(b)
 			holder := s.Client(b, locker.WithTTL(time.Minute))
 			var holds sync.WaitGroup
 			for i := range load.waiters {
-				holds.Go(func() { lock(b, holder, strconv.Itoa(i), "") })
+				holds.Go(func() { locktest.Lock(b, holder, strconv.Itoa(i), "") })
 			}
 			holds.Wait()
 			waiting := b.Context()
 			for range load.clients {
 				c := s.Client(b, locker.WithTTL(load.ttl))
 				for range load.caches {
-					newCache(b, c, "")
+					locktest.NewCache(b, c, "")
 				}
 				// The renewal of their leases is not what is measured.
 				sessions := make([]*locker.Session, (load.waiters+999)/1000)
 				for i := range sessions {
-					sessions[i] = newSession(b, c, locker.WithSessionTTL(time.Minute))
+					sessions[i] = locktest.NewSession(b, c, locker.WithSessionTTL(time.Minute))
 				}
 				for i := range load.waiters {
 					own := locker.WithSession(sessions[i/1000])
 					go func() { _, _ = c.Lock(waiting, strconv.Itoa(i), "", own) }() // ended with the client
 				}
 			}
-			eventually(b, "all are in the queues", func() bool {
+			locktest.Eventually(b, "all are in the queues", func() bool {
 				resp, err := s.Etcd.Get(b.Context(), "locker/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 				if err != nil {
 					b.Fatal(err)
 				}
 				return resp.Count >= int64(load.waiters*(load.clients+1))
 			})
-			time.Sleep(2 * time.Second) // of checks and renewals, which are in step with the start until then
+			time.Sleep(2 * time.Second) // until checks and renewals are no longer in step with the start
 			const window = 10 * time.Second
 			before := processorTime(b)
 			for b.Loop() {

@@ -14,9 +14,10 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// maiming takes something away from every third answer that has it.
+// maiming removes something from every third answer that has something to lose.
 type maiming struct {
 	mu      sync.Mutex     // guards what follows
 	answers int            // that had something to lose
@@ -26,20 +27,20 @@ type maiming struct {
 func (m *maiming) maim(answer any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	losses := losses(answer)
-	if len(losses) == 0 {
+	possible := losses(answer)
+	if len(possible) == 0 {
 		return
 	}
 	if m.answers++; m.answers%3 != 0 {
 		return
 	}
-	// Of what it can lose, that which was lost least often.
-	what := slices.MinFunc(slices.Sorted(maps.Keys(losses)), func(a, b string) int { return m.maimed[a] - m.maimed[b] })
-	losses[what]()
+	// Of what the answer can lose, it loses what was lost least often before.
+	what := slices.MinFunc(slices.Sorted(maps.Keys(possible)), func(a, b string) int { return m.maimed[a] - m.maimed[b] })
+	possible[what]()
 	m.maimed[what]++
 }
 
-// losses are what an answer can lose.
+// losses returns what an answer can lose, each with a function that removes it.
 func losses(answer any) map[string]func() {
 	can := make(map[string]func())
 	switch answer := answer.(type) {
@@ -65,7 +66,7 @@ func losses(answer any) map[string]func() {
 	return can
 }
 
-// options have an etcd client maim what it receives.
+// options make an etcd client maim what it receives.
 func (m *maiming) options() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -102,8 +103,8 @@ func TestWire_AMalformedAnswerCountsAsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = etcd.Close() })
-	maimed, sound := newClient(t, etcd), newClient(t, server.Client(t))
-	ctx := within(t)
+	maimed, sound := locktest.NewClient(t, etcd), locktest.NewClient(t, server.Client(t))
+	ctx := locktest.Within(t)
 	for i := range 8 {
 		value := fmt.Sprint(i)
 		before, err := sound.Lock(ctx, "a", value)
@@ -114,7 +115,7 @@ func TestWire_AMalformedAnswerCountsAsNone(t *testing.T) {
 		errs := make(chan error, 2*waiters)
 		for j := range waiters {
 			go func() {
-				own := fmt.Sprint("own ", j) // locks of several names leave together
+				own := fmt.Sprint("own ", j) // locks of several names are sent together
 				errs <- maimed.Do(ctx, own, "", func(context.Context, *locker.Lock) error { return nil })
 				errs <- maimed.Do(ctx, "a", value, func(ctx context.Context, l *locker.Lock) error {
 					holder, err := maimed.Get(ctx, "a")
@@ -148,8 +149,8 @@ func TestWire_AMalformedAnswerCountsAsNone(t *testing.T) {
 
 func TestLock_WhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	held := lock(t, b.Client(t), "a", "")
+	b := locktest.Setup(t)
+	held := locktest.Lock(t, b.Client(t), "a", "")
 	lost, again := make(chan struct{}), make(chan struct{})
 	lose, ask := sync.OnceFunc(func() { close(lost) }), sync.OnceFunc(func() { close(again) })
 	config := b.Server.ClientConfig()
@@ -161,7 +162,7 @@ func TestLock_WhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {
 			default:
 			}
 			err := invoke(ctx, method, req, reply, conn, opts...)
-			if ahead, can := losses(reply)["range of a transaction"]; can && enqueues(req, "a") && reply.(*pb.TxnResponse).Succeeded {
+			if ahead, can := losses(reply)["range of a transaction"]; can && locktest.Enqueues(req, "a") && reply.(*pb.TxnResponse).Succeeded {
 				ahead()
 				lose()
 			}
@@ -172,16 +173,16 @@ func TestLock_WhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = etcd.Close() })
-	result := lockAsync(within(t), newClient(t, etcd), "a", "")
+	result := locktest.LockAsync(locktest.Within(t), locktest.NewClient(t, etcd), "a", "")
 	select {
 	case <-again:
 	case o := <-result:
-		t.Fatalf("it took what it was not told for nothing: %v, %v", o.Lock, o.Err)
-	case <-within(t).Done():
+		t.Fatalf("it took the missing answer for an empty one: %v, %v", o.Lock, o.Err)
+	case <-locktest.Within(t).Done():
 		t.Fatal("it has not asked again")
 	}
-	unlock(t, held)
-	if o := receive(t, result); o.Err != nil || o.Lock.Token() <= held.Token() {
+	locktest.Unlock(t, held)
+	if o := locktest.Receive(t, result); o.Err != nil || o.Lock.Token() <= held.Token() {
 		t.Errorf("after the release: %v", o.Err)
 	}
 }

@@ -13,7 +13,7 @@ type claim struct {
 	name   string
 	own    bool   // on its client's own session rather than the shared one
 	value  string // which no other claim has
-	why    error  // why it has ended, nil before
+	why    error  // why it has ended, nil until then
 }
 
 func (c *claim) String() string {
@@ -21,11 +21,11 @@ func (c *claim) String() string {
 }
 
 // model is what the library promises, without etcd, time or goroutines: for each name a
-// queue, and in each client a line of those who want the name. A client has one claim
-// at most in each queue, that of the one in front of its line.
+// queue, and in each client a line of claims on the name. A client has at most one claim in
+// each queue, the one in front of its line.
 type model struct {
 	queues map[string][]*claim
-	lines  map[place][]*claim // those behind the one in the queue
+	lines  map[place][]*claim // the claims behind the one in the queue
 }
 
 type place struct {
@@ -44,7 +44,7 @@ func (m model) busy(at place) bool {
 	return slices.ContainsFunc(m.queues[at.name], func(c *claim) bool { return c.client == at.client })
 }
 
-// holder returns who holds a name, nil if nobody does.
+// holder returns the claim that holds a name, or nil.
 func (m model) holder(name string) *claim {
 	if len(m.queues[name]) == 0 {
 		return nil
@@ -55,7 +55,7 @@ func (m model) holder(name string) *claim {
 // holds reports whether a claim is a hold.
 func (m model) holds(c *claim) bool { return m.holder(c.name) == c }
 
-// lock has a claim wait its turn.
+// lock puts a claim into the queue or, behind another of its client, into the line.
 func (m model) lock(c *claim) {
 	if at := c.place(); m.busy(at) {
 		m.lines[at] = append(m.lines[at], c)
@@ -84,8 +84,8 @@ func (m model) end(c *claim, why error) {
 	}
 }
 
-// endAll ends all claims of which that is true, those in line first: none of them
-// moves up.
+// endAll ends all claims for which is returns true, those in line first, so that none of
+// them moves up.
 func (m model) endAll(why error, is func(*claim) bool) {
 	var all []*claim
 	for _, line := range m.lines {
@@ -101,8 +101,8 @@ func (m model) endAll(why error, is func(*claim) bool) {
 	}
 }
 
-// expire ends the claims on a session that is lost. A claim in line is on none yet,
-// unless it wants a certain one.
+// expire ends the claims on a session that is lost. A claim in line has no session yet,
+// unless it was made with one.
 func (m model) expire(client int, own bool) {
 	m.endAll(locker.ErrLost, func(c *claim) bool {
 		return c.client == client && c.own == own && (own || slices.Contains(m.queues[c.name], c))

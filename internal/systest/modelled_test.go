@@ -16,10 +16,11 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// step is one of a generated sequence. Pick chooses among what there is when it is made.
-type step struct {
+// modelStep is a step of a generated sequence. Pick chooses among what exists when the step is made.
+type modelStep struct {
 	Do     string
 	Client int
 	Name   string
@@ -28,9 +29,9 @@ type step struct {
 
 var (
 	modelledNames = []string{"a", "a/b"}
-	sequences     = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
-		return step{
-			Do:     rapid.SampledFrom(append(steps, "Lock", "Lock", "Lock", "Unlock", "Unlock")).Draw(t, "do"),
+	sequences     = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) modelStep {
+		return modelStep{
+			Do:     rapid.SampledFrom(append(modelSteps, "Lock", "Lock", "Lock", "Unlock", "Unlock")).Draw(t, "do"),
 			Client: rapid.IntRange(0, modelledClients-1).Draw(t, "client"),
 			Name:   rapid.SampledFrom(modelledNames).Draw(t, "name"),
 			Pick:   rapid.IntRange(0, 30).Draw(t, "pick"),
@@ -40,7 +41,7 @@ var (
 
 const modelledClients = 3
 
-var steps = []string{"Lock", "Lock on own session", "TryLock", "Unlock", "give up", "SetValue", "Commit", "expire", "delete", "close session", "close client", "wait"}
+var modelSteps = []string{"Lock", "Lock on own session", "TryLock", "Unlock", "cancel", "SetValue", "Commit", "expire", "delete", "close session", "close client", "wait"}
 
 func TestModel_SequencesOfCallsAgreeWithIt(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
@@ -55,7 +56,7 @@ func TestModel_SequencesOfCallsAgreeWithItWhenRequestsAndAnswersAreLost(t *testi
 	rapid.Check(t, func(rt *rapid.T) {
 		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
 		fate := func(call fakeetcd.Call) fakeetcd.Fate {
-			if call.Kind == fakeetcd.Watch { // it is missed within half a minute only
+			if call.Kind == fakeetcd.Watch { // its loss is noticed only within half a minute
 				return fakeetcd.Fate{}
 			}
 			return fakeetcd.Fate{Lost: random.IntN(20) == 0, Unanswered: random.IntN(20) == 0}
@@ -67,12 +68,12 @@ func TestModel_SequencesOfCallsAgreeWithItWhenRequestsAndAnswersAreLost(t *testi
 }
 
 // play makes the steps one after the other, lets everything settle in between, and
-// returns where the library and the model differ.
-func play(t *testing.T, steps []step, p pace, fate func(fakeetcd.Call) fakeetcd.Fate) (err error) {
-	simulate(t, func(sim simulation) {
+// returns an error where the library and the model differ.
+func play(t *testing.T, sequence []modelStep, p pace, fate func(fakeetcd.Call) fakeetcd.Fate) (err error) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		w := newWorld(sim, p)
 		sim.Server.Decide(fate)
-		for i, s := range steps {
+		for i, s := range sequence {
 			if err = w.make(s); err == nil {
 				err = w.compare()
 			}
@@ -87,26 +88,26 @@ func play(t *testing.T, steps []step, p pace, fate func(fakeetcd.Call) fakeetcd.
 	return err
 }
 
-// caller is who has made a claim, and what the library has made of it.
+// caller is a claim, and what the library has made of it.
 type caller struct {
 	*claim
 	cancel context.CancelCauseFunc
-	result <-chan outcome
+	result <-chan locktest.Outcome
 	lock   *locker.Lock // nil until it holds
 }
 
 // pace is how fast things happen.
 type pace struct {
-	settle  time.Duration // until all is as it will be
+	settle  time.Duration // until nothing changes any more
 	noticed time.Duration // until a client knows what has become of its leases and entries
 }
 
-// With a long TTL little happens by itself.
+// modelledTTL is long, so that little happens by itself.
 var modelledTTL = locker.WithTTL(time.Minute)
 
 // world is the library beside the model.
 type world struct {
-	simulation
+	locktest.Simulation
 	model
 	pace
 	clients  [modelledClients]*locker.Client
@@ -117,8 +118,8 @@ type world struct {
 	cache    *locker.Cache
 }
 
-func newWorld(sim simulation, p pace) *world {
-	w := &world{simulation: sim, model: newModel(), pace: p, tokens: make(map[string]int64), observer: sim.Client(modelledTTL)}
+func newWorld(sim locktest.Simulation, p pace) *world {
+	w := &world{Simulation: sim, model: newModel(), pace: p, tokens: make(map[string]int64), observer: sim.Client(modelledTTL)}
 	var err error
 	if w.cache, err = w.observer.NewCache(sim.Context(), ""); err != nil {
 		sim.Fatal(err)
@@ -129,14 +130,14 @@ func newWorld(sim simulation, p pace) *world {
 	return w
 }
 
-// rest lets everything happen that is under way, and the audit of a renewal.
+// rest waits until everything under way has happened, the audit of a renewal included.
 func (w *world) rest(d time.Duration) {
 	time.Sleep(max(d, w.settle))
 	synctest.Wait()
 }
 
 // make makes a step, in the model and in the library.
-func (w *world) make(s step) (err error) {
+func (w *world) make(s modelStep) (err error) {
 	ctx, cancel := context.WithTimeout(w.Context(), w.settle+time.Second)
 	defer cancel()
 	switch s.Do {
@@ -146,7 +147,7 @@ func (w *world) make(s step) (err error) {
 		err = w.tryLock(ctx, s)
 	case "Unlock", "SetValue", "Commit":
 		err = w.use(ctx, s)
-	case "give up":
+	case "cancel":
 		if len(w.callers) > 0 {
 			c := w.callers[s.Pick%len(w.callers)]
 			c.cancel(errGaveUp)
@@ -173,7 +174,7 @@ func (w *world) make(s step) (err error) {
 	return err
 }
 
-func (w *world) lockFor(ctx context.Context, s step) (err error) {
+func (w *world) lockFor(ctx context.Context, s modelStep) (err error) {
 	c := w.claim(s)
 	var opts []locker.LockOption
 	if c.own = s.Do != "Lock"; c.own {
@@ -185,26 +186,26 @@ func (w *world) lockFor(ctx context.Context, s step) (err error) {
 		opts = append(opts, locker.WithSession(w.sessions[s.Client]))
 	}
 	life, cancel := context.WithCancelCause(w.Context())
-	c.cancel, c.result = cancel, lockAsync(life, w.clients[s.Client], c.name, c.value, opts...)
+	c.cancel, c.result = cancel, locktest.LockAsync(life, w.clients[s.Client], c.name, c.value, opts...)
 	w.callers = append(w.callers, c)
 	w.lock(c.claim)
 	return nil
 }
 
-// claim returns that of a step, with a value of its own.
-func (w *world) claim(s step) *caller {
+// claim returns the claim that a step makes, with a value of its own.
+func (w *world) claim(s modelStep) *caller {
 	return &caller{claim: &claim{client: s.Client, name: s.Name, value: fmt.Sprint("claim ", len(w.callers))}}
 }
 
-func (w *world) tryLock(ctx context.Context, s step) error {
+func (w *world) tryLock(ctx context.Context, s modelStep) error {
 	c := w.claim(s)
 	holder := w.holder(c.name)
 	l, err := w.clients[s.Client].TryLock(ctx, c.name, c.value)
 	var locked *locker.LockedError
 	switch {
 	case holder == nil && err == nil:
-		result := make(chan outcome, 1)
-		result <- outcome{Lock: l}
+		result := make(chan locktest.Outcome, 1)
+		result <- locktest.Outcome{Lock: l}
 		c.cancel, c.result = func(error) {}, result
 		w.callers = append(w.callers, c)
 		w.lock(c.claim)
@@ -216,8 +217,8 @@ func (w *world) tryLock(ctx context.Context, s step) error {
 	return nil
 }
 
-// use uses any lock that was ever held.
-func (w *world) use(ctx context.Context, s step) (err error) {
+// use makes a call on a lock that is or was held.
+func (w *world) use(ctx context.Context, s modelStep) (err error) {
 	var had []*caller
 	for _, c := range w.callers {
 		if c.lock != nil {
@@ -251,7 +252,7 @@ func (w *world) use(ctx context.Context, s step) (err error) {
 }
 
 // interfere ends a lease, or deletes an entry, behind the back of its client.
-func (w *world) interfere(s step) {
+func (w *world) interfere(s modelStep) {
 	queue := w.queues[s.Name]
 	if len(queue) == 0 {
 		return
@@ -270,7 +271,7 @@ func (w *world) interfere(s step) {
 	w.rest(w.noticed)
 }
 
-// close ends all clients, one after the other, and returns what they leave.
+// close closes all clients, one after the other, and returns an error if they leave anything.
 func (w *world) close() error {
 	for i, c := range w.clients {
 		err := c.Close()
@@ -288,7 +289,7 @@ func (w *world) close() error {
 	return err
 }
 
-// compare returns where etcd, or what the library says, differs from the model.
+// compare returns an error for each difference of etcd, or of what the library reports, from the model.
 func (w *world) compare() error {
 	ctx, cancel := context.WithTimeout(w.Context(), w.settle+time.Second)
 	defer cancel()
@@ -318,10 +319,10 @@ func (w *world) compare() error {
 			}
 			continue
 		}
-		so := locker.Holder{Name: name, Value: want[0], Token: entries[0].CreateRevision, Lease: clientv3.LeaseID(entries[0].Lease)}
-		held = append(held, so)
-		if holder != so || cached != so || err != nil {
-			errs = append(errs, fmt.Errorf("Get says %+v, %w, and the cache %+v, it should be %+v", holder, err, cached, so))
+		actual := locker.Holder{Name: name, Value: want[0], Token: entries[0].CreateRevision, Lease: clientv3.LeaseID(entries[0].Lease)}
+		held = append(held, actual)
+		if holder != actual || cached != actual || err != nil {
+			errs = append(errs, fmt.Errorf("Get says %+v, %w, and the cache %+v, it should be %+v", holder, err, cached, actual))
 		}
 	}
 	slices.SortFunc(held, func(a, b locker.Holder) int { return strings.Compare(a.Name, b.Name) })
@@ -331,7 +332,7 @@ func (w *world) compare() error {
 	return errors.Join(errs...)
 }
 
-// compareCaller returns where what a caller got differs from its claim.
+// compareCaller returns an error if what a caller got differs from its claim.
 func (w *world) compareCaller(c *caller) error {
 	select {
 	case got := <-c.result:

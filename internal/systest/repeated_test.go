@@ -12,19 +12,20 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// etcd's client makes a request again, writes too, when the answer has the code Canceled,
-// and does not say so. Here something between the two answers that.
+// Tests of requests that etcd's client repeats without saying so: it does that, even with
+// writes, when the answer has the code Canceled. Here something between the two answers that.
 
 var errMiddlebox = status.Error(codes.Canceled, "stream terminated by RST_STREAM with error code: CANCEL")
 
-// canceled answers the first request that which picks with Canceled: after it was applied,
-// or, if it is to come late, instead of passing it on.
-func (b bundle) canceled(t *testing.T, late *lateRequests, which func(req any) bool, opts ...locker.Option) (*locker.Client, *atomic.Int32) {
+// canceledOnce returns a Client, and how many of its requests which has picked. The first of
+// them is answered with Canceled: after it was applied or, if late is not nil, once late holds it.
+func canceledOnce(t *testing.T, b locktest.Bundle, late *locktest.LateRequests, which func(req any) bool, opts ...locker.Option) (*locker.Client, *atomic.Int32) {
 	t.Helper()
 	made := new(atomic.Int32)
-	return newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	return locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
 		if !which(req) || made.Add(1) > 1 {
 			return call()
 		}
@@ -39,45 +40,43 @@ func (b bundle) canceled(t *testing.T, late *lateRequests, which func(req any) b
 
 func TestLock_APutThatWasCanceledAndComesLateLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for name, call := range map[string]func(*locker.Client, context.Context, string, string, ...locker.LockOption) (*locker.Lock, error){
-		"Lock": (*locker.Client).Lock, "TryLock": (*locker.Client).TryLock,
-	} {
+	for name, call := range lockCalls {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			var late lateRequests
-			c, made := b.canceled(t, &late, func(req any) bool { return enqueues(req, "a") })
-			unlock(t, lock(t, c, "warm", ""))
-			l, err := call(c, within(t), "a", "")
+			b := locktest.Setup(t)
+			var late locktest.LateRequests
+			c, made := canceledOnce(t, b, &late, func(req any) bool { return locktest.Enqueues(req, "a") })
+			locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
+			l, err := call(c, locktest.Within(t), "a", "")
 			if err != nil || made.Load() < 2 {
 				t.Fatalf("%v after %d requests", err, made.Load())
 			}
-			unlock(t, l)
+			locktest.Unlock(t, l)
 			if n := late.Arrive(t, b.Etcd); n != 0 {
 				t.Errorf("the late request took effect: %v", b.Keys(t, locker.DefaultPrefix+"a/"))
 			}
-			b.free(t, "a")
+			wantFree(t, b, "a")
 		})
 	}
 }
 
 func TestUnlock_IsConfirmedThoughItsDeleteWasCanceled(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, made := b.canceled(t, nil, func(req any) bool { return releases(req, "a") })
-	l := lock(t, c, "a", "")
-	if err := l.Unlock(within(t)); err != nil || made.Load() < 2 {
+	b := locktest.Setup(t)
+	c, made := canceledOnce(t, b, nil, func(req any) bool { return locktest.Releases(req, "a") })
+	l := locktest.Lock(t, c, "a", "")
+	if err := l.Unlock(locktest.Within(t)); err != nil || made.Load() < 2 {
 		t.Errorf("%v after %d requests", err, made.Load())
 	}
-	b.free(t, "a")
+	wantFree(t, b, "a")
 }
 
 func TestSetValue_IsConfirmedThoughItWasCanceled(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	c, made := b.canceled(t, nil, func(req any) bool { return enqueues(req, "a") && !creates(req) })
-	l := lock(t, c, "a", "old")
-	if err := l.SetValue(within(t), "new"); err != nil || l.Value() != "new" || made.Load() < 2 {
+	b := locktest.Setup(t)
+	c, made := canceledOnce(t, b, nil, func(req any) bool { return locktest.Enqueues(req, "a") && !creates(req) })
+	l := locktest.Lock(t, c, "a", "old")
+	if err := l.SetValue(locktest.Within(t), "new"); err != nil || l.Value() != "new" || made.Load() < 2 {
 		t.Errorf("%v after %d requests: %q", err, made.Load(), l.Value())
 	}
 }
@@ -98,26 +97,25 @@ func TestCommit_SaysWhenItMayHaveBeenAppliedTwice(t *testing.T) {
 	for name, held := range map[string]bool{"applied": false, "to come later": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := setup(t)
-			var late lateRequests
+			b := locktest.Setup(t)
 			puts := func(req any) bool {
 				txn, _ := req.(*pb.TxnRequest)
 				return len(txn.GetSuccess()) > 0 && string(txn.GetSuccess()[0].GetRequestPut().GetKey()) == "x"
 			}
-			pick := (*lateRequests)(nil)
+			var late *locktest.LateRequests
 			if held {
-				pick = &late
+				late = new(locktest.LateRequests)
 			}
-			c, made := b.canceled(t, pick, puts)
-			l := lock(t, c, "a", "")
-			resp, err := l.Commit(within(t), clientv3.OpPut("x", "1"))
+			c, made := canceledOnce(t, b, late, puts)
+			l := locktest.Lock(t, c, "a", "")
+			resp, err := l.Commit(locktest.Within(t), clientv3.OpPut("x", "1"))
 			if resp != nil || !errors.Is(err, locker.ErrInDoubt) || errors.Is(err, locker.ErrLost) || made.Load() < 2 {
 				t.Errorf("Commit returned %v, %v after %d requests", resp, err, made.Load())
 			}
 			if err := l.Err(); err != nil {
 				t.Error(err)
 			}
-			if _, err := l.Commit(within(t), clientv3.OpPut("x", "2")); err != nil {
+			if _, err := l.Commit(locktest.Within(t), clientv3.OpPut("x", "2")); err != nil {
 				t.Errorf("the next: %v", err)
 			}
 		})
@@ -126,13 +124,13 @@ func TestCommit_SaysWhenItMayHaveBeenAppliedTwice(t *testing.T) {
 
 func TestCommit_OfReadsIsNotInDoubt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	reads := func(req any) bool {
 		txn, _ := req.(*pb.TxnRequest)
 		return len(txn.GetSuccess()) > 0 && string(txn.GetSuccess()[0].GetRequestRange().GetKey()) == "x"
 	}
-	c, made := b.canceled(t, nil, reads)
-	if resp, err := lock(t, c, "a", "").Commit(within(t), clientv3.OpGet("x")); err != nil || resp == nil || made.Load() < 2 {
+	c, made := canceledOnce(t, b, nil, reads)
+	if resp, err := locktest.Lock(t, c, "a", "").Commit(locktest.Within(t), clientv3.OpGet("x")); err != nil || resp == nil || made.Load() < 2 {
 		t.Errorf("%v, %v after %d requests", resp, err, made.Load())
 	}
 }

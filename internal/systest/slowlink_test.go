@@ -16,15 +16,16 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// Links that are slow, and what is large: a client gets through whatever a bare one does,
-// and never has more than two of one request on the way.
+// Tests of slow links and large answers: a Client manages whatever a bare client of etcd does,
+// and never has more than two attempts at a request under way.
 
 // narrow is the bandwidth of the links, in bytes a second.
 const narrow = 300 << 10
 
-// traffic counts, for each request, how often it is under way and how often it was made.
+// traffic counts, for each request, how many attempts are under way and how many were made.
 type traffic struct {
 	mu       sync.Mutex // guards what follows
 	underWay map[string]int
@@ -50,13 +51,13 @@ func (w *traffic) intercept(_ context.Context, method string, req any, call func
 	return call()
 }
 
-// atMostTwo fails the test if more than two of one request were under way.
+// atMostTwo fails the test if more than two attempts at a request were ever under way.
 func (w *traffic) atMostTwo(t *testing.T) {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.most > 2 {
-		t.Errorf("%d of one request were under way", w.most)
+		t.Errorf("%d attempts at one request were under way", w.most)
 	}
 }
 
@@ -73,7 +74,7 @@ func (w *traffic) repeated(part string) (n int) {
 }
 
 // throttled returns a bare client and a Client, each over a narrow link of its own.
-func throttled(t *testing.T, b bundle) (*clientv3.Client, *locker.Client, *traffic) {
+func throttled(t *testing.T, b locktest.Bundle) (*clientv3.Client, *locker.Client, *traffic) {
 	t.Helper()
 	var seen traffic
 	links := [2]*clientv3.Config{}
@@ -86,17 +87,17 @@ func throttled(t *testing.T, b bundle) (*clientv3.Client, *locker.Client, *traff
 		links[i] = &config
 		proxy.Throttle(narrow)
 	}
-	return connect(t, *links[0]), newClient(t, connect(t, *links[1])), &seen
+	return locktest.Connect(t, *links[0]), locktest.NewClient(t, locktest.Connect(t, *links[1])), &seen
 }
 
 // putNames puts an entry for each of n names into etcd.
-func (b bundle) putNames(t *testing.T, n int, value string) {
+func putNames(t *testing.T, b locktest.Bundle, n int, value string) {
 	t.Helper()
 	ops := make([]clientv3.Op, 0, 100)
 	for i := range n {
 		ops = append(ops, clientv3.OpPut(fmt.Sprintf("%sname-%07d/1", locker.DefaultPrefix, i), value))
 		if len(ops) == cap(ops) || i == n-1 || len(ops)*len(value) > 1<<20 {
-			if _, err := b.Etcd.Txn(within(t)).Then(ops...).Commit(); err != nil {
+			if _, err := b.Etcd.Txn(locktest.Within(t)).Then(ops...).Commit(); err != nil {
 				t.Fatal(err)
 			}
 			ops = ops[:0]
@@ -104,42 +105,42 @@ func (b bundle) putNames(t *testing.T, n int, value string) {
 	}
 }
 
-// longer returns the longest that Locker may take for what takes a bare client so long.
-// What the race detector and a busy machine add is the rest.
-func longer(bare time.Duration) time.Duration { return bare*3/2 + prompt }
+// longer returns how long Locker may take for what takes a bare client that long. It allows
+// for the race detector and a busy machine.
+func longer(bare time.Duration) time.Duration { return bare*3/2 + locktest.Prompt }
 
 func TestLock_OfALargeValueSucceedsOverASlowLink(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	bare, c, seen := throttled(t, b)
-	unlock(t, lock(t, c, "warm", ""))
+	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
 	value := strings.Repeat("v", 1<<20)
 
 	began := time.Now()
-	if _, err := bare.Put(within(t), "bare", value); err != nil {
+	if _, err := bare.Put(locktest.Within(t), "bare", value); err != nil {
 		t.Fatal(err)
 	}
 	put := time.Since(began)
 	began = time.Now()
-	l := lock(t, c, "a", value)
+	l := locktest.Lock(t, c, "a", value)
 	if took := time.Since(began); took > longer(put) {
 		t.Errorf("Lock took %v, a put %v", took, put)
 	}
 
 	began = time.Now()
-	if _, err := bare.Get(within(t), "bare"); err != nil {
+	if _, err := bare.Get(locktest.Within(t), "bare"); err != nil {
 		t.Fatal(err)
 	}
 	get := time.Since(began)
 	began = time.Now()
-	holder, err := c.Get(within(t), "a")
+	holder, err := c.Get(locktest.Within(t), "a")
 	if took := time.Since(began); err != nil || holder.Value != value || took > longer(get) {
 		t.Errorf("Get took %v, a bare one %v; %v", took, get, err)
 	}
 	if err := l.Err(); err != nil {
 		t.Error(err)
 	}
-	unlock(t, l)
+	locktest.Unlock(t, l)
 	seen.atMostTwo(t)
 	if n := seen.repeated("vvvv"); n > 0 {
 		t.Errorf("%d large requests were made more than once", n)
@@ -148,24 +149,24 @@ func TestLock_OfALargeValueSucceedsOverASlowLink(t *testing.T) {
 
 func TestList_OfManyNamesSucceedsOverASlowLink(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	const names = 10_000
-	b.putNames(t, names, "10.0.0.1:8080")
+	putNames(t, b, names, "10.0.0.1:8080")
 	bare, c, seen := throttled(t, b)
-	unlock(t, lock(t, c, "warm", ""))
+	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
 
 	began := time.Now()
-	if _, err := bare.Get(within(t), locker.DefaultPrefix, clientv3.WithPrefix()); err != nil {
+	if _, err := bare.Get(locktest.Within(t), locker.DefaultPrefix, clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
 	}
 	get := time.Since(began)
 	began = time.Now()
-	holders, err := c.List(within(t), "name-")
+	holders, err := c.List(locktest.Within(t), "name-")
 	if took := time.Since(began); err != nil || len(holders) != names || took > longer(get) {
 		t.Errorf("List took %v, a bare Get %v; %d names, %v", took, get, len(holders), err)
 	}
 	seen.atMostTwo(t)
-	cache, err := c.NewCache(within(t), "name-")
+	cache, err := c.NewCache(locktest.Within(t), "name-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,9 +178,9 @@ func TestList_OfManyNamesSucceedsOverASlowLink(t *testing.T) {
 
 func TestLock_ManyAtOnceSucceedOverASlowLink(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	bare, c, seen := throttled(t, b)
-	unlock(t, lock(t, c, "warm", ""))
+	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
 	const locks = 120
 	value := strings.Repeat("v", 8<<10)
 	all := func(do func(i int) error) time.Duration {
@@ -195,7 +196,7 @@ func TestLock_ManyAtOnceSucceedOverASlowLink(t *testing.T) {
 		wg.Wait()
 		return time.Since(began)
 	}
-	ctx := within(t)
+	ctx := locktest.Within(t)
 	puts := all(func(i int) error { _, err := bare.Put(ctx, fmt.Sprint("bare", i), value); return err })
 	took := all(func(i int) error { _, err := c.Lock(ctx, fmt.Sprint("name", i), value); return err })
 	if took > longer(puts) {
@@ -206,43 +207,43 @@ func TestLock_ManyAtOnceSucceedOverASlowLink(t *testing.T) {
 
 func TestList_ReadsLargeValuesInSmallPages(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	const names = 100
 	value := strings.Repeat("v", 100<<10)
-	b.putNames(t, names, value)
-	var first atomic.Int64 // how many keys were asked for, at most, in the first page that arrived
-	c := newClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	putNames(t, b, names, value)
+	var limit atomic.Int64 // the limit of the first page that arrived
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
 		err := call()
 		if read, ok := req.(*pb.RangeRequest); ok && err == nil && len(read.RangeEnd) > 0 {
-			first.CompareAndSwap(0, read.Limit)
+			limit.CompareAndSwap(0, read.Limit)
 		}
 		return err
 	}))
-	holders, err := c.List(within(t), "")
+	holders, err := c.List(locktest.Within(t), "")
 	if err != nil || len(holders) != names || holders[names-1].Value != value {
 		t.Fatalf("%d names, %v", len(holders), err)
 	}
-	if n := first.Load(); n > 8 {
-		t.Errorf("the first page was to have %d values of 100 KiB", n)
+	if n := limit.Load(); n > 8 {
+		t.Errorf("the first page was to have up to %d values of 100 KiB", n)
 	}
 }
 
 func TestList_StartsOverWhenItsRevisionIsCompacted(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	const names = 2_000
-	b.putNames(t, names, "v")
+	putNames(t, b, names, "v")
 	for name, often := range map[string]int32{"twice": 2, "always": 1 << 30} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var compacted atomic.Int32
-			c := newClient(t, b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
+			c := locktest.NewClient(t, b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
 				if read, ok := req.(*pb.RangeRequest); ok && read.Revision > 0 && compacted.Add(1) <= often {
 					return status.Error(codes.OutOfRange, "etcdserver: mvcc: required revision has been compacted")
 				}
 				return call()
 			}))
-			holders, err := c.List(within(t), "name-")
+			holders, err := c.List(locktest.Within(t), "name-")
 			if err != nil || len(holders) != names || compacted.Load() == 0 {
 				t.Errorf("%d names after %d compactions, %v", len(holders), compacted.Load(), err)
 			}
@@ -252,10 +253,10 @@ func TestList_StartsOverWhenItsRevisionIsCompacted(t *testing.T) {
 
 func TestCache_IsFilledWithManyNamesThoughTheTTLIsShort(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := locktest.Setup(t)
 	const names = 20_000
-	b.putNames(t, names, "v")
-	// Each read of a range takes as long for its size as it would on a machine that is busy.
+	putNames(t, b, names, "v")
+	// Each read of a range takes time in proportion to its size, as on a busy machine.
 	slow := func(ctx context.Context, _ string, req any, call func() error) error {
 		read, ok := req.(*pb.RangeRequest)
 		if !ok || len(read.RangeEnd) == 0 {
@@ -277,8 +278,8 @@ func TestCache_IsFilledWithManyNamesThoughTheTTLIsShort(t *testing.T) {
 	for _, f := range []embedtest.Intercept{seen.intercept, slow} {
 		config.DialOptions = append(config.DialOptions, f.DialOption())
 	}
-	c := newClient(t, connect(t, config), locker.WithTTL(time.Second))
-	cache, err := c.NewCache(within(t), "")
+	c := locktest.NewClient(t, locktest.Connect(t, config), locker.WithTTL(time.Second))
+	cache, err := c.NewCache(locktest.Within(t), "")
 	if err != nil {
 		t.Fatal(err)
 	}

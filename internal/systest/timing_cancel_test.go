@@ -14,42 +14,43 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// errGaveUp is why the calls of a sweep end.
+// errGaveUp is the cause with which the contexts of a sweep end.
 var errGaveUp = errors.New("gave up")
 
 const (
-	// bound is how long after its context a call may return.
+	// bound is how long a call may take once its context has ended.
 	bound = 100 * time.Millisecond
-	// released is when, after a call of a sweep has begun, what is ahead of it goes.
-	released = 40 * time.Millisecond
-	// outage is how long etcd does not answer, if it does not.
+	// releasedAfter is how long after the beginning of a call the holder ahead of it unlocks.
+	releasedAfter = 40 * time.Millisecond
+	// outage is how long etcd does not answer in the test in which it stops answering.
 	outage = time.Second
 )
 
-// stage is where a call is made again and again and given up later each time, until
-// it is over before.
+// stage is where a call is made again and again, and canceled a little later each time,
+// until it completes before that.
 type stage struct {
-	simulation
+	locktest.Simulation
 	client, other *locker.Client
 }
 
-// attempt is one call, once what it needs is there, and what follows it in any case.
+// attempt is one call, and what follows it however it ends.
 type attempt struct {
 	call  func(context.Context) error
 	tidy  func()
 	bound time.Duration // if it may take longer than others
 }
 
-// acquiring is an attempt at a lock, which is given back if it was taken.
+// acquiring is an attempt at a lock, which is released if it was acquired.
 func (s stage) acquiring(acquire func(ctx context.Context, name, value string, opts ...locker.LockOption) (*locker.Lock, error), tidy func()) attempt {
 	var l *locker.Lock
 	return attempt{
 		call: func(ctx context.Context) (err error) { l, err = acquire(ctx, "a", ""); return err },
 		tidy: func() {
 			if l != nil {
-				unlock(s, l)
+				locktest.Unlock(s, l)
 			}
 			tidy()
 		},
@@ -58,8 +59,8 @@ func (s stage) acquiring(acquire func(ctx context.Context, name, value string, o
 
 // using is an attempt to use a lock that is held.
 func (s stage) using(use func(context.Context, *locker.Lock) error) attempt {
-	l := lock(s, s.client, "a", "")
-	return attempt{call: func(ctx context.Context) error { return use(ctx, l) }, tidy: func() { unlock(s, l) }}
+	l := locktest.Lock(s, s.client, "a", "")
+	return attempt{call: func(ctx context.Context) error { return use(ctx, l) }, tidy: func() { locktest.Unlock(s, l) }}
 }
 
 // alone is an attempt that nothing follows.
@@ -67,38 +68,39 @@ func alone(call func(context.Context) error) attempt { return attempt{call: call
 
 func nothing() {}
 
-// occupied has a client hold the name for some time, and returns what waits for its end.
+// occupied has a client hold the name for a while, and returns a function that waits for its release.
 func (s stage) occupied(c *locker.Client) (wait func()) {
-	l := lock(s, c, "a", "")
+	l := locktest.Lock(s, c, "a", "")
 	done := make(chan error, 1)
-	time.AfterFunc(released, func() { done <- l.Unlock(s.Context()) })
+	time.AfterFunc(releasedAfter, func() { done <- l.Unlock(s.Context()) })
 	return func() {
 		if err := <-done; err != nil {
-			s.Errorf("the one ahead: %v", err)
+			s.Errorf("the holder ahead: %v", err)
 		}
 	}
 }
 
-// first returns the error of what a watch yields first.
-func first(states iter.Seq2[locker.State, error]) (err error) {
+// firstError returns the error that a watch yields first, if any.
+func firstError(states iter.Seq2[locker.State, error]) (err error) {
 	for _, err = range states {
 		break
 	}
 	return err
 }
 
-var attempts = map[string]func(s stage) attempt{
+// everyCall returns the attempt at each call, by name.
+var everyCall = map[string]func(s stage) attempt{
 	"Lock of a free name": func(s stage) attempt { return s.acquiring(s.client.Lock, nothing) },
 	"Lock of a client without a session": func(s stage) attempt {
-		c := s.simulation.Client()
-		return s.acquiring(c.Lock, func() { _ = c.Close() }) // it is no news that it was given up
+		c := s.Simulation.Client()
+		return s.acquiring(c.Lock, func() { _ = c.Close() }) // its error, if any, is that the call was canceled
 	},
 	"Lock behind another client": func(s stage) attempt { return s.acquiring(s.client.Lock, s.occupied(s.other)) },
 	"Lock behind many others": func(s stage) attempt {
 		for i := range time.Duration(12) {
 			key := fmt.Sprintf("locker/a/%d", i)
 			s.Server.Write(key, "", 0)
-			time.AfterFunc(released+i*time.Millisecond, func() { s.Server.Delete(key) })
+			time.AfterFunc(releasedAfter+i*time.Millisecond, func() { s.Server.Delete(key) })
 		}
 		return s.acquiring(s.client.Lock, nothing)
 	},
@@ -113,7 +115,7 @@ var attempts = map[string]func(s stage) attempt{
 			}
 			ahead <- err
 		}()
-		time.Sleep(released / 2)
+		time.Sleep(releasedAfter / 2)
 		return s.acquiring(s.client.Lock, func() {
 			wait()
 			if err := <-ahead; err != nil {
@@ -123,14 +125,14 @@ var attempts = map[string]func(s stage) attempt{
 	},
 	"TryLock of a free name": func(s stage) attempt { return s.acquiring(s.client.TryLock, nothing) },
 	"TryLock of a locked name": func(s stage) attempt {
-		l := lock(s, s.other, "a", "")
+		l := locktest.Lock(s, s.other, "a", "")
 		call := func(ctx context.Context) error {
 			if _, err := s.client.TryLock(ctx, "a", ""); !errors.Is(err, locker.ErrLocked) {
 				return err
 			}
 			return nil
 		}
-		return attempt{call: call, tidy: func() { unlock(s, l) }}
+		return attempt{call: call, tidy: func() { locktest.Unlock(s, l) }}
 	},
 	"Do": func(s stage) attempt {
 		fn := func(ctx context.Context, _ *locker.Lock) error {
@@ -141,11 +143,11 @@ var attempts = map[string]func(s stage) attempt{
 			return context.Cause(ctx)
 		}
 		a := alone(func(ctx context.Context) error { return s.client.Do(ctx, "a", "", fn) })
-		a.bound = locker.DefaultTTL // the release has that time
+		a.bound = locker.DefaultTTL // the release may take that long
 		return a
 	},
 	"Unlock": func(s stage) attempt {
-		return alone(lock(s, s.client, "a", "").Unlock)
+		return alone(locktest.Lock(s, s.client, "a", "").Unlock)
 	},
 	"Commit": func(s stage) attempt {
 		return s.using(func(ctx context.Context, l *locker.Lock) error {
@@ -171,16 +173,16 @@ var attempts = map[string]func(s stage) attempt{
 			call: func(ctx context.Context) (err error) { session, err = s.client.NewSession(ctx); return err },
 			tidy: func() {
 				if session != nil && session.Close() != nil {
-					s.Error("the session was not confirmed gone")
+					s.Error("the end of the session was not confirmed")
 				}
 			},
 		}
 	},
 	"Watch": func(s stage) attempt {
-		return alone(func(ctx context.Context) error { return first(s.client.Watch(ctx, "a")) })
+		return alone(func(ctx context.Context) error { return firstError(s.client.Watch(ctx, "a")) })
 	},
 	"WatchPrefix": func(s stage) attempt {
-		return alone(func(ctx context.Context) error { return first(s.client.WatchPrefix(ctx, "")) })
+		return alone(func(ctx context.Context) error { return firstError(s.client.WatchPrefix(ctx, "")) })
 	},
 	"NewCache": func(s stage) attempt {
 		return alone(func(ctx context.Context) error {
@@ -195,20 +197,20 @@ var attempts = map[string]func(s stage) attempt{
 
 func TestContext_MayEndAtAnyMomentAndTheCallLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for name, prepare := range attempts {
+	for name, prepare := range everyCall {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) { newStage(sim).sweep(prepare, time.Millisecond, func() {}) })
+			locktest.Simulate(t, func(sim locktest.Simulation) { newStage(sim).sweep(prepare, time.Millisecond, func() {}) })
 		})
 	}
 }
 
 func TestContext_MayEndWhenEtcdStopsAnsweringAndTheCallLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for name, prepare := range attempts {
+	for name, prepare := range everyCall {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				s := newStage(sim)
 				s.sweep(prepare, 3*time.Millisecond, func() {
 					s.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
@@ -219,29 +221,29 @@ func TestContext_MayEndWhenEtcdStopsAnsweringAndTheCallLeavesNothing(t *testing.
 	}
 }
 
-// newStage returns one where two clients have a session, and one a hold that has
-// nothing to do with the calls.
-func newStage(sim simulation) stage {
-	s := stage{simulation: sim, client: sim.Client(), other: sim.Client()}
-	unlock(s, lock(s, s.client, "a", ""))
-	lock(s, s.other, "held", "")
+// newStage returns a stage with two clients that have a session each. One of them also
+// holds a name that the calls do not use.
+func newStage(sim locktest.Simulation) stage {
+	s := stage{Simulation: sim, client: sim.Client(), other: sim.Client()}
+	locktest.Unlock(s, locktest.Lock(s, s.client, "a", ""))
+	locktest.Lock(s, s.other, "held", "")
 	s.slow()
 	return s
 }
 
-// slow has each request take 10 ms.
+// slow makes each request take 10 ms.
 func (s stage) slow() {
 	s.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate {
 		return fakeetcd.Fate{Before: 5 * time.Millisecond, After: 5 * time.Millisecond}
 	})
 }
 
-// sweep makes the attempts, each given up a step later than the one before. When it is,
-// something happens.
-func (s stage) sweep(prepare func(stage) attempt, step time.Duration, happens func()) {
+// sweep makes the attempts, each canceled later than the one before. happens is called just
+// before each cancellation.
+func (s stage) sweep(prepare func(stage) attempt, later time.Duration, happens func()) {
 	keys, leases := s.entries(), s.Server.Leases()
-	cut, whole := 0, 0
-	for at := time.Duration(0); whole < 3; at += step {
+	canceled, completed := 0, 0
+	for at := time.Duration(0); completed < 3; at += later {
 		a := prepare(s)
 		ctx, cancel := context.WithCancelCause(s.Context())
 		began := time.Now()
@@ -252,28 +254,28 @@ func (s stage) sweep(prepare func(stage) attempt, step time.Duration, happens fu
 		cancel(nil)
 		switch {
 		case err == nil:
-			whole++
+			completed++
 		case errors.Is(err, errGaveUp):
-			cut++
-			whole = 0
+			canceled++
+			completed = 0
 		default:
-			s.Fatalf("given up after %v: %v", at, err)
+			s.Fatalf("canceled after %v: %v", at, err)
 		}
 		if took > at+max(bound, a.bound) {
-			s.Fatalf("given up after %v, it returned after %v", at, took)
+			s.Fatalf("canceled after %v, it returned after %v", at, took)
 		}
 		time.Sleep(outage)
 		a.tidy()
 		time.Sleep(5 * time.Second) // for what goes on in the background
 		if left := s.entries(); !slices.Equal(left, keys) {
-			s.Fatalf("given up after %v, it left %v beside %v", at, left, keys)
+			s.Fatalf("canceled after %v, it left %v, want %v", at, left, keys)
 		}
 		if left := s.Server.Leases(); !slices.Equal(left, leases) {
-			s.Fatalf("given up after %v, it left %v beside %v", at, left, leases)
+			s.Fatalf("canceled after %v, it left %v, want %v", at, left, leases)
 		}
 	}
-	if cut < 3 {
-		s.Errorf("it was given up %d times only", cut)
+	if canceled < 3 {
+		s.Errorf("it was canceled only %d times", canceled)
 	}
 }
 

@@ -14,41 +14,39 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// unreachable is a client with all that Close has to end, over a connection of its own.
+// unreachable is a client with everything that Close has to end, over a connection of its own.
 type unreachable struct {
 	client       *locker.Client
 	own, adopted *locker.Session
 	foreign      *concurrency.Session // of the same connection, not yet adopted
 	holds        []*locker.Lock
-	waiting      <-chan outcome
+	waiting      <-chan locktest.Outcome
 }
 
-func startUnreachable(sim simulation) unreachable {
-	etcd, err := sim.Server.Connect()
-	if err != nil {
-		sim.Fatal(err)
-	}
-	sim.Cleanup(func() { _ = etcd.Close() })
-	u := unreachable{client: newClient(sim, etcd, locker.WithTTL(simulatedTTL))}
-	u.own, u.foreign = newSession(sim, u.client), foreignSession(sim, etcd)
+func startUnreachable(sim locktest.Simulation) unreachable {
+	etcd := sim.Connect()
+	u := unreachable{client: locktest.NewClient(sim, etcd, locker.WithTTL(simulatedTTL))}
+	u.own, u.foreign = locktest.NewSession(sim, u.client), foreignSession(sim, etcd)
+	var err error
 	if u.adopted, err = u.client.AdoptSession(foreignSession(sim, etcd)); err != nil {
 		sim.Fatal(err)
 	}
 	for name, opts := range map[string][]locker.LockOption{
 		"shared": nil, "own": {locker.WithSession(u.own)}, "adopted": {locker.WithSession(u.adopted)},
 	} {
-		u.holds = append(u.holds, lock(sim, u.client, name, "", opts...))
+		u.holds = append(u.holds, locktest.Lock(sim, u.client, name, "", opts...))
 	}
-	sim.Server.Write(locker.DefaultPrefix+"foreign/1", "", clientv3.NoLease) // in nobody's hands
-	u.waiting = lockAsync(sim.Context(), u.client, "foreign", "", locker.WithSession(u.own))
-	sim.At(time.Second) // it waits
+	sim.Server.Write(locker.DefaultPrefix+"foreign/1", "", clientv3.NoLease) // which nobody deletes
+	u.waiting = locktest.LockAsync(sim.Context(), u.client, "foreign", "", locker.WithSession(u.own))
+	sim.At(time.Second) // so that it waits
 	return u
 }
 
-// foreignSession is one that is not Locker's.
-func foreignSession(sim simulation, etcd *clientv3.Client) *concurrency.Session {
+// foreignSession returns a session of etcd's concurrency package, orphaned with the test.
+func foreignSession(sim locktest.Simulation, etcd *clientv3.Client) *concurrency.Session {
 	s, err := concurrency.NewSession(etcd, concurrency.WithTTL(int(simulatedTTL/time.Second)))
 	if err != nil {
 		sim.Fatal(err)
@@ -70,14 +68,14 @@ func TestClose_AndAdoptSessionAreBoundedWhileEtcdDoesNotAnswer(t *testing.T) {
 	}
 	for what, fate := range map[string]fakeetcd.Fate{"the request is lost": {Lost: true}, "the answer is lost": {Unanswered: true}} {
 		for name, call := range calls {
-			// In the middle of a renewal's attempts as well as before them.
-			for _, since := range []time.Duration{0, interval + askedAgain/2, certain - 1, certain} {
-				t.Run(name+", "+what+", "+since.String(), func(t *testing.T) {
+			// Before the attempts at a renewal, and in the middle of them.
+			for _, delay := range []time.Duration{0, interval + askedAgain/2, certain - 1, certain} {
+				t.Run(name+", "+what+", "+delay.String(), func(t *testing.T) {
 					t.Parallel()
-					simulate(t, func(sim simulation) {
+					locktest.Simulate(t, func(sim locktest.Simulation) {
 						u := startUnreachable(sim)
 						sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fate })
-						time.Sleep(since)
+						time.Sleep(delay)
 						began := time.Now()
 						err := call(u)
 						took := time.Since(began)
@@ -88,12 +86,12 @@ func TestClose_AndAdoptSessionAreBoundedWhileEtcdDoesNotAnswer(t *testing.T) {
 							t.Errorf("it returned %v after %v", err, took)
 						}
 						sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
-						_ = u.client.Close() // again, or after a call that has left something to it
-						if got := receive(sim, u.waiting); got.Err == nil {
+						_ = u.client.Close() // again, or to end what the call has left
+						if got := locktest.Receive(sim, u.waiting); got.Err == nil {
 							t.Error("Lock returned a lock")
 						}
 						for _, l := range u.holds {
-							receive(sim, l.Context().Done())
+							locktest.Receive(sim, l.Context().Done())
 						}
 					})
 				})
@@ -112,11 +110,11 @@ func TestClose_IsBoundedThoughTheTTLIsAYear(t *testing.T) {
 	for name, call := range calls {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				c := sim.Client(locker.WithTTL(ttl))
-				s := newSession(sim, c)
-				lock(sim, c, "a", "", locker.WithSession(s))
-				lock(sim, c, "b", "")
+				s := locktest.NewSession(sim, c)
+				locktest.Lock(sim, c, "a", "", locker.WithSession(s))
+				locktest.Lock(sim, c, "b", "")
 				sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
 				began := time.Now()
 				err := call(t, c, s)
@@ -138,7 +136,7 @@ func TestDo_ReturnsWithinABoundThoughTheTTLIsAYear(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				c := sim.Client(locker.WithTTL(365 * 24 * time.Hour))
 				var began time.Time
 				err := call(c, sim.Context(), "a", "", func(context.Context, *locker.Lock) error {
@@ -154,13 +152,13 @@ func TestDo_ReturnsWithinABoundThoughTheTTLIsAYear(t *testing.T) {
 	}
 }
 
-// What a bounded Close could not confirm goes on: the lease may live on for a year.
+// What Close could not confirm within its bound goes on: the lease might last for a year.
 func TestSession_ThatWasNotConfirmedGoneIsRevokedWhenEtcdAnswersAgain(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c := sim.Client(locker.WithTTL(365 * 24 * time.Hour))
-		s := newSession(sim, c)
-		lock(sim, c, "a", "", locker.WithSession(s))
+		s := locktest.NewSession(sim, c)
+		locktest.Lock(sim, c, "a", "", locker.WithSession(s))
 		sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
 		if err := s.Close(); err == nil {
 			t.Error("Close returned nil")
@@ -172,7 +170,7 @@ func TestSession_ThatWasNotConfirmedGoneIsRevokedWhenEtcdAnswersAgain(t *testing
 			t.Errorf("left: %v", leases)
 		}
 		if err := s.Close(); err != nil {
-			t.Errorf("Close, once more: %v", err)
+			t.Errorf("a second Close: %v", err)
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -180,7 +178,7 @@ func TestSession_ThatWasNotConfirmedGoneIsRevokedWhenEtcdAnswersAgain(t *testing
 	})
 }
 
-// logGate is a log handler that keeps whoever logs a message.
+// logGate is a log handler that blocks the goroutine that logs a certain message.
 type logGate struct {
 	slog.Handler
 	message string
@@ -200,13 +198,13 @@ func (g logGate) Handle(_ context.Context, record slog.Record) error {
 
 func TestClose_WaitsForWhatTheDeadlineHasStarted(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		g := logGate{Handler: slog.DiscardHandler, message: "session lost", entered: make(chan struct{}), open: make(chan struct{})}
 		c := sim.Client(locker.WithTTL(simulatedTTL), locker.WithLogger(slog.New(g)))
-		lock(sim, c, "a", "")
+		locktest.Lock(sim, c, "a", "")
 		sim.Always(fakeetcd.KeepAlive, fakeetcd.Fate{Lost: true})
 		sim.At(certain)
-		receive(sim, g.entered)
+		locktest.Receive(sim, g.entered)
 		closed := make(chan error, 1)
 		go func() { closed <- c.Close() }()
 		sim.At(5 * simulatedTTL)
@@ -217,6 +215,6 @@ func TestClose_WaitsForWhatTheDeadlineHasStarted(t *testing.T) {
 		default:
 		}
 		close(g.open)
-		receive(sim, closed)
+		locktest.Receive(sim, closed)
 	})
 }

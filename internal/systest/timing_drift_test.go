@@ -12,9 +12,10 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// leaseIn returns the lease that a request is about, 0 if it is about none.
+// leaseIn returns the lease that a request is about, or 0.
 func leaseIn(call fakeetcd.Call) clientv3.LeaseID {
 	switch r := call.Request.(type) {
 	case *pb.LeaseKeepAliveRequest:
@@ -26,20 +27,20 @@ func leaseIn(call fakeetcd.Call) clientv3.LeaseID {
 }
 
 // drift is a holder that is cut off from etcd, and a waiter, while the clock of etcd
-// runs at another pace than theirs.
+// runs at another speed than theirs.
 type drift struct {
-	simulation
+	locktest.Simulation
 	holder *locker.Lock
-	waiter <-chan outcome
+	waiter <-chan locktest.Outcome
 	lease  clientv3.LeaseID // of the holder
 }
 
-// startDrift has the requests about the holder's lease take some time, and none pass
-// after the cut.
-func startDrift(sim simulation, clock float64, latency func() time.Duration, cut time.Duration) drift {
+// startDrift delays the requests about the holder's lease, and loses all of them after
+// the cut.
+func startDrift(sim locktest.Simulation, clock float64, latency func() time.Duration, cut time.Duration) drift {
 	sim.Server.SetClock(clock)
-	d := drift{simulation: sim}
-	d.holder = lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "holder")
+	d := drift{Simulation: sim}
+	d.holder = locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "holder")
 	d.lease = sim.Server.Leases()[0]
 	sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
 		switch {
@@ -50,7 +51,7 @@ func startDrift(sim simulation, clock float64, latency func() time.Duration, cut
 		}
 		return fakeetcd.Fate{Lost: true}
 	})
-	d.waiter = lockAsync(sim.Context(), sim.Client(locker.WithTTL(simulatedTTL)), "a", "waiter")
+	d.waiter = locktest.LockAsync(sim.Context(), sim.Client(locker.WithTTL(simulatedTTL)), "a", "waiter")
 	return d
 }
 
@@ -60,7 +61,7 @@ func TestHold_EndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 		t.Run(fmt.Sprint(clock), func(t *testing.T) {
 			t.Parallel()
 			for seed := range uint64(5) {
-				simulate(t, func(sim simulation) {
+				locktest.Simulate(t, func(sim locktest.Simulation) {
 					random := rand.New(rand.NewPCG(seed, 0))
 					latency := func() time.Duration { return time.Duration(1 + random.Int64N(int64(time.Second))) }
 					cut := time.Duration(random.Int64N(int64(time.Minute)))
@@ -73,7 +74,7 @@ func TestHold_EndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 							expired, held = time.Now(), d.holder.Context().Err() == nil
 						}
 					})
-					next := receive(sim, untilHeld(sim, d.waiter))
+					next := locktest.Receive(sim, untilHeld(sim, d.waiter))
 					if next.Err != nil {
 						t.Fatal(next.Err)
 					}
@@ -87,7 +88,7 @@ func TestHold_EndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 					case next.Lock.Token() <= d.holder.Token():
 						t.Errorf("seed %d: token %d after %d", seed, next.Lock.Token(), d.holder.Token())
 					}
-					if at := receive(sim, ended); at < cut {
+					if at := locktest.Receive(sim, ended); at < cut {
 						t.Errorf("seed %d: the hold ended at %v, before the cut at %v", seed, at, cut)
 					}
 				})
@@ -96,8 +97,8 @@ func TestHold_EndsBeforeItsLeaseWhileTheMarginCoversTheDrift(t *testing.T) {
 	}
 }
 
-// untilHeld gives the waiter the time that the cut and the TTL take.
-func untilHeld(sim simulation, waiter <-chan outcome) <-chan outcome {
+// untilHeld returns the waiter once the cut and the TTL have passed.
+func untilHeld(sim locktest.Simulation, waiter <-chan locktest.Outcome) <-chan locktest.Outcome {
 	sim.At(time.Minute + 2*simulatedTTL)
 	return waiter
 }
@@ -113,16 +114,16 @@ func TestGuard_AndTokenStillFenceBeyondTheMargin(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				d := startDrift(sim, 0.8, func() time.Duration { return 0 }, interval+1)
 				// Renewed at 4 s: etcd's deadline is at 13.6 s, the holder's at 14.8 s.
 				sim.At(14 * time.Second)
-				next := receive(sim, d.waiter)
+				next := locktest.Receive(sim, d.waiter)
 				if next.Err != nil {
 					t.Fatal(next.Err)
 				}
 				if d.holder.Err() != nil || next.Lock.Err() != nil {
-					t.Fatalf("%v, %v: the test needs both to believe to hold", d.holder.Err(), next.Lock.Err())
+					t.Fatalf("%v, %v: the test needs both to believe that they hold", d.holder.Err(), next.Lock.Err())
 				}
 				if next.Lock.Token() <= d.holder.Token() {
 					t.Errorf("token %d after %d", next.Lock.Token(), d.holder.Token())

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 // What follows from a TTL of 12 s: a renewal every 4 s, asked for again at growing
@@ -25,11 +26,11 @@ const (
 	certain      = simulatedTTL - simulatedTTL/10
 )
 
-// asked is when a renewal is asked for, counted from its beginning, until the deadline.
+// asked are the times at which an unanswered renewal is asked for until the deadline, relative to its beginning.
 var asked = []time.Duration{0, askedAgain, 3 * askedAgain, 3*askedAgain + simulatedTTL/6, 3*askedAgain + simulatedTTL/3}
 
-// since returns the times so long after d.
-func since(d time.Duration, times []time.Duration) (moved []time.Duration) {
+// shifted returns the times, each later by d.
+func shifted(d time.Duration, times []time.Duration) (moved []time.Duration) {
 	for _, at := range times {
 		moved = append(moved, d+at)
 	}
@@ -42,9 +43,9 @@ func TestDeadline_CountsFromWhenTheRenewalWasSent(t *testing.T) {
 		for way, fate := range map[string]fakeetcd.Fate{"on its way": {Before: late}, "on its way back": {After: late}} {
 			t.Run(fmt.Sprint(late, " ", way), func(t *testing.T) {
 				t.Parallel()
-				simulate(t, func(sim simulation) {
+				locktest.Simulate(t, func(sim locktest.Simulation) {
 					sim.Always(fakeetcd.KeepAlive, fate)
-					l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+					l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 					sim.At(interval + late - 1)
 					if got := sim.Deadline(l); got != certain {
 						t.Errorf("before the answer, the deadline is %v", got)
@@ -61,9 +62,9 @@ func TestDeadline_CountsFromWhenTheRenewalWasSent(t *testing.T) {
 
 func TestDeadline_TheFirstCountsFromWhenTheGrantWasSent(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		sim.Always(fakeetcd.Grant, fakeetcd.Fate{Before: time.Second / 2, After: time.Second / 2})
-		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+		l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 		if now := time.Since(sim.Start); now != time.Second || sim.Deadline(l) != certain {
 			t.Errorf("granted after %v until %v", now, sim.Deadline(l))
 		}
@@ -80,16 +81,16 @@ func TestRenewal_WhoseAnswerIsLostIsAskedForAgain(t *testing.T) {
 		for n := range 4 {
 			t.Run(fmt.Sprintf("%d times %s", n, name), func(t *testing.T) {
 				t.Parallel()
-				simulate(t, func(sim simulation) {
+				locktest.Simulate(t, func(sim locktest.Simulation) {
 					sim.Fates(slices.Repeat([]fakeetcd.Fate{fate}, n)...)
-					l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+					l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 					answered := interval + asked[n]
 					sim.At(answered)
 					if got := sim.Deadline(l); got != answered+certain {
 						t.Errorf("the deadline is %v", got)
 					}
 					sim.At(answered + interval)
-					if sent := sim.Sent(fakeetcd.KeepAlive); !slices.Equal(sent, append(since(interval, asked[:n+1]), answered+interval)) {
+					if sent := sim.Sent(fakeetcd.KeepAlive); !slices.Equal(sent, append(shifted(interval, asked[:n+1]), answered+interval)) {
 						t.Errorf("asked at %v", sent)
 					}
 				})
@@ -100,9 +101,9 @@ func TestRenewal_WhoseAnswerIsLostIsAskedForAgain(t *testing.T) {
 
 func TestRenewal_TheFirstAnswerCountsThoughItWasAskedForAgain(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		sim.Fates(fakeetcd.Fate{After: 1500 * time.Millisecond}, fakeetcd.Fate{After: time.Second})
-		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+		l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 		sim.At(interval + 1500*time.Millisecond)
 		if got := sim.Deadline(l); got != interval+certain {
 			t.Errorf("the deadline is %v", got)
@@ -116,9 +117,9 @@ func TestRenewal_TheFirstAnswerCountsThoughItWasAskedForAgain(t *testing.T) {
 
 func TestDeadline_IsNotMovedBackByAnOlderAnswerAfterANewer(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		sim.Fates(fakeetcd.Fate{After: 3 * time.Second})
-		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+		l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 		newer := interval + askedAgain
 		for at := newer; at < newer+interval; at += time.Second / 2 {
 			sim.At(at) // the older answer comes at 7 s
@@ -136,7 +137,7 @@ func TestDeadline_IsNotMovedBackByAnOlderAnswerAfterANewer(t *testing.T) {
 func TestDeadline_IsAlwaysThatOfARenewalThatWasAnswered(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(10) {
-		simulate(t, func(sim simulation) {
+		locktest.Simulate(t, func(sim locktest.Simulation) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
 				if call.Kind != fakeetcd.KeepAlive {
@@ -148,7 +149,7 @@ func TestDeadline_IsAlwaysThatOfARenewalThatWasAnswered(t *testing.T) {
 					Unanswered: random.IntN(5) == 0,
 				}
 			})
-			l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+			l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 			lease := sim.Server.Leases()[0]
 			last := sim.Deadline(l)
 			moved := 0
@@ -170,7 +171,7 @@ func TestDeadline_IsAlwaysThatOfARenewalThatWasAnswered(t *testing.T) {
 				last = deadline
 			}
 			if moved < 3 {
-				t.Errorf("seed %d: the deadline moved %d times only", seed, moved)
+				t.Errorf("seed %d: the deadline moved only %d times", seed, moved)
 			}
 		})
 	}
@@ -181,8 +182,8 @@ func TestRenewal_TakesPlaceOnceInEachThirdOfTheTTL(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 10 * time.Second, 17 * time.Minute, 365 * 24 * time.Hour} {
 		t.Run(ttl.String(), func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
-				l := lock(sim, sim.Client(locker.WithTTL(ttl)), "a", "")
+			locktest.Simulate(t, func(sim locktest.Simulation) {
+				l := locktest.Lock(sim, sim.Client(locker.WithTTL(ttl)), "a", "")
 				var want []time.Duration
 				for i := range time.Duration(100) {
 					want = append(want, (i+1)*(ttl/3))
@@ -202,15 +203,15 @@ func TestRenewal_TakesPlaceOnceInEachThirdOfTheTTL(t *testing.T) {
 func TestRenewal_GoesOnWhileTheFunctionOfDoBlocks(t *testing.T) {
 	t.Parallel()
 	const blocked = 10 * time.Minute
-	simulate(t, func(sim simulation) {
-		c, observer := sim.Client(locker.WithTTL(simulatedTTL)), sim.Client()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		c, other := sim.Client(locker.WithTTL(simulatedTTL)), sim.Client()
 		err := c.Do(sim.Context(), "a", "v", func(ctx context.Context, l *locker.Lock) error {
-			sim.At(blocked) // it looks at nothing meanwhile
-			if holder, err := observer.Get(sim.Context(), "a"); err != nil || holder.Token != l.Token() {
+			sim.At(blocked) // the function does nothing meanwhile
+			if holder, err := other.Get(sim.Context(), "a"); err != nil || holder.Token != l.Token() {
 				t.Errorf("the holder is %+v, %v", holder, err)
 			}
 			if sent := sim.Sent(fakeetcd.KeepAlive); len(sent) < int(blocked/interval)-1 {
-				t.Errorf("renewed %d times only", len(sent))
+				t.Errorf("renewed only %d times", len(sent))
 			}
 			return errors.Join(ctx.Err(), l.Err())
 		})
@@ -226,9 +227,9 @@ func TestRenewal_GoesOnWhileTheFunctionOfDoBlocks(t *testing.T) {
 func TestGrant_ItsTTLIsTheOneThatCounts(t *testing.T) {
 	t.Parallel()
 	const granted = 30 * time.Second
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		sim.Always(fakeetcd.Grant, fakeetcd.Fate{TTL: int64(granted / time.Second)})
-		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+		l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 		if got := sim.Deadline(l); got != granted-granted/10 {
 			t.Errorf("the deadline is %v", got)
 		}
@@ -244,8 +245,8 @@ func TestGrant_ItsTTLIsTheOneThatCounts(t *testing.T) {
 
 func TestRenewal_OfALeaseThatIsGoneEndsTheHold(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
-		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 		ended := sim.Ending(l)
 		sim.At(interval - 1)
 		sim.Server.Expire(sim.Server.Leases()[0])
@@ -257,7 +258,7 @@ func TestRenewal_OfALeaseThatIsGoneEndsTheHold(t *testing.T) {
 		if err := l.Err(); !errors.As(err, &lost) || lost.Reason != locker.Revoked || !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			t.Errorf("after it: %v", err)
 		}
-		if at := receive(sim, ended); at != interval {
+		if at := locktest.Receive(sim, ended); at != interval {
 			t.Errorf("the hold ended after %v", at)
 		}
 	})
@@ -275,23 +276,23 @@ func TestDeadline_EndsTheHoldWithoutAnAnswer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				sim.Always(fakeetcd.KeepAlive, c.fate)
-				l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+				l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 				ended := sim.Ending(l)
 				sim.At(certain - 1)
 				if err := l.Err(); err != nil {
 					t.Errorf("before the deadline: %v", err)
 				}
-				time.Sleep(time.Nanosecond) // and nothing else: the first to look at the clock has to see it
+				time.Sleep(time.Nanosecond) // without anything else: the first call that looks at the clock must notice
 				var lost *locker.LostError
 				if err := l.Err(); !errors.As(err, &lost) || lost.Reason != locker.Expired || !errors.Is(lost.Cause, c.why) {
 					t.Errorf("at the deadline: %v", err)
 				}
-				if at := receive(sim, ended); at != certain {
+				if at := locktest.Receive(sim, ended); at != certain {
 					t.Errorf("the hold ended after %v", at)
 				}
-				if sent := sim.Sent(fakeetcd.KeepAlive); !slices.Equal(sent, since(interval, asked)) {
+				if sent := sim.Sent(fakeetcd.KeepAlive); !slices.Equal(sent, shifted(interval, asked)) {
 					t.Errorf("asked at %v", sent)
 				}
 			})
@@ -304,8 +305,8 @@ func TestDeadline_AnAnswerAfterItRevivesNothing(t *testing.T) {
 	for name, late := range map[string]time.Duration{"at the deadline": 0, "just after it": 1, "after it": time.Second} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
-				// All answers come at one moment, so that it is not the first that counts.
+			locktest.Simulate(t, func(sim locktest.Simulation) {
+				// All answers arrive at the same moment, so that none of them counts earlier.
 				sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
 					if answer := sim.Start.Add(certain + late); call.Kind == fakeetcd.KeepAlive && call.At.Before(answer) {
 						return fakeetcd.Fate{After: answer.Sub(call.At)}
@@ -313,7 +314,7 @@ func TestDeadline_AnAnswerAfterItRevivesNothing(t *testing.T) {
 					return fakeetcd.Fate{}
 				})
 				c := sim.Client(locker.WithTTL(simulatedTTL))
-				l := lock(sim, c, "a", "")
+				l := locktest.Lock(sim, c, "a", "")
 				lease := sim.Server.Leases()[0]
 				ended := sim.Ending(l)
 				sim.At(certain + late)
@@ -321,13 +322,13 @@ func TestDeadline_AnAnswerAfterItRevivesNothing(t *testing.T) {
 					t.Errorf("at the answer: %v", err)
 				}
 				sim.At(3 * simulatedTTL)
-				if at := receive(sim, ended); at != certain || !errors.Is(l.Err(), locker.ErrLost) {
+				if at := locktest.Receive(sim, ended); at != certain || !errors.Is(l.Err(), locker.ErrLost) {
 					t.Errorf("the hold ended after %v: %v", at, l.Err())
 				}
 				if keys := sim.Server.Keys(); len(keys) > 0 {
 					t.Errorf("left in etcd: %v", keys)
 				}
-				if again := lock(sim, c, "a", ""); again.Token() <= l.Token() || slices.Contains(sim.Server.Leases(), lease) {
+				if again := locktest.Lock(sim, c, "a", ""); again.Token() <= l.Token() || slices.Contains(sim.Server.Leases(), lease) {
 					t.Errorf("token %d after %d, leases %v after %v", again.Token(), l.Token(), sim.Server.Leases(), lease)
 				}
 			})
@@ -337,7 +338,7 @@ func TestDeadline_AnAnswerAfterItRevivesNothing(t *testing.T) {
 
 func TestGrant_ThatIsRepeatedLeavesOneLease(t *testing.T) {
 	t.Parallel()
-	const again = askedAgain // after that a request is repeated
+	const again = askedAgain // after that a request is hedged
 	for name, c := range map[string]struct {
 		fate fakeetcd.Fate
 		from time.Duration // when the request was sent that the deadline counts from
@@ -350,14 +351,14 @@ func TestGrant_ThatIsRepeatedLeavesOneLease(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
 					if call.Kind == fakeetcd.Grant && call.N == 0 {
 						return c.fate
 					}
 					return fakeetcd.Fate{}
 				})
-				l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+				l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 				if got := sim.Deadline(l); got != c.from+certain {
 					t.Errorf("the deadline is %v", got)
 				}
@@ -379,9 +380,9 @@ func TestRenewal_IsAskedForAgainSoonHoweverLongTheTTL(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Minute, time.Hour, 365 * 24 * time.Hour} {
 		t.Run(ttl.String(), func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				sim.Fates(fakeetcd.Fate{Unanswered: true})
-				l := lock(sim, sim.Client(locker.WithTTL(ttl)), "a", "")
+				l := locktest.Lock(sim, sim.Client(locker.WithTTL(ttl)), "a", "")
 				sim.At(ttl/3 + 3*time.Second)
 				if got := sim.Deadline(l); got < ttl/3+ttl-ttl/10 {
 					t.Errorf("the deadline is %v", got)
@@ -393,21 +394,21 @@ func TestRenewal_IsAskedForAgainSoonHoweverLongTheTTL(t *testing.T) {
 
 func TestRenewal_IsAskedForSeldomWhileEtcdIsAway(t *testing.T) {
 	t.Parallel()
-	const outage = 2 * time.Hour
+	const away = 2 * time.Hour
 	for name, fate := range map[string]fakeetcd.Fate{"lost": {Lost: true}, "refused": {Err: rpctypes.ErrGRPCNoLeader}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				const ttl = 365 * 24 * time.Hour
 				sim.Always(fakeetcd.KeepAlive, fate)
-				l := lock(sim, sim.Client(locker.WithTTL(ttl)), "a", "")
-				sim.At(ttl/3 + outage)
-				if n := len(sim.Sent(fakeetcd.KeepAlive)); n > int(outage/(30*time.Second))+10 {
-					t.Errorf("asked %d times in %v", n, outage)
+				l := locktest.Lock(sim, sim.Client(locker.WithTTL(ttl)), "a", "")
+				sim.At(ttl/3 + away)
+				if n := len(sim.Sent(fakeetcd.KeepAlive)); n > int(away/(30*time.Second))+10 {
+					t.Errorf("asked %d times in %v", n, away)
 				}
 				sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{} })
-				sim.At(ttl/3 + outage + time.Minute)
-				if got := sim.Deadline(l); got < ttl/3+outage+ttl-ttl/10 {
+				sim.At(ttl/3 + away + time.Minute)
+				if got := sim.Deadline(l); got < ttl/3+away+ttl-ttl/10 {
 					t.Errorf("a minute after the outage the deadline is %v", got)
 				}
 			})
@@ -418,9 +419,9 @@ func TestRenewal_IsAskedForSeldomWhileEtcdIsAway(t *testing.T) {
 func TestRenewal_HasNoMoreThanTwoAttemptsOnTheWayAndTheFirstCounts(t *testing.T) {
 	t.Parallel()
 	const slow = certain - interval - time.Second/2
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		sim.Always(fakeetcd.KeepAlive, fakeetcd.Fate{After: slow})
-		l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+		l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 		for at := interval; at < interval+slow; at += 100 * time.Millisecond {
 			sim.At(at)
 			if n := sim.Server.Open(fakeetcd.KeepAlive); n < 1 || n > 2 {

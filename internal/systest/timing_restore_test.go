@@ -1,7 +1,6 @@
 package systest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,9 +10,10 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
-// A backup is restored while programs run, or entries are there that are nobody's.
+// Tests of backups that are restored while programs run, and of entries that belong to no lock.
 
 func TestSession_EndsWhenABackupIsRestored(t *testing.T) {
 	t.Parallel()
@@ -24,12 +24,12 @@ func TestSession_EndsWhenABackupIsRestored(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				c := sim.Client(locker.WithTTL(simulatedTTL))
-				held, released := lock(sim, c, "held", ""), lock(sim, c, "released", "")
+				held, released := locktest.Lock(sim, c, "held", ""), locktest.Lock(sim, c, "released", "")
 				backup := sim.Server.Backup()
-				unlock(sim, released)
-				later := lock(sim, c, "later", "")
+				locktest.Unlock(sim, released)
+				later := locktest.Lock(sim, c, "later", "")
 				sim.At(interval + time.Second)
 				change(&backup)
 				sim.Server.Restore(backup)
@@ -46,7 +46,7 @@ func TestSession_EndsWhenABackupIsRestored(t *testing.T) {
 						t.Errorf("%s is blocked by %v", name, left)
 					}
 				}
-				unlock(sim, lock(sim, c, "released", ""))
+				locktest.Unlock(sim, locktest.Lock(sim, c, "released", ""))
 			})
 		})
 	}
@@ -54,31 +54,31 @@ func TestSession_EndsWhenABackupIsRestored(t *testing.T) {
 
 func TestLock_AfterABackupWasRestoredIsOnANewSession(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c := sim.Client(locker.WithTTL(simulatedTTL))
-		held := lock(sim, c, "held", "")
+		held := locktest.Lock(sim, c, "held", "")
 		backup := sim.Server.Backup()
-		unlock(sim, lock(sim, c, "other", ""))
+		locktest.Unlock(sim, locktest.Lock(sim, c, "other", ""))
 		sim.Server.Restore(backup)
-		l := lock(sim, c, "other", "") // the first to notice
+		l := locktest.Lock(sim, c, "other", "") // the first to notice
 		if err := held.Err(); !errors.Is(err, locker.ErrLost) {
 			t.Errorf("the hold of the session before: %v", err)
 		}
 		sim.At(simulatedTTL)
-		if l.Err() != nil || memberOf(l) == memberOf(held) {
-			t.Errorf("%v, on %s after %s", l.Err(), memberOf(l), memberOf(held))
+		if l.Err() != nil || locktest.MemberOf(l) == locktest.MemberOf(held) {
+			t.Errorf("%v, on %s after %s", l.Err(), locktest.MemberOf(l), locktest.MemberOf(held))
 		}
-		unlock(sim, l)
+		locktest.Unlock(sim, l)
 	})
 }
 
 func TestSession_OutlivesAnswersOfAMemberThatLags(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c := sim.Client(locker.WithTTL(simulatedTTL))
-		l := lock(sim, c, "a", "")
+		l := locktest.Lock(sim, c, "a", "")
 		for range 10 {
-			unlock(sim, lock(sim, c, "b", ""))
+			locktest.Unlock(sim, locktest.Lock(sim, c, "b", ""))
 		}
 		sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Behind: 5} })
 		sim.At(5 * interval)
@@ -90,16 +90,16 @@ func TestSession_OutlivesAnswersOfAMemberThatLags(t *testing.T) {
 
 func TestSession_RemovesEntriesOfItsLeaseThatBelongToNoLock(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c, other := sim.Client(locker.WithTTL(simulatedTTL)), sim.Client(locker.WithTTL(10*simulatedTTL))
-		held := lock(sim, c, "held", "v")
+		held := locktest.Lock(sim, c, "held", "v")
 		lease := sim.LeaseOfKey("held")
 		foreign := locker.DefaultPrefix + "foreign/other" // also on the lease, but not the session's
 		sim.Server.Write(foreign, "", lease)
 		sim.Write(held, lease, "a", "b", "c%2Fd")
 		sim.Server.Write(held.Key()+".2", "stray", lease) // the key of the next hand-over
-		sim.Server.Write(locker.DefaultPrefix+"a/"+memberOf(held)+".2", "stray", lease)
-		waiting := lockAsync(sim.Context(), other, "a", "")
+		sim.Server.Write(locker.DefaultPrefix+"a/"+locktest.MemberOf(held)+".2", "stray", lease)
+		waiting := locktest.LockAsync(sim.Context(), other, "a", "")
 		sim.At(interval - 1)
 		select {
 		case got := <-waiting:
@@ -107,7 +107,7 @@ func TestSession_RemovesEntriesOfItsLeaseThatBelongToNoLock(t *testing.T) {
 		default:
 		}
 		sim.At(interval + time.Second)
-		if got := receive(sim, waiting); got.Err != nil {
+		if got := locktest.Receive(sim, waiting); got.Err != nil {
 			t.Errorf("Lock returned %v", got.Err)
 		}
 		if err := held.Err(); err != nil {
@@ -115,18 +115,18 @@ func TestSession_RemovesEntriesOfItsLeaseThatBelongToNoLock(t *testing.T) {
 		}
 		keys := slices.DeleteFunc(sim.Server.Keys(), func(key string) bool { return strings.HasPrefix(key, locker.DefaultPrefix+"/") })
 		if want := 3; len(keys) != want || !slices.Contains(keys, foreign) || !slices.Contains(keys, held.Key()) {
-			t.Errorf("there is %v", keys)
+			t.Errorf("the keys are %v", keys)
 		}
 	})
 }
 
 func TestSession_ThatIsIdleRemovesEntriesOfItsLease(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c := sim.Client(locker.WithTTL(simulatedTTL))
-		l := lock(sim, c, "a", "")
+		l := locktest.Lock(sim, c, "a", "")
 		lease := sim.LeaseOfKey("a")
-		unlock(sim, l)
+		locktest.Unlock(sim, l)
 		sim.Write(l, lease, "a", "b")
 		sim.At(interval)
 		if left := len(sim.Server.Keys()); left != 1 { // the session's record
@@ -137,24 +137,20 @@ func TestSession_ThatIsIdleRemovesEntriesOfItsLease(t *testing.T) {
 
 func TestSession_ThatIsAdoptedRemovesNoEntryButItsOwn(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
-		etcd, err := sim.Server.Connect()
-		if err != nil {
-			sim.Fatal(err)
-		}
-		sim.Cleanup(func() { _ = etcd.Close() })
-		c := newClient(sim, etcd, locker.WithTTL(simulatedTTL))
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		etcd := sim.Connect()
+		c := locktest.NewClient(sim, etcd, locker.WithTTL(simulatedTTL))
 		theirs := foreignSession(sim, etcd)
 		s, err := c.AdoptSession(theirs)
 		if err != nil {
 			sim.Fatal(err)
 		}
-		l := lock(sim, c, "held", "", locker.WithSession(s))
+		l := locktest.Lock(sim, c, "held", "", locker.WithSession(s))
 		mutex := fmt.Sprintf("%sm/%x", locker.DefaultPrefix, theirs.Lease())
 		sim.Server.Write(mutex, "", theirs.Lease())
-		sim.Server.Write(locker.DefaultPrefix+"m/"+memberOf(l)+"0", "of another adoption", theirs.Lease())
+		sim.Server.Write(locker.DefaultPrefix+"m/"+locktest.MemberOf(l)+"0", "of another adoption", theirs.Lease())
 		sim.Write(l, theirs.Lease(), "a", "b")
-		sim.At(simulatedTTL) // their renewals are not ours
+		sim.At(simulatedTTL) // the program renews its session itself
 		if l.Err() != nil {
 			t.Errorf("the hold: %v", l.Err())
 		}
@@ -168,9 +164,9 @@ func TestSession_ThatIsAdoptedRemovesNoEntryButItsOwn(t *testing.T) {
 
 func TestHold_IsLostWhenItsEntryIsAnotherOfTheSameKey(t *testing.T) {
 	t.Parallel()
-	simulate(t, func(sim simulation) {
+	locktest.Simulate(t, func(sim locktest.Simulation) {
 		c := sim.Client(locker.WithTTL(simulatedTTL))
-		l, other := lock(sim, c, "a", ""), lock(sim, c, "b", "")
+		l, other := locktest.Lock(sim, c, "a", ""), locktest.Lock(sim, c, "b", "")
 		lease := sim.LeaseOfKey("a")
 		sim.Server.Delete(l.Key())
 		sim.Write(l, lease, "a")
@@ -191,16 +187,14 @@ func TestHold_IsLostWhenItsEntryIsAnotherOfTheSameKey(t *testing.T) {
 
 func TestLock_TakesNoEntryForItsOwnThatWasThereBefore(t *testing.T) {
 	t.Parallel()
-	for name, call := range map[string]func(*locker.Client, context.Context, string, string, ...locker.LockOption) (*locker.Lock, error){
-		"Lock": (*locker.Client).Lock, "TryLock": (*locker.Client).TryLock,
-	} {
+	for name, call := range lockCalls {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				c := sim.Client(locker.WithTTL(simulatedTTL))
-				held := lock(sim, c, "held", "")
+				held := locktest.Lock(sim, c, "held", "")
 				sim.Write(held, sim.LeaseOfKey("held"), "a")
-				newer := lock(sim, c, "newer", "")
+				newer := locktest.Lock(sim, c, "newer", "")
 				l, err := call(c, sim.Context(), "a", "v")
 				if err != nil {
 					sim.Fatal(err)

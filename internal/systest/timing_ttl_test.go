@@ -8,6 +8,7 @@ import (
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/fakeetcd"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 func TestRenewal_ATTLThatEtcdChangesCountsFromTheNextOn(t *testing.T) {
@@ -15,9 +16,9 @@ func TestRenewal_ATTLThatEtcdChangesCountsFromTheNextOn(t *testing.T) {
 	for _, ttl := range []time.Duration{3 * time.Second, 6 * time.Second, 60 * time.Second} {
 		t.Run(fmt.Sprint(ttl), func(t *testing.T) {
 			t.Parallel()
-			simulate(t, func(sim simulation) {
+			locktest.Simulate(t, func(sim locktest.Simulation) {
 				sim.Always(fakeetcd.KeepAlive, fakeetcd.Fate{TTL: int64(ttl / time.Second)})
-				l := lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
+				l := locktest.Lock(sim, sim.Client(locker.WithTTL(simulatedTTL)), "a", "")
 				for i := range time.Duration(3) {
 					sent := interval + i*ttl/3
 					sim.At(sent)

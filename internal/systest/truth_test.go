@@ -17,12 +17,14 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/embedtest"
+	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
 // queues are those of the names that a random history uses.
 var queues = map[string]string{"a": "locker/a/", "a/b": "locker/a%2Fb/", "ab": "locker/ab/"}
 
-// truth is what was so: for each name, its state at each revision.
+// truth is what really happened: for each name, its states by revision.
 type truth map[string][]locker.State
 
 // at returns the state of name at a revision.
@@ -42,7 +44,7 @@ func (t truth) at(name string, revision int64) locker.State {
 // end returns the state of name at the end of the history.
 func (t truth) end(name string) locker.State { return t.at(name, math.MaxInt64) }
 
-// held returns who held a name at a revision, by name.
+// held returns the holders at a revision, sorted by name.
 func (t truth) held(revision int64) (holders []locker.Holder) {
 	for name := range t {
 		if state := t.at(name, revision); state.Held {
@@ -53,20 +55,20 @@ func (t truth) held(revision int64) (holders []locker.Holder) {
 	return holders
 }
 
-// agrees returns an error if state is not what was so at its revision.
+// agrees returns an error unless state was true at its revision.
 func (t truth) agrees(state locker.State) error {
-	if so := t.at(state.Name, state.Revision); so.Holder != state.Holder || so.Held != state.Held {
-		return fmt.Errorf("yielded %+v, but so it was: %+v", state, so)
+	if actual := t.at(state.Name, state.Revision); actual.Holder != state.Holder || actual.Held != state.Held {
+		return fmt.Errorf("yielded %+v, but the state was %+v", state, actual)
 	}
 	return nil
 }
 
-// replay finds out the truth, up to a revision, from etcd's own watch.
+// replay reconstructs the truth, up to a revision, from etcd's own watch.
 func replay(t testing.TB, etcd *clientv3.Client, revision int64) truth {
 	t.Helper()
-	ctx, cancel := context.WithCancel(within(t))
+	ctx, cancel := context.WithCancel(locktest.Within(t))
 	defer cancel()
-	so, entries := make(truth), make(map[string]*mvccpb.KeyValue)
+	past, entries := make(truth), make(map[string]*mvccpb.KeyValue)
 	for answer := range etcd.Watch(ctx, "locker/", clientv3.WithPrefix(), clientv3.WithRev(1)) {
 		if answer.Err() != nil {
 			t.Fatal(answer.Err())
@@ -81,10 +83,10 @@ func replay(t testing.TB, etcd *clientv3.Client, revision int64) truth {
 				continue // of the same transaction
 			}
 			for name, queue := range queues {
-				so[name] = append(so[name], head(name, queue, entries, ev.Kv.ModRevision))
+				past[name] = append(past[name], head(name, queue, entries, ev.Kv.ModRevision))
 			}
 			if ev.Kv.ModRevision >= revision {
-				return so
+				return past
 			}
 		}
 	}
@@ -92,7 +94,7 @@ func replay(t testing.TB, etcd *clientv3.Client, revision int64) truth {
 	return nil
 }
 
-// head returns the state of name when there are those entries.
+// head returns the state of name that follows from the entries.
 func head(name, queue string, entries map[string]*mvccpb.KeyValue, revision int64) locker.State {
 	state := locker.State{Holder: locker.Holder{Name: name}, Revision: revision}
 	for key, kv := range entries {
@@ -104,9 +106,9 @@ func head(name, queue string, entries map[string]*mvccpb.KeyValue, revision int6
 	return state
 }
 
-// makeHistory lets three clients do at random what can be done to locks, ends with
-// "a" held, and returns the truth about it.
-func makeHistory(t testing.TB, b bundle) truth {
+// makeHistory has three clients use locks at random, ends with "a" held, and returns
+// the truth about it.
+func makeHistory(t testing.TB, b locktest.Bundle) truth {
 	t.Helper()
 	const clients, goroutines, calls = 3, 3, 40
 	seed := rand.Uint64()
@@ -122,12 +124,12 @@ func makeHistory(t testing.TB, b bundle) truth {
 				rnd := rand.New(rand.NewPCG(seed, uint64(i*goroutines+j)))
 				wg.Go(func() {
 					for n := range calls {
-						ctx, cancel := context.WithTimeout(t.Context(), patience)
+						ctx, cancel := context.WithTimeout(t.Context(), locktest.Patience)
 						call := c.Lock
 						switch rnd.IntN(6) {
 						case 0:
 							call = c.TryLock
-						case 1: // may give up
+						case 1: // may be canceled
 							cancel()
 							ctx, cancel = context.WithTimeout(t.Context(), time.Duration(rnd.IntN(30))*time.Millisecond)
 						}
@@ -148,19 +150,19 @@ func makeHistory(t testing.TB, b bundle) truth {
 				})
 			}
 			wg.Wait()
-			if err := c.Close(); err != nil { // with all that it does in the background
+			if err := c.Close(); err != nil { // which ends what it does in the background
 				t.Error(err)
 			}
 		})
 	}
 	crowd.Wait()
 	if holds.Load() < calls {
-		t.Errorf("there were %d holds, that is no history", holds.Load())
+		t.Errorf("there were only %d holds", holds.Load())
 	}
 	c := b.Client(t)
-	unlock(t, lock(t, c, "a/b", "the end"))
-	lock(t, c, "a", "the end")
-	end, err := b.Etcd.Put(within(t), "locker/the end", "") // no entry
+	locktest.Unlock(t, locktest.Lock(t, c, "a/b", "the end"))
+	locktest.Lock(t, c, "a", "the end")
+	end, err := b.Etcd.Put(locktest.Within(t), "locker/the end", "") // no entry
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,14 +171,14 @@ func makeHistory(t testing.TB, b bundle) truth {
 
 // witness is a loop over states that remembers them.
 type witness struct {
-	names []string // that it has to tell
+	names []string // whose last states it must see
 	mu    sync.Mutex
 	seen  []locker.State
-	order order
+	order locktest.Order
 }
 
 // run iterates until ctx ends, with a pause of up to that long after each state.
-func (o *witness) run(ctx context.Context, t testing.TB, states iter.Seq2[locker.State, error], pause time.Duration) {
+func (w *witness) run(ctx context.Context, t testing.TB, states iter.Seq2[locker.State, error], pause time.Duration) {
 	for state, err := range states {
 		if err != nil {
 			if ctx.Err() == nil {
@@ -184,24 +186,24 @@ func (o *witness) run(ctx context.Context, t testing.TB, states iter.Seq2[locker
 			}
 			return
 		}
-		o.mu.Lock()
-		if err := o.order.Check(state); err != nil {
+		w.mu.Lock()
+		if err := w.order.Check(state); err != nil {
 			t.Error(err)
 		}
-		o.seen = append(o.seen, state)
-		o.mu.Unlock()
+		w.seen = append(w.seen, state)
+		w.mu.Unlock()
 		if pause > 0 {
 			<-time.After(rand.N(pause))
 		}
 	}
 }
 
-// reached reports whether it has told how the history ended.
-func (o *witness) reached(so truth) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, name := range o.names {
-		last, end := o.order.Last[name], so.end(name)
+// reached reports whether the witness has seen how the history ended.
+func (w *witness) reached(past truth) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range w.names {
+		last, end := w.order.Last[name], past.end(name)
 		if last.Held != end.Held || end.Held && last.Holder != end.Holder {
 			return false
 		}
@@ -209,17 +211,27 @@ func (o *witness) reached(so truth) bool {
 	return true
 }
 
+// resetOften breaks the connections of a proxy every 200 ms, until ctx ends.
+func resetOften(ctx context.Context, proxy *embedtest.Proxy) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		<-tick.C
+		proxy.Reset()
+	}
+}
+
 func TestWatch_EachStateThatItYieldsWasTrueAtItsRevision(t *testing.T) {
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	calm, shaken := b.Client(t), newClient(t, proxy.Client(t))
+	calm, shaken := b.Client(t), locktest.NewClient(t, proxy.Client(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	var witnesses []*witness
 	var wg sync.WaitGroup
 	attend := func(states iter.Seq2[locker.State, error], pause time.Duration, names ...string) {
-		o := &witness{names: names}
-		witnesses = append(witnesses, o)
-		wg.Go(func() { o.run(ctx, t, states, pause) })
+		w := &witness{names: names}
+		witnesses = append(witnesses, w)
+		wg.Go(func() { w.run(ctx, t, states, pause) })
 	}
 	for _, c := range []*locker.Client{calm, shaken} {
 		for _, pause := range []time.Duration{0, 50 * time.Millisecond} {
@@ -232,50 +244,43 @@ func TestWatch_EachStateThatItYieldsWasTrueAtItsRevision(t *testing.T) {
 	}
 	hasty := &witness{}
 	witnesses = append(witnesses, hasty)
-	wg.Go(func() { // comes again and again while things change
+	wg.Go(func() { // begins again and again while things change
 		for ctx.Err() == nil {
 			for _, watch := range []func(context.Context, string) iter.Seq2[locker.State, error]{calm.Watch, calm.WatchPrefix} {
-				hasty.order = order{}
+				hasty.order = locktest.Order{}
 				few, enough := context.WithTimeout(ctx, 5*time.Millisecond)
 				hasty.run(few, t, watch(few, "a"), 0)
 				enough()
 			}
 		}
 	})
-	wg.Go(func() {
-		shake := time.NewTicker(200 * time.Millisecond)
-		defer shake.Stop()
-		for ctx.Err() == nil {
-			<-shake.C
-			proxy.Reset()
-		}
-	})
+	wg.Go(func() { resetOften(ctx, proxy) })
 	defer wg.Wait()
 	defer cancel()
 
-	so := makeHistory(t, b)
-	if end := so.end("a"); end.Value != "the end" {
+	past := makeHistory(t, b)
+	if end := past.end("a"); end.Value != "the end" {
 		t.Fatalf("the history ended with %+v", end)
 	}
-	eventually(t, "all witnesses know the end", func() bool {
-		return !slices.ContainsFunc(witnesses, func(o *witness) bool { return !o.reached(so) })
+	locktest.Eventually(t, "all witnesses know the end", func() bool {
+		return !slices.ContainsFunc(witnesses, func(w *witness) bool { return !w.reached(past) })
 	})
 	cancel()
 	wg.Wait()
-	told := 0
-	for _, o := range witnesses {
-		told += len(o.seen)
-		for _, state := range o.seen {
-			if err := so.agrees(state); err != nil {
+	yielded := 0
+	for _, w := range witnesses {
+		yielded += len(w.seen)
+		for _, state := range w.seen {
+			if err := past.agrees(state); err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	t.Logf("%d states were yielded of %d revisions", told, len(so["a"]))
+	t.Logf("%d states were yielded of %d revisions", yielded, len(past["a"]))
 }
 
 func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
-	b := setup(t)
+	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
 	type sample struct {
 		revision int64
@@ -283,7 +288,7 @@ func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	caches := []*locker.Cache{newCache(t, b.Client(t), ""), newCache(t, newClient(t, proxy.Client(t)), "")}
+	caches := []*locker.Cache{locktest.NewCache(t, b.Client(t), ""), locktest.NewCache(t, locktest.NewClient(t, proxy.Client(t)), "")}
 	samples := make([][]sample, len(caches))
 	for i, k := range caches {
 		wg.Go(func() {
@@ -300,20 +305,13 @@ func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
 			}
 		})
 	}
-	wg.Go(func() {
-		shake := time.NewTicker(200 * time.Millisecond)
-		defer shake.Stop()
-		for ctx.Err() == nil {
-			<-shake.C
-			proxy.Reset()
-		}
-	})
+	wg.Go(func() { resetOften(ctx, proxy) })
 	defer wg.Wait()
 	defer cancel()
-	so := makeHistory(t, b)
+	past := makeHistory(t, b)
 	for i, k := range caches {
-		eventually(t, fmt.Sprintf("cache %d knows the end", i), func() bool {
-			return slices.Equal(k.List(), list(t, b.Client(t), ""))
+		locktest.Eventually(t, fmt.Sprintf("cache %d knows the end", i), func() bool {
+			return slices.Equal(k.List(), locktest.List(t, b.Client(t), ""))
 		})
 	}
 	cancel()
@@ -321,7 +319,7 @@ func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
 	for i := range samples {
 		t.Logf("%d samples of cache %d", len(samples[i]), i)
 		for _, s := range samples[i] {
-			if want := so.held(s.revision); !slices.Equal(s.holders, want) {
+			if want := past.held(s.revision); !slices.Equal(s.holders, want) {
 				t.Errorf("cache %d at revision %d has %+v, but held were %+v", i, s.revision, s.holders, want)
 			}
 		}

@@ -20,10 +20,10 @@ func TestGroup_JoinWaitsForTheLast(t *testing.T) {
 		g.Run(func() { <-let })
 		g.After(time.Second, func() { time.Sleep(time.Second) })
 		if !g.Close() || g.Close() {
-			t.Error("the first Close only is the first")
+			t.Error("want only the first Close to report true")
 		}
 		if g.Begin() {
-			t.Error("a closed group has begun something")
+			t.Error("a closed group began a task")
 		}
 		joined := make(chan struct{})
 		go func() {
@@ -36,7 +36,7 @@ func TestGroup_JoinWaitsForTheLast(t *testing.T) {
 		synctest.Wait()
 		select {
 		case <-joined:
-			t.Error("joined while a function of After had not returned")
+			t.Error("joined before a function of After had returned")
 		default:
 		}
 		time.Sleep(time.Nanosecond)
@@ -49,9 +49,9 @@ func TestAlarm_IsStoppedOnceAndCountedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
 		g.Begin()
-		stopped := g.After(time.Second, func() { t.Error("called although it was stopped") })
+		stopped := g.After(time.Second, func() { t.Error("called after Stop") })
 		if !stopped.Stop() || stopped.Stop() {
-			t.Error("the first Stop only stops it")
+			t.Error("want only the first Stop to report true")
 		}
 		called := g.After(time.Second, func() {})
 		time.Sleep(time.Second)
@@ -101,7 +101,7 @@ func TestBacklog_DoesSoMuchAtATimeInOrder(t *testing.T) {
 			}
 		}
 		if !b.Run(func() {}) {
-			t.Error("after all was done, work has to wait")
+			t.Error("work has to wait though no other is left")
 		}
 		g.End()
 		g.Join()
@@ -134,7 +134,7 @@ func TestShared_IsDoneOnceForAllWhoAsk(t *testing.T) {
 			t.Errorf("done %d times", calls)
 		}
 		if _ = s.Do(work); calls != 2 {
-			t.Error("who asks later has it done again")
+			t.Error("a later call did not do the work again")
 		}
 	})
 }
@@ -147,7 +147,7 @@ func TestEither_EndsWithTheFirst(t *testing.T) {
 		other, endOther := context.WithCancelCause(t.Context())
 		both, release := Either(ctx, other)
 		if both.Err() != nil {
-			t.Fatal("ended before either")
+			t.Fatal("ended before either context")
 		}
 		if one {
 			end(first)
@@ -162,7 +162,7 @@ func TestEither_EndsWithTheFirst(t *testing.T) {
 			t.Errorf("ended with %v", cause)
 		}
 		if late, release := Either(t.Context(), other); late.Err() == nil {
-			t.Error("of one that has ended already it has not ended")
+			t.Error("it has not ended, though one has ended already")
 		} else {
 			release()
 		}

@@ -18,11 +18,11 @@ import (
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
 
-// scriptedKV answers transactions as a script says. Each takes a moment.
+// scriptedKV answers transactions as a script says, each after a moment.
 type scriptedKV struct {
 	pb.KVClient
 	start  time.Time
-	script func(n int, keys string) []error // of the n-th, which writes these keys: one error for each time it is sent
+	script func(n int, keys string) []error // for the n-th, which writes these keys: one error for each time it is sent
 
 	mu       sync.Mutex // guards what follows
 	sent     []sent
@@ -37,8 +37,8 @@ type sent struct {
 
 var (
 	errNeverComes = errors.New("never comes")            // no answer
-	errNotThen    = errors.New("a compare has not held") // no error
-	errOldEpoch   = errors.New("a record was written")   // no error
+	errNotThen    = errors.New("a compare did not hold") // answered as refused, without an error
+	errOldEpoch   = errors.New("a record was written")   // answered as refused, with the new record
 )
 
 func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
@@ -87,7 +87,7 @@ func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...gr
 	return nil, err
 }
 
-// times has the first errors happen one after the other, each to one transaction, and none to those that follow.
+// times returns a script in which each error happens to one transaction, in this order, and none to those that follow.
 func times(errs ...error) func(int, string) []error {
 	return func(n int, _ string) []error {
 		if n < len(errs) {
@@ -97,7 +97,7 @@ func times(errs ...error) func(int, string) []error {
 	}
 }
 
-// newEpoch is the mod revision that a record has when it was written.
+// newEpoch is the mod revision of a record that was written.
 const newEpoch = 9
 
 func keysOf(request *pb.TxnRequest) (keys []string) {
@@ -123,7 +123,7 @@ func applied(request *pb.TxnRequest, revision int64) *pb.TxnResponse {
 	return resp
 }
 
-// grouped is a client whose transactions are scripted.
+// grouped is a Store whose transactions are scripted.
 type grouped struct {
 	*requests
 	kv *scriptedKV
@@ -138,7 +138,7 @@ func inGroup(t *testing.T, script func(n int, keys string) []error, f func(t *te
 	})
 }
 
-// followed is a write that notes what becomes of its attempts.
+// followed is a write that records the outcomes of its attempts.
 type followed struct {
 	Write
 	mu    sync.Mutex // guards what follows
@@ -146,12 +146,12 @@ type followed struct {
 	fates []Outcome
 }
 
-// submit has a write of name leave that puts key, with a value of that size.
+// submit submits a write of name that puts key, with a value of that size.
 func (g *grouped) submit(name, key string, size int) *followed {
 	return g.submitTxn(Txn{Name: name, Then: []*pb.RequestOp{OpPut(key, strings.Repeat("v", size), 0)}})
 }
 
-// submitTxn has a write leave.
+// submitTxn submits a write.
 func (g *grouped) submitTxn(t Txn) *followed {
 	w := &followed{begun: 1}
 	w.Write = Write{
@@ -171,7 +171,7 @@ func (g *grouped) submitTxn(t Txn) *followed {
 	return w
 }
 
-// all has a write leave for each key, whose name is its first letter.
+// all submits a write for each key, whose name is the first letter of the key.
 func (g *grouped) all(keys string) (all []*followed) {
 	for _, key := range strings.Fields(keys) {
 		all = append(all, g.submit(key[:1], key, 0))
@@ -179,16 +179,16 @@ func (g *grouped) all(keys string) (all []*followed) {
 	return all
 }
 
-// sent checks which transactions were sent, and that nothing goes on.
+// sent checks which transactions were sent, and that nothing is left to do.
 func (g *grouped) sent(want ...sent) {
 	g.t.Helper()
 	g.idle()
 	if !slices.Equal(g.kv.sent, want) {
-		g.t.Errorf("sent were\n%v, not\n%v", g.kv.sent, want)
+		g.t.Errorf("sent\n%v, want\n%v", g.kv.sent, want)
 	}
 }
 
-// keys are what each transaction wrote.
+// keys returns the keys that each transaction wrote.
 func (g *grouped) keys() (keys []string) {
 	g.kv.mu.Lock()
 	defer g.kv.mu.Unlock()
@@ -198,7 +198,7 @@ func (g *grouped) keys() (keys []string) {
 	return keys
 }
 
-// is checks the result of a write, and that each of its attempts has landed.
+// is checks the result of a write, and that each of its attempts has an outcome.
 func (w *followed) is(t *testing.T, err error, only bool) {
 	t.Helper()
 	select {
@@ -216,33 +216,33 @@ func (w *followed) is(t *testing.T, err error, only bool) {
 	w.landings(t)
 }
 
-// tried returns how many attempts have begun, and what has become of them.
+// tried returns how many attempts have begun, and their outcomes so far.
 func (w *followed) tried() (begun int, fates []Outcome) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.begun, slices.Clone(w.fates)
 }
 
-// landings checks that each of the attempts has landed.
+// landings checks that each of the attempts has an outcome.
 func (w *followed) landings(t *testing.T) {
 	t.Helper()
 	if begun, fates := w.tried(); begun != len(fates) {
-		t.Errorf("%d attempts at %s were begun, %d landed", begun, w.key(), len(fates))
+		t.Errorf("%d attempts at %s have begun, %d have an outcome", begun, w.key(), len(fates))
 	}
 }
 
 func (w *followed) key() string { return string(w.Then[0].GetRequestPut().Key) }
 
-// doubts are which of the attempts landed in doubt.
+// doubts checks which of the attempts are in doubt.
 func (w *followed) doubts(t *testing.T, want ...bool) {
 	t.Helper()
 	var got []bool
 	_, fates := w.tried()
 	for _, o := range fates {
-		got = append(got, (o.State() == InDoubt))
+		got = append(got, o.State() == InDoubt)
 	}
 	if !slices.Equal(got, want) {
-		t.Errorf("of the attempts at %s were in doubt: %v, not %v", w.key(), got, want)
+		t.Errorf("the attempts at %s are in doubt: %v, want %v", w.key(), got, want)
 	}
 }
 
@@ -266,7 +266,7 @@ func TestGroup_ARecordLeavesAtOnceAndAlone(t *testing.T) {
 		g.submit("", "other", 0)
 		g.at(time.Second)
 		if len(g.kv.sent) != 4 || g.kv.sent[2] != (sent{moment / 2, "other"}) || g.kv.sent[3] != (sent{moment, "b1"}) {
-			t.Errorf("sent were %v", g.kv.sent)
+			t.Errorf("sent %v", g.kv.sent)
 		}
 	})
 }
@@ -315,9 +315,9 @@ func TestGroup_WhatIsRefusedTogetherLeavesAlone(t *testing.T) {
 				g.at(time.Second)
 				g.idle()
 				got := g.keys()
-				slices.Sort(got[2:]) // they leave at once
+				slices.Sort(got[2:]) // they are sent at the same time
 				if want := []string{"x", "a bad c", "a", "bad", "c"}; !slices.Equal(got, want) {
-					t.Errorf("sent were %q, not %q", got, want)
+					t.Errorf("sent %q, want %q", got, want)
 				}
 				for _, w := range all {
 					switch {
@@ -340,7 +340,7 @@ func TestGroup_WhatIsRefusedTogetherAndForgottenDoesNotLeaveAgain(t *testing.T) 
 		all := g.all("x a b")
 		g.at(moment * 3 / 2)
 		if err := g.group.forget(&all[1].Write); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("it is known that %v", err)
+			t.Errorf("forget returned %v", err)
 		}
 		g.at(time.Second)
 		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{2 * moment, "b"})
@@ -365,7 +365,7 @@ func TestGroup_LearnsHowManyOperationsAServerTakes(t *testing.T) {
 		g.idle()
 		got := g.keys()
 		if want := []string{"x", "a b", "c d", "e"}; !slices.Equal(got[len(got)-4:], want) {
-			t.Errorf("sent were %q, at last not %q", got, want)
+			t.Errorf("sent %q, want %q at the end", got, want)
 		}
 		for _, w := range all {
 			w.is(t, nil, true)
@@ -378,7 +378,7 @@ func TestGroup_WhatIsForgottenBeforeItLeavesIsNeverSent(t *testing.T) {
 		all := g.all("x a1 a2 b")
 		for _, w := range []*followed{all[1], all[3]} {
 			if err := g.group.forget(&w.Write); err != ErrUnsent {
-				t.Errorf("%s was forgotten with %v", w.key(), err)
+				t.Errorf("forgetting %s returned %v", w.key(), err)
 			}
 		}
 		g.at(time.Second)
@@ -387,7 +387,7 @@ func TestGroup_WhatIsForgottenBeforeItLeavesIsNeverSent(t *testing.T) {
 			w.landings(t)
 			w.doubts(t, false)
 			if _, fates := w.tried(); len(fates) != 1 || fates[0].Err != ErrUnsent {
-				t.Errorf("it landed as %v", fates)
+				t.Errorf("its outcomes are %v", fates)
 			}
 		}
 		all[2].is(t, nil, true)
@@ -412,12 +412,12 @@ func TestGroup_WhatAllHaveForgottenHasTheTimeToBeAnsweredOnly(t *testing.T) {
 		w := g.all("a")[0]
 		g.at(moment)
 		if err := g.group.forget(&w.Write); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("it is known that %v", err)
+			t.Errorf("forget returned %v", err)
 		}
 		given := g.LateAnswerWait() + Allowance(1)
 		g.at(moment + given - 1)
 		if _, fates := w.tried(); len(fates) > 0 {
-			t.Errorf("it landed as %v", fates)
+			t.Errorf("its outcomes are %v", fates)
 		}
 		g.at(moment + given)
 		w.landings(t)
@@ -459,11 +459,11 @@ func TestGroup_WhatHasFailedTogetherGathersAgain(t *testing.T) {
 	inGroup(t, times(nil, errPassing), func(t *testing.T, g *grouped) {
 		all := g.all("x a b c1")
 		g.at(2*moment + backoff.Shortest/4)
-		all = append(all, g.all("y c2 d")...) // while the others pause; the first leaves at once
+		all = append(all, g.all("y c2 d")...) // while the others pause; the first is sent at once
 		g.at(time.Second)
 		g.idle()
 		if want := []string{"x", "a b c1", "y", "c1 d a b", "c2"}; !slices.Equal(g.keys(), want) {
-			t.Errorf("sent were %q, not %q", g.keys(), want)
+			t.Errorf("sent %q, want %q", g.keys(), want)
 		}
 		for _, w := range all {
 			again := slices.Contains([]string{"a", "b", "c1"}, w.key())
@@ -478,7 +478,7 @@ func TestGroup_TooManyRequestsAreTriedAgain(t *testing.T) {
 		g.at(time.Second)
 		g.idle()
 		if want := []string{"x", "a b", "a b", "a b"}; !slices.Equal(g.keys(), want) {
-			t.Errorf("sent were %q, not %q", g.keys(), want)
+			t.Errorf("sent %q, want %q", g.keys(), want)
 		}
 		for _, w := range all[1:] {
 			w.is(t, nil, false)
@@ -499,7 +499,7 @@ func TestGroup_AStuckTransactionHoldsUpOthersForTheHedgeDelay(t *testing.T) {
 		all[2].is(t, nil, true)
 		g.kv.mu.Lock()
 		if !slices.Contains(g.kv.sent, sent{testDelay, "b c"}) {
-			t.Errorf("sent were %v", g.kv.sent)
+			t.Errorf("sent %v", g.kv.sent)
 		}
 		g.kv.mu.Unlock()
 		_ = g.group.forget(&all[0].Write)
@@ -533,10 +533,10 @@ func TestGroup_WhatARecordRefusesGathersAgainInItsNewEpoch(t *testing.T) {
 			}
 		}
 		if keys := g.keys(); !slices.Equal(keys, []string{"x", "a b", "a b"}) {
-			t.Errorf("sent were %q", keys)
+			t.Errorf("sent %q", keys)
 		}
 		if !slices.Contains(learned, newEpoch) {
-			t.Error("nobody has learned the new epoch")
+			t.Error("the new epoch was not reported")
 		}
 		for n, epoch := range map[int]int64{1: 5, 2: newEpoch} {
 			if compares := g.kv.requests[n].Compare; len(compares) != 1 || compares[0].String() != CmpMod("r", epoch).String() {
@@ -548,19 +548,19 @@ func TestGroup_WhatARecordRefusesGathersAgainInItsNewEpoch(t *testing.T) {
 
 func TestOutcome_IsOneOfThree(t *testing.T) {
 	t.Parallel()
-	applied := &pb.TxnResponse{Succeeded: true}
+	succeeded := &pb.TxnResponse{Succeeded: true}
 	for name, test := range map[string]struct {
 		outcome Outcome
 		want    State
 	}{
-		"applied":                       {Outcome{Resp: applied}, Applied},
+		"applied":                       {Outcome{Resp: succeeded}, Applied},
 		"a compare did not hold":        {Outcome{Resp: new(pb.TxnResponse)}, Refused},
 		"refused":                       {Outcome{Err: errRefused}, Refused},
 		"never sent":                    {Outcome{Err: ErrUnsent}, Refused},
 		"no answer":                     {Outcome{Err: context.DeadlineExceeded}, InDoubt},
 		"a passing trouble":             {Outcome{Err: errPassing}, InDoubt},
 		"no space":                      {Outcome{Err: rpctypes.ErrNoSpace}, InDoubt},
-		"applied, and sent repeatedly":  {Outcome{Resp: applied, repeated: true}, InDoubt},
+		"applied, and sent repeatedly":  {Outcome{Resp: succeeded, repeated: true}, InDoubt},
 		"refused, and sent repeatedly":  {Outcome{Err: errRefused, repeated: true}, InDoubt},
 		"not then, and sent repeatedly": {Outcome{Resp: new(pb.TxnResponse), repeated: true}, InDoubt},
 	} {
@@ -577,7 +577,7 @@ func TestStore_AWriteWhoseContextHasEndedIsNeverSent(t *testing.T) {
 		var fates []Outcome
 		_, _, err := g.Write(ctx, &Write{Txn: Txn{Name: "a", Then: []*pb.RequestOp{OpPut("a", "", 0)}}, Landed: func(o Outcome) { fates = append(fates, o) }})
 		if !errors.Is(err, context.Canceled) || len(fates) != 1 || fates[0].State() != Refused {
-			t.Errorf("%v; landed %v", err, fates)
+			t.Errorf("%v; its outcomes are %v", err, fates)
 		}
 		g.sent()
 	})

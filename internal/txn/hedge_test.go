@@ -19,7 +19,7 @@ import (
 
 const (
 	testDelay = 400 * time.Millisecond // the hedge delay of these tests
-	moment    = 50 * time.Millisecond  // what an attempt takes
+	moment    = 50 * time.Millisecond  // how long an attempt takes
 	never     = time.Duration(-1)
 )
 
@@ -28,7 +28,7 @@ var (
 	errRefused = status.Error(codes.PermissionDenied, "refused")
 )
 
-// requests is a store in a bubble.
+// requests is a Store in a bubble, with the attempts that were made through it.
 type requests struct {
 	*Store
 	t     *testing.T
@@ -38,10 +38,10 @@ type requests struct {
 	tried []*try
 }
 
-// try is one attempt at a request: when it began and ended, counted from the start.
+// try is one attempt at a request: when it began and ended, relative to the start.
 type try struct{ began, ended time.Duration }
 
-// inBubble runs f in a bubble, as a task of the client. All that f starts has to end.
+// inBubble runs f in a bubble, as a task of the client. Everything that f starts must end.
 func inBubble(t *testing.T, f func(t *testing.T, r *requests)) {
 	t.Helper()
 	t.Parallel()
@@ -68,13 +68,13 @@ func inBubble(t *testing.T, f func(t *testing.T, r *requests)) {
 
 func (r *requests) now() time.Duration { return time.Since(r.start) }
 
-// at lets time pass until so long after the start, and then everything happen that happens at that time.
+// at returns when d has passed since the start, and everything that happens at that time has happened.
 func (r *requests) at(d time.Duration) {
 	time.Sleep(time.Until(r.start.Add(d)))
 	synctest.Wait()
 }
 
-// idle checks that no task is left but the test itself.
+// idle checks that no task is left except the test itself.
 func (r *requests) idle() {
 	r.t.Helper()
 	before := r.now()
@@ -87,11 +87,11 @@ func (r *requests) idle() {
 	r.budget.mu.Lock()
 	defer r.budget.mu.Unlock()
 	if r.budget.fresh != 0 {
-		r.t.Errorf("%d hedges were not counted out", r.budget.fresh)
+		r.t.Errorf("the budget still counts %d hedges", r.budget.fresh)
 	}
 }
 
-// step is what one attempt meets: after a while, counted from when it begins, its answer or error.
+// step is the result of one attempt: after a while, relative to its beginning, an answer or an error.
 type step struct {
 	after  time.Duration
 	answer string
@@ -100,7 +100,7 @@ type step struct {
 
 var silence = step{after: never}
 
-// hedge makes a request whose n-th attempt meets the n-th step, and those that follow the last one.
+// hedge makes a request whose n-th attempt has the n-th step as its result, and any further attempt the last one.
 func (r *requests) hedge(ctx context.Context, allowed, late time.Duration, steps ...step) (string, error) {
 	return hedge(ctx, r.Store, allowed, late, func(ctx context.Context) (string, error) {
 		mine := &try{began: r.now(), ended: never}
@@ -134,18 +134,18 @@ func (r *requests) tries(want ...try) {
 		got[i] = *a
 	}
 	if !slices.Equal(got, want) {
-		r.t.Errorf("the attempts began and ended at %v, not %v", got, want)
+		r.t.Errorf("the attempts began and ended at %v, want %v", got, want)
 	}
 }
 
-// returned checks what a request returned, and that it is that time.
+// returned checks what a request returned, and when.
 func (r *requests) returned(answer string, err error, want string, wantErr error, when time.Duration) {
 	r.t.Helper()
 	if answer != want || !errors.Is(err, wantErr) {
-		r.t.Errorf("it returned %q, %v, not %q, %v", answer, err, want, wantErr)
+		r.t.Errorf("it returned %q, %v, want %q, %v", answer, err, want, wantErr)
 	}
 	if now := r.now(); now != when {
-		r.t.Errorf("it returned after %v, not %v", now, when)
+		r.t.Errorf("it returned after %v, want %v", now, when)
 	}
 	synctest.Wait()
 }
@@ -210,7 +210,7 @@ func TestHedge_HasTwoAttemptsAtMostAtGrowingIntervals(t *testing.T) {
 				var intervals []time.Duration
 				for i, a := range r.tried[1:] {
 					if i > 0 && a.began < r.tried[i].ended {
-						t.Errorf("a replacement began after %v, but that before it ended after %v", a.began, r.tried[i].ended)
+						t.Errorf("an attempt began after %v, but the one it replaced ended after %v", a.began, r.tried[i].ended)
 					}
 					intervals = append(intervals, a.began-r.tried[i].began)
 				}
@@ -223,7 +223,7 @@ func TestHedge_HasTwoAttemptsAtMostAtGrowingIntervals(t *testing.T) {
 					t.Errorf("the attempts began in intervals of %v", intervals)
 				}
 				if len(intervals) < 20 {
-					t.Errorf("it was hedged no more than %d times in %v", len(intervals), length)
+					t.Errorf("it was hedged only %d times in %v", len(intervals), length)
 				}
 			})
 		})
@@ -246,7 +246,7 @@ func TestHedge_AFailureOfTheFirstWaitsForTheSecond(t *testing.T) {
 		"which fails":                          {[]step{first, {after: 2 * moment, err: errors.Join(errPassing)}}, "", errPassing, second + 2*moment},
 		"which had failed, and is between two": {[]step{first, {err: errors.Join(errPassing)}}, "", errPassing, failed},
 		"which is silent":                      {[]step{first, silence}, "", errPassing, second + testDelay + allowed},
-		// It was replaced, and so it would run for longer.
+		// A hedge that was replaced may run for longer.
 		"which is silent for long": {[]step{{after: time.Minute, err: errPassing}, silence}, "", errPassing, time.Minute + testDelay + allowed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -314,7 +314,7 @@ func TestHedge_AnAnswerOfTheFirstGivesTheSecondTheTimeToBeAnswered(t *testing.T)
 
 func TestHedge_WaitsForWhatOthersSend(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *requests) {
-		done := r.carry(slowestLink) // which takes a second
+		done := r.carry(slowestLink) // bytes, which take a second
 		time.AfterFunc(time.Second, func() { r.carry(2 * slowestLink) })
 		time.AfterFunc(2*time.Second, done)
 		// After a second there were three to go, and two when they had passed.
@@ -372,13 +372,13 @@ func TestHedgeBudget_TheWindowFollowsWhatHedgesAchieve(t *testing.T) {
 	t.Parallel()
 	const helped, useless, late = 1, 2, 3
 	h := &budget{window: firstHedges}
-	judge := func(what, times, want int) {
+	judge := func(what, n, want int) {
 		t.Helper()
-		for range times {
+		for range n {
 			h.judge(what != useless, what == late)
 		}
 		if h.window != want {
-			t.Errorf("the window is %d, not %d", h.window, want)
+			t.Errorf("the window is %d, want %d", h.window, want)
 		}
 	}
 	judge(helped, 1, 2*firstHedges)
@@ -410,7 +410,7 @@ func TestHedgeBudget_CountsWhatBecameOfEachHedge(t *testing.T) {
 				_, _ = r.hedge(t.Context(), 0, time.Second, this.first, this.second)
 				r.idle()
 				if r.budget.window != this.window {
-					t.Errorf("the window is %d, not %d", r.budget.window, this.window)
+					t.Errorf("the window is %d, want %d", r.budget.window, this.window)
 				}
 			})
 		})
@@ -432,7 +432,7 @@ func TestHedgeBudget_AHedgeTakesNoRoomAfterTheHedgeDelay(t *testing.T) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if n := len(r.tried); n != want {
-				t.Errorf("after %v there were %d attempts, not %d", r.now(), n, want)
+				t.Errorf("after %v there were %d attempts, want %d", r.now(), n, want)
 			}
 		}
 		r.at(allowed + testDelay)

@@ -14,8 +14,8 @@ import (
 
 var errCanceledOnTheWay = status.Error(codes.Canceled, "by something on the way")
 
-// etcd's client repeats what was canceled on the way. A refusal of the second sending says nothing about the first,
-// which may have been applied.
+// etcd's client repeats a request that was canceled on the way. A refusal of the repetition says nothing about the
+// first request, which may have been applied.
 func TestRepeats_ARefusalLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	t.Parallel()
 	once := &Repeats{Context: t.Context()}
@@ -23,7 +23,7 @@ func TestRepeats_ARefusalLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	finish(errCanceledOnTheWay)
 	finish(errRefused)
 	if !once.Any() {
-		t.Error("the first sending is in doubt, and that is not reported")
+		t.Error("the first request is in doubt, but that is not reported")
 	}
 }
 
@@ -38,8 +38,8 @@ func TestGroup_ARefusalAloneLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	})
 }
 
-// Of what left together the first sending may have been applied, though the second is refused: each of the writes is
-// in doubt, and the answer it gets alone is not that of the only attempt.
+// A transaction of several writes may have been applied when it was first sent, though its repetition is refused. So
+// each write is in doubt, and the answer it then gets alone is not that of its only attempt.
 func TestGroup_ARefusalTogetherLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) {
 	for name, refusal := range map[string]error{"by a compare": errNotThen, "for one": errRefused} {
 		t.Run(name, func(t *testing.T) {
@@ -61,10 +61,10 @@ func TestGroup_ARefusalTogetherLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) 
 					_, fates := w.tried()
 					doubt := false
 					for _, o := range fates {
-						doubt = doubt || (o.State() == InDoubt)
+						doubt = doubt || o.State() == InDoubt
 					}
 					if !doubt {
-						t.Errorf("no attempt at %s landed in doubt", w.key())
+						t.Errorf("no attempt at %s is in doubt", w.key())
 					}
 				}
 			})
@@ -74,7 +74,7 @@ func TestGroup_ARefusalTogetherLeavesWhatWasCanceledBeforeInDoubt(t *testing.T) 
 
 func TestRepeats_CountsWhatMayHaveBeenApplied(t *testing.T) {
 	t.Parallel()
-	canceled := status.Error(codes.Canceled, "by something on the way")
+	canceled := errCanceledOnTheWay
 	noToken := rpctypes.ErrGRPCInvalidAuthToken
 	for name, this := range map[string]struct {
 		finished []error

@@ -8,8 +8,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// FuzzAnswersOfAWatchStream has a server answer as it likes, a byte each: a watch gets
-// its own answers, from its confirmation to its end, and no others.
+// FuzzAnswersOfAWatchStream gives a stream any answers, one for each byte: a watch gets
+// its own, from its confirmation to its end, and no others.
 func FuzzAnswersOfAWatchStream(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5})
 	f.Add([]byte{0, 0, 1, 9, 2, 10, 18, 3, 11, 4, 2, 0, 33, 34})
@@ -55,7 +55,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 				}
 			}
 			if w.closed && s.watches[w.id] == w {
-				t.Errorf("watch %d was closed, but goes on", w.id)
+				t.Errorf("watch %d goes on after it was closed", w.id)
 			}
 			if w.err == nil && !w.closed && s.watches[w.id] != w && w.posted == nil && !slices.Contains(s.creating, w) {
 				t.Errorf("watch %d has been forgotten", w.id)

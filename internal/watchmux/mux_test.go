@@ -22,24 +22,24 @@ import (
 
 const delay = 400 * time.Millisecond // the hedge delay of these tests
 
-// cluster is the other end of the streams: what each does with a request says the script.
+// cluster is the other end of the streams. Its script says what each does with a request.
 type cluster struct {
 	pb.UnimplementedWatchServer
-	script func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error
+	script func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error
 
 	mu       sync.Mutex // guards what follows
 	streams  int
-	revision int64 // that a linearizable read shows
+	revision int64 // of linearizable reads
 	canceled []int64
 }
 
-func (c *cluster) Watch(stream pb.Watch_WatchServer) error {
+func (c *cluster) Watch(peer pb.Watch_WatchServer) error {
 	c.mu.Lock()
 	n := c.streams
 	c.streams++
 	c.mu.Unlock()
 	for {
-		request, err := stream.Recv()
+		request, err := peer.Recv()
 		if err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func (c *cluster) Watch(stream pb.Watch_WatchServer) error {
 			c.canceled = append(c.canceled, cancel.WatchId)
 			c.mu.Unlock()
 		}
-		if err := c.script(n, stream, request); err != nil {
+		if err := c.script(n, peer, request); err != nil {
 			return err
 		}
 	}
@@ -66,21 +66,21 @@ func (c *cluster) at(revision int64) {
 	c.revision = revision
 }
 
-// confirm confirms a watch that is created, at a revision.
-func confirm(stream pb.Watch_WatchServer, request *pb.WatchRequest, revision int64) error {
+// confirm confirms the creation of a watch, at a revision.
+func confirm(peer pb.Watch_WatchServer, request *pb.WatchRequest, revision int64) error {
 	create := request.GetCreateRequest()
 	if create == nil {
 		return nil
 	}
-	return stream.Send(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: revision}, WatchId: create.WatchId, Created: true})
+	return peer.Send(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: revision}, WatchId: create.WatchId, Created: true})
 }
 
-// firstOnly confirms one watch and is silent from then on.
-func firstOnly(stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+// firstOnly confirms the first watch and is silent from then on.
+func firstOnly(peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
 	if create := request.GetCreateRequest(); create == nil || create.WatchId > 1 {
 		return nil
 	}
-	return confirm(stream, request, 1)
+	return confirm(peer, request, 1)
 }
 
 // inBubble runs f with a Mux over the cluster, in a bubble where time is simulated.
@@ -151,16 +151,16 @@ func endsWithin(t *testing.T, w *Watch, d time.Duration) bool {
 }
 
 func TestMux_LeavesASilentStreamForOneThatAnswers(t *testing.T) {
-	c := &cluster{revision: 1, script: func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+	c := &cluster{revision: 1, script: func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
 		if n == 0 {
-			return firstOnly(stream, request)
+			return firstOnly(peer, request)
 		}
-		return confirm(stream, request, 1)
+		return confirm(peer, request, 1)
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
-		if !endsWithin(t, w, 3*delay) { // a check, its answer awaited, and another stream's
-			t.Error("it stays on a stream that is silent")
+		if !endsWithin(t, w, 3*delay) { // for a check, the wait for its answer, and that for another stream's
+			t.Error("it stays on a silent stream")
 		}
 		again := open(t, m, "a")
 		if endsWithin(t, again, 10*delay) {
@@ -171,30 +171,30 @@ func TestMux_LeavesASilentStreamForOneThatAnswers(t *testing.T) {
 }
 
 func TestMux_LeavesAStreamWhoseMemberIsBehindForOneThatIsNot(t *testing.T) {
-	c := &cluster{revision: 7, script: func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+	c := &cluster{revision: 7, script: func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
 		if n == 0 {
-			return confirm(stream, request, 1)
+			return confirm(peer, request, 1)
 		}
-		return confirm(stream, request, 7)
+		return confirm(peer, request, 7)
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		if !endsWithin(t, open(t, m, "a"), 3*delay) {
-			t.Error("it stays on a stream of a member that does not come up to the cluster")
+			t.Error("it stays on the stream of a member that is behind the cluster")
 		}
 	})
 }
 
 func TestMux_StaysOnASilentStreamIfTheOthersAreSilentToo(t *testing.T) {
-	c := &cluster{revision: 1, script: func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+	c := &cluster{revision: 1, script: func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
 		if n == 0 {
-			return firstOnly(stream, request)
+			return firstOnly(peer, request)
 		}
 		return nil
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
 		if endsWithin(t, w, 20*delay) {
-			t.Error("it left its stream for none that is better")
+			t.Error("it left its stream for one that is no better")
 		}
 		w.Close()
 	})
@@ -202,74 +202,74 @@ func TestMux_StaysOnASilentStreamIfTheOthersAreSilentToo(t *testing.T) {
 
 func TestMux_StaysOnAStreamThatDeliversThoughItIsSlow(t *testing.T) {
 	c := &cluster{revision: 1}
-	c.script = func(n int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
+	c.script = func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
 		if n > 0 {
-			return confirm(stream, request, 1)
+			return confirm(peer, request, 1)
 		}
 		if create := request.GetCreateRequest(); create != nil && create.WatchId > 1 { // a check
-			return stream.Send(&pb.WatchResponse{
+			return peer.Send(&pb.WatchResponse{
 				Header:  &pb.ResponseHeader{Revision: 1},
 				WatchId: 1,
 				Events:  []*mvccpb.Event{{Kv: &mvccpb.KeyValue{ModRevision: 1}}},
 			})
 		}
-		return confirm(stream, request, 1)
+		return confirm(peer, request, 1)
 	}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
 		if endsWithin(t, w, 20*delay) {
-			t.Error("it left a stream on which events come")
+			t.Error("it left a stream that delivers events")
 		}
 		w.Close()
 	})
 }
 
 func TestMux_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
-	c := &cluster{revision: 9, script: func(_ int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
-		return confirm(stream, request, 9)
+	c := &cluster{revision: 9, script: func(_ int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		return confirm(peer, request, 9)
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
 		if endsWithin(t, w, 5*delay) {
-			t.Fatal("it ended with nothing wrong")
+			t.Fatal("it ended though nothing is wrong")
 		}
 		if m.Current(9).IsZero() {
-			t.Error("it is not known when the cluster was at its revision")
+			t.Error("Current does not know when the cluster was at this revision")
 		}
 		c.at(3) // it has come back empty, or from a backup
 		if !endsWithin(t, w, 2*delay) {
-			t.Error("it goes on watching what was before")
+			t.Error("it goes on watching at the former revisions")
 		}
 		if !m.Current(9).IsZero() {
-			t.Error("it still tells when the former cluster was at a revision")
+			t.Error("Current still reports when the former cluster was at this revision")
 		}
 	})
 }
 
 func TestMux_KeepsAWatchForAWhile(t *testing.T) {
-	c := &cluster{script: func(_ int, stream pb.Watch_WatchServer, request *pb.WatchRequest) error {
-		return confirm(stream, request, 0)
+	c := &cluster{script: func(_ int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		return confirm(peer, request, 0)
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
 		m.Keep(w)
 		if !m.Keeps("a") || m.Keeps("b") {
-			t.Error("it does not keep what it was given")
+			t.Error("it does not keep the watch that it was given")
 		}
 		time.Sleep(watchIdle - 1)
 		if m.Again("a") != w || m.Again("a") != nil {
-			t.Error("it does not give back what it keeps, once")
+			t.Error("it does not give the watch back exactly once")
 		}
 		m.Keep(w)
 		time.Sleep(watchIdle)
 		synctest.Wait()
 		if m.Keeps("a") || m.Again("a") != nil {
-			t.Error("it keeps it longer than it is to")
+			t.Error("it keeps the watch too long")
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if !slices.Contains(c.canceled, 1) {
-			t.Errorf("etcd was told the end of %v", c.canceled)
+			t.Errorf("etcd was asked to cancel %v", c.canceled)
 		}
 	})
 }

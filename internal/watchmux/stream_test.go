@@ -21,7 +21,7 @@ func newMember(t *testing.T) member {
 	return m
 }
 
-// confirms has all watches confirmed that were asked for, and returns how many.
+// confirms confirms all watches that were asked for, and returns how many.
 func (m member) confirms() (n int) {
 	for _, request := range m.takeOutbox() {
 		if create := request.GetCreateRequest(); create != nil {
@@ -32,7 +32,7 @@ func (m member) confirms() (n int) {
 	return n
 }
 
-// opens returns a watch that is confirmed.
+// opens returns a confirmed watch.
 func (m member) opens(what Target) *Watch {
 	m.Helper()
 	w := m.watch(what)
@@ -43,7 +43,7 @@ func (m member) opens(what Target) *Watch {
 	return w
 }
 
-// reads returns the next answer that a watch has, nil if there is none.
+// reads returns the next answer to a watch, or nil.
 func (m member) reads(w *Watch) *pb.WatchResponse {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -51,7 +51,7 @@ func (m member) reads(w *Watch) *pb.WatchResponse {
 	return answer
 }
 
-// reached answers a request for progress.
+// reached reports progress up to a revision.
 func (m member) reached(revision int64) {
 	m.dispatch(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: revision}, WatchId: everyWatch})
 }
@@ -70,19 +70,19 @@ func TestProgress_IsReportedToThoseThatNeedItOnly(t *testing.T) {
 		}
 	}
 	if answer := m.reads(cache); answer == nil || answer.Header.Revision != 7 {
-		t.Errorf("the watch that needs it was told %v", answer)
+		t.Errorf("the watch that needs it got %v", answer)
 	}
 	cache.Close()
 	m.progress()
 	for _, request := range m.takeOutbox() {
 		if request.GetProgressRequest() != nil {
-			t.Error("nobody needs it, but it is asked for")
+			t.Error("progress is asked for, though nobody needs it")
 		}
 	}
 }
 
-// Members of etcd 3.4.24 and 3.5.7 and before do not have progress wait for events. They
-// answer the request that comes before the first watch, which others do not.
+// Members of etcd 3.4.24 and 3.5.7 and before may report progress ahead of events. They
+// answer a request that comes before the first watch, which others do not.
 func TestProgress_IsBelievedWithTheNextWhereItMayComeBeforeEvents(t *testing.T) {
 	t.Parallel()
 	for name, early := range map[string]bool{"before": true, "in turn": false} {
@@ -105,7 +105,7 @@ func TestProgress_IsBelievedWithTheNextWhereItMayComeBeforeEvents(t *testing.T) 
 		}
 		m.reached(9)
 		if want := map[bool]int64{true: 5, false: 9}[early]; m.reads(cache).GetHeader().GetRevision() != want {
-			t.Errorf("%s: with the second answer it was not told %d", name, want)
+			t.Errorf("%s: the second answer did not report %d", name, want)
 		}
 	}
 }
@@ -154,18 +154,18 @@ func TestStream_ClosesManyWatchesInNoTime(t *testing.T) {
 		for i := range watches {
 			watches[(i+many/2)%many].Close() // from the middle on
 		}
-		// A scan of all that are there takes ten times as long, and more.
+		// Scanning all watches for each would take more than ten times as long.
 		if took := time.Since(began); took > 8*time.Second {
-			t.Errorf("to close %d watches %s took %v", many, name, took)
+			t.Errorf("closing %d watches %s took %v", many, name, took)
 		}
-		if _, any := m.sample(); any {
+		if _, left := m.sample(); left {
 			t.Errorf("there are watches left of those %s", name)
 		}
 		if confirmed {
 			continue
 		}
 		if requests := m.takeOutbox(); len(requests) > 0 {
-			t.Errorf("%d requests are sent for nothing", len(requests))
+			t.Errorf("%d requests are sent needlessly", len(requests))
 		}
 	}
 }

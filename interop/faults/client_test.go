@@ -17,79 +17,81 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// command is a line that a client process reads. The first one, whose verb is "begin", says who it is.
+// command is a line that a client process reads. The first one has the verb "begin" and
+// configures the process.
 type command struct {
 	ID        int
 	Verb      string
 	Name      string        `json:",omitempty"` // of a lock
-	Within    time.Duration `json:",omitempty"` // the call's context lasts as long
+	Timeout   time.Duration `json:",omitempty"` // of the call's context; 0 for none
 	Process   string        `json:",omitempty"`
 	Endpoints []string      `json:",omitempty"`
 	TTL       time.Duration `json:",omitempty"`
-	Names     []string      `json:",omitempty"` // of the locks of a load
+	Names     []string      `json:",omitempty"` // of the locks of the load
 }
 
-// report is a line that it prints: the answer to a command, or what happens to a hold.
+// report is a line that a client process prints: the answer to a command, or the end of a
+// hold.
 type report struct {
-	ID      int // of the command; that of the lock for the end of a hold
+	ID      int // of the command; for the end of a hold, of its lock command
 	Verb    string
 	Name    string        `json:",omitempty"`
 	Token   int64         `json:",omitempty"`
 	Began   instant       // of the call
 	At      instant       // its end
-	Until   instant       `json:",omitempty"` // the hold was certain when it was last looked at
-	Late    time.Duration `json:",omitempty"` // after the end of its context
-	Starved time.Duration `json:",omitempty"` // from the deadline to the end of a hold: for how long the process was not run
-	Kind    string        `json:",omitempty"` // of the error
+	Until   instant       `json:",omitempty"` // when the hold was last known to be certain
+	Late    time.Duration `json:",omitempty"` // how long after the end of its context the call returned
+	Starved time.Duration `json:",omitempty"` // how long the process did not run between the deadline and the end of the hold
+	Kind    string        `json:",omitempty"` // of the error, see below
 	Error   string        `json:",omitempty"`
-	Wrote   string        `json:",omitempty"` // whether a turn under load has written: "yes", "no", "unknown"
+	Wrote   string        `json:",omitempty"` // whether a cycle of the load wrote: "yes", "no" or "unknown"
 }
 
-// What an error is about.
+// The kinds of errors in reports.
 const (
-	lost     = "lost"
-	released = "released"
-	closed   = "closed"
-	locked   = "locked"
-	timeout  = "timeout"
-	refused  = "refused" // a guarded transaction, by etcd
-	other    = "other"
+	kindLost     = "lost"
+	kindReleased = "released"
+	kindClosed   = "closed"
+	kindLocked   = "locked"
+	kindTimeout  = "timeout"
+	kindRefused  = "refused" // the guard of a transaction failed
+	kindOther    = "other"
 )
 
 var errRefused = errors.New("the guard did not hold")
 
 func kindOf(err error) string {
-	// The cause of a loss may be anything, so that comes first.
+	// ErrLost comes first, because its cause may match any of the others.
 	for _, k := range []struct {
 		kind string
 		is   error
 	}{
-		{lost, locker.ErrLost}, {released, locker.ErrReleased}, {closed, locker.ErrClosed}, {locked, locker.ErrLocked},
-		{timeout, context.DeadlineExceeded}, {refused, errRefused},
+		{kindLost, locker.ErrLost}, {kindReleased, locker.ErrReleased}, {kindClosed, locker.ErrClosed}, {kindLocked, locker.ErrLocked},
+		{kindTimeout, context.DeadlineExceeded}, {kindRefused, errRefused},
 	} {
 		if errors.Is(err, k.is) {
 			return k.kind
 		}
 	}
-	return other
+	return kindOther
 }
 
-// client is what a client process consists of.
+// client is the state of a client process.
 type client struct {
-	name   string
-	etcd   *clientv3.Client
-	locker *locker.Client
-	meter  *meter
-	work   sync.WaitGroup // commands under way and holds that are followed
-	rest   chan struct{}  // closed to end the load
+	name    string
+	etcd    *clientv3.Client
+	locker  *locker.Client
+	meter   *meter
+	work    sync.WaitGroup // running commands and watched holds
+	endLoad chan struct{}  // closed to end the load
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	out   *json.Encoder
 	holds map[string]*locker.Lock
 }
 
-// clientProcess obeys commands until the end of the input, and then closes everything and says what was
-// left.
+// clientProcess executes commands until the end of its input. It then closes everything
+// and reports any goroutine that is left.
 func clientProcess(in io.Reader, out io.Writer) error {
 	commands := json.NewDecoder(in)
 	var begin command
@@ -105,7 +107,7 @@ func clientProcess(in io.Reader, out io.Writer) error {
 		return errors.Join(err, etcd.Close())
 	}
 	c := &client{
-		name: begin.Process, etcd: etcd, locker: l, meter: newMeter(), rest: make(chan struct{}),
+		name: begin.Process, etcd: etcd, locker: l, meter: newMeter(), endLoad: make(chan struct{}),
 		out: json.NewEncoder(out), holds: make(map[string]*locker.Lock),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -114,7 +116,7 @@ func clientProcess(in io.Reader, out io.Writer) error {
 		if err = commands.Decode(&cmd); err != nil {
 			break
 		}
-		c.work.Go(func() { c.obey(ctx, cmd) })
+		c.work.Go(func() { c.execute(ctx, cmd) })
 	}
 	if errors.Is(err, io.EOF) {
 		err = nil
@@ -134,7 +136,7 @@ func clientProcess(in io.Reader, out io.Writer) error {
 func (c *client) say(r report) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.out.Encode(r) // to a test that has gone there is nothing to say
+	_ = c.out.Encode(r) // fails only if the test is gone
 }
 
 func (r *report) fail(err error) {
@@ -143,23 +145,24 @@ func (r *report) fail(err error) {
 	}
 }
 
-// obey carries out one command and reports how it went.
-func (c *client) obey(ctx context.Context, cmd command) {
+// execute executes a command and reports its result.
+func (c *client) execute(ctx context.Context, cmd command) {
 	r := report{ID: cmd.ID, Verb: cmd.Verb, Name: cmd.Name, Began: now()}
-	if l := c.hold(cmd.Name); l != nil {
+	if l := c.holdOf(cmd.Name); l != nil {
 		r.Token = l.Token()
 	}
 	do, ok := verbs[cmd.Verb]
 	if !ok {
 		do = func(*client, context.Context, command, *report) error { return errors.New("no such command") }
 	}
-	r.fail(c.timed(ctx, cmd.Within, &r, func(ctx context.Context) error { return do(c, ctx, cmd, &r) }))
+	r.fail(c.timed(ctx, cmd.Timeout, &r, func(ctx context.Context) error { return do(c, ctx, cmd, &r) }))
 	r.At = now()
 	c.say(r)
 }
 
-// timed makes a call that has to end with its context, and notes in r by how much it did not, apart from
-// the time for which the process was not run. Without a limit the context does not end.
+// timed makes a call that must return when its context ends. It records in r how late the
+// call returned, less an allowance for the time in which the process did not run. If
+// limit is 0, the context has no deadline.
 func (c *client) timed(ctx context.Context, limit time.Duration, r *report, call func(context.Context) error) error {
 	if limit == 0 {
 		return call(ctx)
@@ -172,39 +175,40 @@ func (c *client) timed(ctx context.Context, limit time.Duration, r *report, call
 	return err
 }
 
-// hops is how many goroutines, one after the other, have to have their turn before a call that is given
-// up returns, or the end of a hold is known. Each of them may be kept waiting as the meter was.
+// hops is the number of goroutines that have to run, one after the other, before a
+// canceled call returns or the end of a hold is reported. Each may be delayed as much as
+// the meter was.
 const hops = 4
 
-// verbs are the commands.
+// verbs maps the verb of each command to its implementation.
 var verbs = map[string]func(*client, context.Context, command, *report) error{
 	"lock":     (*client).lock,
 	"try":      (*client).try,
 	"get":      (*client).get,
-	"unlock":   held(func(_ *client, ctx context.Context, l *locker.Lock, _ *report) error { return l.Unlock(ctx) }),
-	"err":      held(func(_ *client, _ context.Context, l *locker.Lock, _ *report) error { return l.Err() }),
-	"deadline": held((*client).deadline),
-	"commit":   held((*client).commit),
-	"guarded":  held((*client).guarded),
-	"write":    held(func(*client, context.Context, *locker.Lock, *report) error { return nil }),
-	"spin":     held((*client).spin),
+	"unlock":   withHold(func(_ *client, ctx context.Context, l *locker.Lock, _ *report) error { return l.Unlock(ctx) }),
+	"err":      withHold(func(_ *client, _ context.Context, l *locker.Lock, _ *report) error { return l.Err() }),
+	"deadline": withHold((*client).deadline),
+	"commit":   withHold((*client).commit),
+	"guarded":  withHold((*client).guarded),
+	"write":    withHold(func(*client, context.Context, *locker.Lock, *report) error { return nil }),
+	"spin":     withHold((*client).spin),
 	"spread":   (*client).spread,
 	"load":     (*client).load,
-	"rest":     func(c *client, _ context.Context, _ command, _ *report) error { close(c.rest); return nil },
+	"endload":  func(c *client, _ context.Context, _ command, _ *report) error { close(c.endLoad); return nil },
 }
 
-func (c *client) hold(name string) *locker.Lock {
+func (c *client) holdOf(name string) *locker.Lock {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.holds[name]
 }
 
-// held makes a command of what needs a hold.
-func held(do func(*client, context.Context, *locker.Lock, *report) error) func(*client, context.Context, command, *report) error {
+// withHold makes a command of a function that needs a hold.
+func withHold(do func(*client, context.Context, *locker.Lock, *report) error) func(*client, context.Context, command, *report) error {
 	return func(c *client, ctx context.Context, cmd command, r *report) error {
-		l := c.hold(cmd.Name)
+		l := c.holdOf(cmd.Name)
 		if l == nil {
-			return errors.New("it was never locked")
+			return errors.New("the name was never locked")
 		}
 		return do(c, ctx, l, r)
 	}
@@ -221,7 +225,7 @@ func (c *client) try(ctx context.Context, cmd command, r *report) error {
 }
 
 func (c *client) taken(l *locker.Lock, err error, cmd command, r *report) error {
-	r.Token = 0 // not that of a former hold
+	r.Token = 0 // not that of an earlier hold
 	if err != nil {
 		return err
 	}
@@ -229,12 +233,12 @@ func (c *client) taken(l *locker.Lock, err error, cmd command, r *report) error 
 	c.mu.Lock()
 	c.holds[cmd.Name] = l
 	c.mu.Unlock()
-	c.work.Go(func() { c.follow(cmd.ID, l) })
+	c.work.Go(func() { c.watchHold(cmd.ID, l) })
 	return nil
 }
 
-// follow looks at a hold until it ends, and reports the end with its cause.
-func (c *client) follow(id int, l *locker.Lock) {
+// watchHold polls a hold until it ends, and reports the end with its cause.
+func (c *client) watchHold(id int, l *locker.Lock) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	r := report{ID: id, Verb: "ended", Name: l.Name(), Token: l.Token(), Began: now()}
@@ -274,7 +278,7 @@ func (c *client) commit(ctx context.Context, l *locker.Lock, _ *report) error {
 	return err
 }
 
-// guarded writes without asking Locker first, as a program may that uses the guard by itself.
+// guarded writes in a transaction with the guard, without calling Locker.
 func (c *client) guarded(ctx context.Context, l *locker.Lock, _ *report) error {
 	resp, err := c.etcd.Txn(ctx).If(l.Guard()...).Then(clientv3.OpPut(writtenKey(l.Name()), c.name)).Commit()
 	if err == nil && !resp.Succeeded {
@@ -285,8 +289,8 @@ func (c *client) guarded(ctx context.Context, l *locker.Lock, _ *report) error {
 
 func writtenKey(name string) string { return "written/" + name }
 
-// spin looks at the hold again and again, without leaving the processor to anybody else in the process,
-// so that after a stop no timer of the process is noticed before.
+// spin calls Err in a loop without yielding the only processor of the process, so that
+// after a stop it runs before any timer of the process fires.
 func (c *client) spin(_ context.Context, l *locker.Lock, r *report) error {
 	runtime.GOMAXPROCS(1)
 	c.say(report{ID: r.ID, Verb: "spinning"})
@@ -299,7 +303,7 @@ func (c *client) spin(_ context.Context, l *locker.Lock, r *report) error {
 	}
 }
 
-// spread lets requests go to more members than the first, which keeps the streams that it has.
+// spread lets requests go to more members. Streams that are open stay with their member.
 func (c *client) spread(_ context.Context, cmd command, _ *report) error {
 	c.etcd.SetEndpoints(cmd.Endpoints...)
 	return nil

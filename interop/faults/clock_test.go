@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// instant is a moment on the monotonic clock of the machine, in nanoseconds: it means the same in all
-// processes. 0 is never.
+// instant is a time on the monotonic clock of the machine, in nanoseconds, which all
+// processes share. 0 means never.
 type instant int64
 
 func now() instant {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0 // there is no system without that clock; without it every test would fail
+		return 0 // every system has this clock; without it, every test would fail
 	}
 	return instant(ts.Nano())
 }
@@ -25,23 +25,23 @@ func now() instant {
 func (t instant) add(d time.Duration) instant      { return t + instant(d) }
 func (t instant) since(from instant) time.Duration { return time.Duration(t - from) }
 
-// meter measures for how long its process was kept from running: the allowance that bounds in time need
-// on a machine with other work.
+// meter measures how long its process did not run. Time limits are extended by that on a
+// machine with other work.
 type meter struct {
 	stop chan struct{}
 	done chan struct{}
 
-	mu   sync.Mutex // guards what follows
-	last instant    // when it ran last
-	kept []wait     // the oldest first
+	mu     sync.Mutex // guards the fields below
+	last   instant    // when it ran last
+	stalls []stall    // oldest first
 }
 
-// wait is a time during which a process was not run.
-type wait struct{ from, to instant }
+// stall is a time in which the process did not run.
+type stall struct{ from, to instant }
 
 const tick = 10 * time.Millisecond
 
-// newMeter starts a meter, which must be ended.
+// newMeter starts a meter. The caller must call end.
 func newMeter() *meter {
 	m := &meter{stop: make(chan struct{}), done: make(chan struct{}), last: now()}
 	go m.run()
@@ -61,19 +61,19 @@ func (m *meter) run() {
 		m.mu.Lock()
 		at := now()
 		if due := m.last.add(tick); due < at {
-			m.kept = append(m.kept, wait{due, at})
+			m.stalls = append(m.stalls, stall{due, at})
 		}
 		m.last = at
 		m.mu.Unlock()
 	}
 }
 
-// since returns for how long the process was kept waiting since then.
+// since returns how long the process did not run since from.
 func (m *meter) since(from instant) (sum time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sum = max(0, now().since(max(from, m.last.add(tick)))) // the next tick may be due
-	for _, w := range slices.Backward(m.kept) {
+	sum = max(0, now().since(max(from, m.last.add(tick)))) // the next tick may be overdue
+	for _, w := range slices.Backward(m.stalls) {
 		if w.to <= from {
 			break
 		}

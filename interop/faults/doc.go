@@ -1,4 +1,4 @@
-// Package faults tests Locker while real etcd processes and real client processes are killed, stopped
-// and started again. Each test is one row of the table of faults, named in a comment. The clients are
-// the test's own program, started once more.
+// Package faults tests Locker while real etcd processes and real client processes are
+// killed, stopped and restarted. The comment of each test names its row in
+// docs/faults.md. A client process is another instance of the test program.
 package faults

@@ -8,22 +8,20 @@ import (
 	"time"
 )
 
-// Faults of client processes.
-
 // docs/faults.md, row 7.
 func TestHold_OfAKilledProcessIsFollowedWithinItsTTLAndASecond(t *testing.T) {
 	t.Parallel()
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
 	h, w := s.client("h"), s.client("w")
-	before := s.locks(h, "a")
-	waiting := s.queues(w, "a", 2)
-	passed := s.timer()
+	before := s.lock(h, "a")
+	waiting := s.enqueue(w, "a", 2)
+	checkTime := s.timer()
 	s.kill(h)
 	after := w.answer(waiting)
 	w.want(after, "")
-	passed("the next holds", s.ttl+time.Second)
-	s.sees(after)
+	checkTime("the next holds", s.ttl+time.Second)
+	s.awaitObserved(after)
 	if after.Token <= before.Token {
 		t.Errorf("token %d after %d", after.Token, before.Token)
 	}
@@ -37,27 +35,27 @@ func TestQueue_AWaiterKilledInTheMiddleIsSkippedAndTheOrderIsKept(t *testing.T) 
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
 	h, w1, w2, w3 := s.client("h"), s.client("w1"), s.client("w2"), s.client("w3")
-	held := s.locks(h, "a")
-	first := s.queues(w1, "a", 2)
-	s.queues(w2, "a", 3)
-	third := s.queues(w3, "a", 4)
-	passed := s.timer()
+	held := s.lock(h, "a")
+	first := s.enqueue(w1, "a", 2)
+	s.enqueue(w2, "a", 3)
+	third := s.enqueue(w3, "a", 4)
+	checkTime := s.timer()
 	s.kill(w2)
-	s.await("the entry of the killed waiter is gone", func(ctx context.Context) bool { return s.count(ctx, queue("a")) == 3 })
-	passed("its entry is gone", s.ttl+time.Second)
-	s.keeps(h, held) // a renewal later nobody has taken the end of a waiter for his turn
+	s.eventually("the entry of the killed waiter is gone", func(ctx context.Context) bool { return s.count(ctx, queuePrefix("a")) == 3 })
+	checkTime("its entry is gone", s.ttl+time.Second)
+	s.checkHeld(h, held) // a renewal later, no waiter has mistaken the deleted entry for the head's
 	for _, w := range []*process{w1, w3} {
-		if w.has(func(r report) bool { return r.Verb == "lock" }) {
-			t.Fatalf("%s does not wait any more", w.name)
+		if w.hasReported(func(r report) bool { return r.Verb == "lock" }) {
+			t.Fatalf("%s is no longer waiting", w.name)
 		}
 	}
 	h.do("unlock", "a")
-	one := s.holds(w1, first)
-	if w3.has(func(r report) bool { return r.ID == third }) {
-		t.Error("the third waiter had its turn with the first")
+	one := s.awaitHold(w1, first)
+	if w3.hasReported(func(r report) bool { return r.ID == third }) {
+		t.Error("the third waiter returned together with the first")
 	}
 	w1.do("unlock", "a")
-	three := s.holds(w3, third)
+	three := s.awaitHold(w3, third)
 	if held.Token >= one.Token || one.Token >= three.Token {
 		t.Errorf("the tokens are %d, %d, %d", held.Token, one.Token, three.Token)
 	}
@@ -70,23 +68,23 @@ func TestHold_OfAProcessStoppedForLessThanTheMarginIsKept(t *testing.T) {
 	s := start(t, 1, 5*time.Second)
 	s.observe([]string{"a"})
 	h, w := s.client("h"), s.client("w")
-	held := s.locks(h, "a")
-	waiting := s.queues(w, "a", 2)
+	held := s.lock(h, "a")
+	waiting := s.enqueue(w, "a", 2)
 	for range 3 {
-		s.renewed(h, "a")
+		s.awaitRenewal(h, "a")
 		pause(t.Context(), s.ttl/3-200*time.Millisecond)
 		h.stop() // over the time at which the next renewal is due
 		pause(t.Context(), s.ttl/10*9/10)
 		h.resume()
 		h.do("err", "a")
 	}
-	s.keeps(h, held)
+	s.checkHeld(h, held)
 	h.do("commit", "a")
-	if w.has(func(r report) bool { return r.ID == waiting }) {
-		t.Fatal("the waiter does not wait any more")
+	if w.hasReported(func(r report) bool { return r.ID == waiting }) {
+		t.Fatal("the waiter is no longer waiting")
 	}
 	h.do("unlock", "a")
-	s.holds(w, waiting)
+	s.awaitHold(w, waiting)
 	w.do("unlock", "a")
 }
 
@@ -96,51 +94,51 @@ func TestHold_OfAProcessStoppedBeyondItsTTLEndsOnResumeAndHarmsNobody(t *testing
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
 	h, w := s.client("h"), s.client("w")
-	before := s.locks(h, "a")
-	waiting := s.queues(w, "a", 2)
+	before := s.lock(h, "a")
+	waiting := s.enqueue(w, "a", 2)
 	if r := h.do("write", "a"); !s.resource.write(r.Name, r.Token) {
-		t.Fatal("the resource has refused the holder")
+		t.Fatal("the resource refused the holder's write")
 	}
 	spinning := h.send(command{Verb: "spin", Name: "a"})
-	h.await("that it spins", func(r report) bool { return r.Verb == "spinning" })
+	h.awaitReport("the start of spinning", func(r report) bool { return r.Verb == "spinning" })
 
-	passed := s.timer()
+	checkTime := s.timer()
 	h.stop()
 	after := w.answer(waiting)
 	w.want(after, "")
-	passed("the next holds", s.ttl+time.Second)
-	s.sees(after)
+	checkTime("the next holds", s.ttl+time.Second)
+	s.awaitObserved(after)
 	w.do("commit", "a")
 	if r := w.do("write", "a"); !s.resource.write(r.Name, r.Token) {
-		t.Error("the resource has refused the next holder")
+		t.Error("the resource refused the next holder's write")
 	}
 
 	late := map[string]int{}
 	for _, verb := range []string{"guarded", "commit", "write"} {
-		late[verb] = h.send(command{Verb: verb, Name: "a", Within: patience})
+		late[verb] = h.send(command{Verb: verb, Name: "a", Timeout: testTimeout})
 	}
 	h.resume()
 	spun := h.answer(spinning)
-	h.want(spun, lost)
+	h.want(spun, kindLost)
 	if spun.Until >= after.At {
 		t.Errorf("Err was nil %v after the next holder held", spun.Until.since(after.At))
 	}
-	h.want(h.answer(late["guarded"]), refused)
-	h.want(h.answer(late["commit"]), lost)
+	h.want(h.answer(late["guarded"]), kindRefused)
+	h.want(h.answer(late["commit"]), kindLost)
 	if r := h.answer(late["write"]); s.resource.write(r.Name, r.Token) {
-		t.Errorf("the resource has accepted token %d after %d", r.Token, after.Token)
+		t.Errorf("the resource accepted token %d after %d", r.Token, after.Token)
 	}
-	h.want(h.end(before), lost)
+	h.want(h.awaitEnd(before), kindLost)
 	if got := s.written("a"); got != "w" {
-		t.Errorf("the last that was written is by %q", got)
+		t.Errorf("the last write is by %q, want w", got)
 	}
 	w.do("unlock", "a")
 }
 
-// written returns who was the last to write under a name.
-func (s *scene) written(name string) string {
+// written returns the name of the process that wrote last under a lock's name.
+func (s *scenario) written(name string) string {
 	s.t.Helper()
-	ctx, cancel := s.within()
+	ctx, cancel := s.testContext()
 	defer cancel()
 	resp, err := s.etcd.Get(ctx, writtenKey(name))
 	s.check(err)
@@ -156,21 +154,21 @@ func TestQueue_AWaiterStoppedWhileItIsNextGetsNoHoldThatIsOver(t *testing.T) {
 	s := start(t, 1, 2*time.Second)
 	s.observe([]string{"a"})
 	h, w1, w2 := s.client("h"), s.client("w1"), s.client("w2")
-	s.locks(h, "a")
-	first := s.queues(w1, "a", 2)
-	second := s.queues(w2, "a", 3)
-	passed := s.timer()
+	s.lock(h, "a")
+	first := s.enqueue(w1, "a", 2)
+	second := s.enqueue(w2, "a", 3)
+	checkTime := s.timer()
 	w1.stop()
 	h.do("unlock", "a")
 	two := w2.answer(second)
 	w2.want(two, "")
-	passed("the waiter behind it holds", s.ttl+time.Second)
-	s.sees(two)
+	checkTime("the waiter behind it holds", s.ttl+time.Second)
+	s.awaitObserved(two)
 	w1.resume()
-	w1.want(w1.answer(first), lost)
-	again := s.queues(w1, "a", 2)
+	w1.want(w1.answer(first), kindLost)
+	again := s.enqueue(w1, "a", 2)
 	w2.do("unlock", "a")
-	s.holds(w1, again)
+	s.awaitHold(w1, again)
 	w1.do("unlock", "a")
 }
 
@@ -180,16 +178,16 @@ func TestDeadline_IsNotLaterWhenAnAnswerIsReadLate(t *testing.T) {
 	s := start(t, 1, 5*time.Second)
 	s.observe([]string{"a"})
 	h, etcd := s.client("h"), s.cluster.Member(0)
-	held := s.locks(h, "a")
-	s.renewed(h, "a")
+	held := s.lock(h, "a")
+	s.awaitRenewal(h, "a")
 	s.check(etcd.Pause())
 	before := h.do("deadline", "a").Until
-	pause(t.Context(), s.ttl/3+200*time.Millisecond) // now there is a renewal that waits for its answer
+	pause(t.Context(), s.ttl/3+200*time.Millisecond) // now a renewal is waiting for its answer
 	h.stop()
 	stopped := now()
 	s.check(etcd.Resume())
 	watched, _ := s.observer.newest("a")
-	s.await("etcd has renewed the lease", func(ctx context.Context) bool {
+	s.eventually("etcd has renewed the lease", func(ctx context.Context) bool {
 		resp, err := s.etcd.TimeToLive(ctx, watched.Lease)
 		return err == nil && time.Duration(resp.TTL+1)*time.Second >= s.ttl
 	})
@@ -197,16 +195,16 @@ func TestDeadline_IsNotLaterWhenAnAnswerIsReadLate(t *testing.T) {
 	s.check(etcd.Pause())
 	h.resume()
 	after := before
-	s.await("the answer is read", func(context.Context) bool {
+	s.eventually("the answer is read", func(context.Context) bool {
 		after = h.do("deadline", "a").Until
 		return after > before.add(tick)
 	})
 	late := after.since(stopped.add(s.ttl * 9 / 10))
-	t.Logf("the deadline is %v after that of a renewal at the time of the stop", round(late))
-	if late > promptly {
-		t.Error("the deadline was not counted from the request")
+	t.Logf("the deadline is %v later than that of a renewal at the time of the stop", roundMillis(late))
+	if late > timerSlack {
+		t.Error("the deadline was not computed from the time of the request")
 	}
 	s.check(etcd.Resume())
-	s.keeps(h, held)
+	s.checkHeld(h, held)
 	h.do("unlock", "a")
 }

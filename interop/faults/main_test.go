@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	version  = "v3.7.3"        // of etcd
-	patience = time.Minute     // with what has no bound of its own
-	building = 5 * time.Minute // etcd, the first time
-	together = 3               // tests, each with a cluster of its own: they wait more than they work
+	version       = "v3.7.3"        // of etcd
+	testTimeout   = time.Minute     // of waits that have no bound of their own
+	buildTimeout  = 5 * time.Minute // of compiling etcd, the first time
+	parallelTests = 3               // tests at a time, each with its own cluster: they mostly wait
 )
 
-// asClient is set in the environment of the test's program when it is to be a client process.
-const asClient = "LOCKER_FAULTS_CLIENT"
+// clientEnv is the environment variable that makes the test program a client process.
+const clientEnv = "LOCKER_FAULTS_CLIENT"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asClient) != "" {
+	if os.Getenv(clientEnv) != "" {
 		if err := clientProcess(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -34,19 +34,20 @@ func TestMain(m *testing.M) {
 		return
 	}
 	flag.Parse()
-	if err := flag.Set("test.parallel", fmt.Sprint(together)); err != nil {
+	if err := flag.Set("test.parallel", fmt.Sprint(parallelTests)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// connect opens a connection with nothing set that would find a frozen member: that is Locker's task.
+// connect opens a connection without any setting that would detect a frozen member: that
+// is left to Locker.
 func connect(endpoints ...string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
 }
 
-// pause returns after d, or at the end of ctx.
+// pause returns after d or at the end of ctx, whichever comes first.
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -14,7 +14,7 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// observer follows names by Watch and by Cache, in the process of the test.
+// observer observes names with Watch and with a Cache, in the process of the test.
 type observer struct {
 	etcd   *clientv3.Client
 	client *locker.Client
@@ -22,13 +22,14 @@ type observer struct {
 	stop   context.CancelFunc
 	work   sync.WaitGroup
 
-	mu      sync.Mutex                // guards what follows
+	mu      sync.Mutex                // guards the fields below
 	watched map[string][]locker.State // what Watch yielded
-	cached  map[string][]locker.State // what the Cache showed, each time it was something else, at its latest
-	failed  error                     // of Watch, but for its end
+	cached  map[string][]locker.State // what the Cache showed: each change, with the last revision at which it was seen
+	failed  error                     // the error of Watch, unless it was stopped
 }
 
-// newObserver observes over a connection to some members; end must follow.
+// newObserver starts an observer over a connection to the given endpoints. The caller
+// must call end.
 func newObserver(t *testing.T, ttl time.Duration, names, endpoints []string) *observer {
 	t.Helper()
 	etcd, err := connect(endpoints...)
@@ -38,7 +39,7 @@ func newObserver(t *testing.T, ttl time.Duration, names, endpoints []string) *ob
 	o := &observer{etcd: etcd, watched: make(map[string][]locker.State), cached: make(map[string][]locker.State)}
 	var ctx context.Context
 	ctx, o.stop = context.WithCancel(context.Background())
-	filling, cancel := context.WithTimeout(ctx, patience)
+	filling, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
 	if o.client, err = locker.New(etcd, locker.WithTTL(ttl)); err == nil {
 		o.cache, err = o.client.NewCache(filling, "")
@@ -51,7 +52,7 @@ func newObserver(t *testing.T, ttl time.Duration, names, endpoints []string) *ob
 	for _, name := range names {
 		o.work.Go(func() { o.watch(ctx, name) })
 	}
-	o.work.Go(func() { o.look(ctx, names) })
+	o.work.Go(func() { o.pollCache(ctx, names) })
 	return o
 }
 
@@ -68,8 +69,8 @@ func (o *observer) watch(ctx context.Context, name string) {
 	}
 }
 
-// look polls the cache, as it has no other way to tell.
-func (o *observer) look(ctx context.Context, names []string) {
+// pollCache polls the Cache, which does not notify of changes.
+func (o *observer) pollCache(ctx context.Context, names []string) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -80,25 +81,26 @@ func (o *observer) look(ctx context.Context, names []string) {
 		}
 		for _, name := range names {
 			revision := o.cache.Revision()
-			holder, held := o.cache.Get(name)
+			holder, ok := o.cache.Get(name)
 			if o.cache.Revision() != revision {
-				continue // it is not known which of them it is from
+				continue // the holder may be of either revision
 			}
-			if holder.Name = name; !held {
+			if holder.Name = name; !ok {
 				holder = locker.Holder{Name: name}
 			}
 			o.mu.Lock()
 			if seen := o.cached[name]; len(seen) > 0 && seen[len(seen)-1].Holder == holder {
-				seen[len(seen)-1].Revision = revision // still so, or again
+				seen[len(seen)-1].Revision = revision // unchanged, or the same again
 			} else {
-				o.cached[name] = append(seen, locker.State{Holder: holder, Held: held, Revision: revision})
+				o.cached[name] = append(seen, locker.State{Holder: holder, Held: ok, Revision: revision})
 			}
 			o.mu.Unlock()
 		}
 	}
 }
 
-// newest returns the last state of a name that Watch yielded, and the last that the Cache showed.
+// newest returns the last state of a name that Watch yielded and the last that the Cache
+// showed.
 func (o *observer) newest(name string) (watched, cached locker.State) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -111,9 +113,9 @@ func (o *observer) newest(name string) (watched, cached locker.State) {
 	return watched, cached
 }
 
-// check compares what was observed of each name with the truth, which is all its states by revision. If
-// Watch had the time to see all of them, none may be missing.
-func (o *observer) check(t *testing.T, truth map[string][]locker.State, all bool) {
+// check compares the observed states of each name with its history. If all is set, Watch
+// must have yielded every state.
+func (o *observer) check(t *testing.T, history map[string][]locker.State, all bool) {
 	t.Helper()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -121,44 +123,46 @@ func (o *observer) check(t *testing.T, truth map[string][]locker.State, all bool
 		t.Errorf("Watch ended: %v", o.failed)
 	}
 	for name := range o.watched {
-		states := truth[name]
+		states := history[name]
 		compare(t, "Watch of "+name, o.watched[name], states, all)
 		compare(t, "Cache of "+name, o.cached[name], states, false)
-		t.Logf("of the %d states of %s, Watch yielded %d, and the Cache showed %d", len(states), name, len(o.watched[name]), len(o.cached[name]))
+		t.Logf("of %d states of %s, Watch yielded %d and the Cache showed %d", len(states), name, len(o.watched[name]), len(o.cached[name]))
 	}
 }
 
-// compare fails the test unless each state that was seen is one of the truth at its revision, later in
-// it than the one before, and the newest was seen.
-func compare(t *testing.T, who string, seen, truth []locker.State, all bool) {
+// compare fails the test unless each state that was seen is the one in the history at its
+// revision, the states were seen in order, and the newest was seen. source names the
+// observer.
+func compare(t *testing.T, source string, seen, history []locker.State, all bool) {
 	t.Helper()
 	before := -1
 	for _, state := range seen {
-		i, exact := slices.BinarySearchFunc(truth, state.Revision, func(s locker.State, revision int64) int { return int(s.Revision - revision) })
+		i, exact := slices.BinarySearchFunc(history, state.Revision, func(s locker.State, revision int64) int { return int(s.Revision - revision) })
 		if !exact {
 			i--
 		}
 		switch {
-		case i < 0 || truth[i].Held != state.Held || truth[i].Holder != state.Holder:
-			t.Errorf("%s: %+v was not so at its revision", who, state)
+		case i < 0 || history[i].Held != state.Held || history[i].Holder != state.Holder:
+			t.Errorf("%s: %+v was not the state at its revision", source, state)
 			return
 		case i <= before:
-			t.Errorf("%s: %+v came twice, or out of order", who, state)
+			t.Errorf("%s: %+v was seen twice or out of order", source, state)
 			return
 		case all && before >= 0 && i != before+1:
-			t.Errorf("%s: %+v was not seen", who, truth[before+1])
+			t.Errorf("%s: %+v was not seen", source, history[before+1])
 			return
 		}
 		before = i
 	}
-	// What came and went unseen leaves nothing to tell.
-	newest := len(truth) - 1
-	if before < 0 || truth[before].Holder != truth[newest].Holder || all && before != newest {
-		t.Errorf("%s: the newest state, %+v, was not seen", who, truth[newest])
+	// If changes were undone before they were seen, the last state seen has the newest
+	// holder.
+	newest := len(history) - 1
+	if before < 0 || history[before].Holder != history[newest].Holder || all && before != newest {
+		t.Errorf("%s: the newest state, %+v, was not seen", source, history[newest])
 	}
 }
 
-// end ends everything that it has started.
+// end ends everything that newObserver has started.
 func (o *observer) end(t *testing.T) {
 	o.stop()
 	o.work.Wait()

@@ -17,33 +17,33 @@ import (
 	"time"
 )
 
-// process is a client process, seen from the test.
+// process is a client process as seen by the test.
 type process struct {
-	t     *testing.T
-	name  string
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	ended chan struct{} // closed when it has ended
-	words bytes.Buffer  // on its standard error; to be read when it has ended
+	t      *testing.T
+	name   string
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	exited chan struct{} // closed when the process has exited
+	stderr bytes.Buffer  // its standard error; read only after exited is closed
 
-	lastID int // of a command
+	lastID int // of the last command
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	reports []report
-	news    chan struct{} // closed at the next report
+	updated chan struct{} // closed at the next report
 	killed  instant
 }
 
-// newProcess starts a client process; kill must follow at the end.
+// newProcess starts a client process. The caller must call kill.
 func newProcess(t *testing.T, begin command) *process {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, name: begin.Process, cmd: exec.Command(program), ended: make(chan struct{}), news: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), asClient+"=1")
-	p.cmd.Stderr = &p.words
+	p := &process{t: t, name: begin.Process, cmd: exec.Command(program), exited: make(chan struct{}), updated: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), clientEnv+"=1")
+	p.cmd.Stderr = &p.stderr
 	p.cmd.SysProcAttr = attributes()
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -58,14 +58,14 @@ func newProcess(t *testing.T, begin command) *process {
 		t.Fatal(err)
 	}
 	begin.Verb = "begin"
-	p.command(begin)
+	p.writeCommand(begin)
 	return p
 }
 
-// run starts the process, reads what it prints and waits for its end: it is the thread that started it
-// with which the process would end.
+// run starts the process, reads its reports and waits for its end. It stays on one
+// thread, because the process is killed when the thread that started it exits.
 func (p *process) run(out io.Reader, started chan<- error) {
-	defer close(p.ended)
+	defer close(p.exited)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err := p.cmd.Start()
@@ -81,45 +81,45 @@ func (p *process) run(out io.Reader, started chan<- error) {
 		}
 		p.mu.Lock()
 		p.reports = append(p.reports, r)
-		close(p.news)
-		p.news = make(chan struct{})
+		close(p.updated)
+		p.updated = make(chan struct{})
 		p.mu.Unlock()
 	}
-	_ = p.cmd.Wait() // one that fails says no goodbye, which is noticed
+	_ = p.cmd.Wait() // if the process failed, its last report is missing, and finish fails
 }
 
-// command writes one line.
-func (p *process) command(c command) {
+// writeCommand writes a command to the process.
+func (p *process) writeCommand(c command) {
 	p.t.Helper()
 	if err := json.NewEncoder(p.stdin).Encode(c); err != nil {
-		p.t.Fatalf("%s cannot be told %q: %v", p.name, c.Verb, err)
+		p.t.Fatalf("%s: write the command %q: %v", p.name, c.Verb, err)
 	}
 }
 
-// send tells the process to do something, and does not wait until it has.
+// send sends a command to the process and returns its ID without waiting for the answer.
 func (p *process) send(c command) (id int) {
 	p.t.Helper()
 	p.lastID++
 	c.ID = p.lastID
-	p.command(c)
+	p.writeCommand(c)
 	return c.ID
 }
 
-// do tells the process to do something and returns how it went; without success the test is over.
+// do sends a command and returns the answer. It ends the test if the command failed.
 func (p *process) do(verb, name string) report {
 	p.t.Helper()
-	r := p.try(command{Verb: verb, Name: name, Within: patience})
+	r := p.try(command{Verb: verb, Name: name, Timeout: testTimeout})
 	p.want(r, "")
 	return r
 }
 
-// try tells the process to do something and returns how it went.
+// try sends a command and returns the answer.
 func (p *process) try(c command) report {
 	p.t.Helper()
 	return p.answer(p.send(c))
 }
 
-// want ends the test if the outcome is of another kind.
+// want ends the test unless the error in the report is of the given kind; "" is no error.
 func (p *process) want(r report, kind string) {
 	p.t.Helper()
 	if r.Kind != kind {
@@ -127,54 +127,56 @@ func (p *process) want(r report, kind string) {
 	}
 }
 
-// answer waits for what became of a command.
+// answer waits for the answer to a command.
 func (p *process) answer(id int) report {
 	p.t.Helper()
-	return p.await("an answer", func(r report) bool {
-		return r.ID == id && r.Verb != "ended" && r.Verb != "spinning" && r.Verb != "turn"
+	return p.awaitReport("an answer", func(r report) bool {
+		return r.ID == id && r.Verb != "ended" && r.Verb != "spinning" && r.Verb != "cycle"
 	})
 }
 
-// end waits for the end of a hold.
-func (p *process) end(lock report) report {
+// awaitEnd waits for the end of a hold.
+func (p *process) awaitEnd(hold report) report {
 	p.t.Helper()
-	return p.await("the end of the hold", func(r report) bool { return r.ID == lock.ID && r.Verb == "ended" })
+	return p.awaitReport("the end of the hold", func(r report) bool { return r.ID == hold.ID && r.Verb == "ended" })
 }
 
-// await returns the first report that matches.
-func (p *process) await(what string, match func(report) bool) report {
+// awaitReport waits for a report that matches and returns the first one.
+func (p *process) awaitReport(what string, match func(report) bool) report {
 	p.t.Helper()
-	late := time.After(patience)
+	late := time.After(testTimeout)
 	for ended := false; ; {
 		p.mu.Lock()
-		i, news := slices.IndexFunc(p.reports, match), p.news
+		i, updated := slices.IndexFunc(p.reports, match), p.updated
 		if i >= 0 {
 			defer p.mu.Unlock()
 			return p.reports[i]
 		}
 		p.mu.Unlock()
 		if ended {
-			p.t.Fatalf("%s has ended; awaited was %s; the last that it said:\n%s", p.name, what, p.words.String())
+			p.t.Fatalf("%s exited before it reported %s; its standard error:\n%s", p.name, what, p.stderr.String())
 		}
 		select {
-		case <-news:
-		case <-p.ended:
-			ended = true // what it said before is still to be looked at
+		case <-updated:
+		case <-p.exited:
+			ended = true // look once more at the reports before that
 		case <-late:
-			p.t.Fatalf("%s never reported %s", p.name, what)
+			p.t.Fatalf("%s: timed out waiting for %s", p.name, what)
 		}
 	}
 }
 
-// said returns what the process has reported so far.
-func (p *process) said() []report {
+// reported returns the reports of the process so far.
+func (p *process) reported() []report {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.reports)
 }
 
-// has tells whether there is such a report by now.
-func (p *process) has(match func(report) bool) bool { return slices.ContainsFunc(p.said(), match) }
+// hasReported reports whether the process has made a report that matches.
+func (p *process) hasReported(match func(report) bool) bool {
+	return slices.ContainsFunc(p.reported(), match)
+}
 
 // kill ends the process as a crash would.
 func (p *process) kill() {
@@ -182,11 +184,10 @@ func (p *process) kill() {
 	p.killed = now()
 	p.mu.Unlock()
 	_ = p.cmd.Process.Kill()
-	<-p.ended
+	<-p.exited
 }
 
-// stop stops the process where it is, and returns when that is so: the system takes its time to stop all
-// threads.
+// stop stops the process with SIGSTOP and waits until all of its threads have stopped.
 func (p *process) stop() {
 	p.t.Helper()
 	p.signal(syscall.SIGSTOP)
@@ -195,14 +196,14 @@ func (p *process) stop() {
 		switch _, err := syscall.Wait4(p.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil || !status.Stopped():
-			p.t.Fatalf("%s has not stopped but ended: %v", p.name, err)
+			p.t.Fatalf("%s exited instead of stopping: %v", p.name, err)
 		default:
 			return
 		}
 	}
 }
 
-// resume lets it go on.
+// resume continues a stopped process.
 func (p *process) resume() {
 	p.t.Helper()
 	p.signal(syscall.SIGCONT)
@@ -215,14 +216,14 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// finish lets the process end in good order, and fails the test if anything was left in it.
+// finish ends the process in an orderly way and fails the test if anything is left in it.
 func (p *process) finish() {
 	p.t.Helper()
 	if err := p.stdin.Close(); err != nil {
 		p.t.Fatal(err)
 	}
-	if bye := p.await("its end", func(r report) bool { return r.Verb == "bye" }); bye.Error != "" {
-		p.t.Errorf("%s has left something behind: %s", p.name, bye.Error)
+	if bye := p.awaitReport("its last report", func(r report) bool { return r.Verb == "bye" }); bye.Error != "" {
+		p.t.Errorf("%s left something behind: %s", p.name, bye.Error)
 	}
-	<-p.ended
+	<-p.exited
 }

@@ -4,5 +4,6 @@ package faults
 
 import "syscall"
 
-// attributes spare a client process the signals of the terminal.
+// attributes puts a client process into its own process group, away from the signals of
+// the terminal.
 func attributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -15,16 +15,17 @@ import (
 	"github.com/jagregory/locker/v2/internal/key"
 )
 
-// readTruth reads from etcd's history who held which name when: the states of each that ever had an
-// entry, and of those given, by revision. The first one is that nobody does.
-func readTruth(ctx context.Context, etcd *clientv3.Client, names []string) (map[string][]locker.State, error) {
+// readHistory reads the history of all names from etcd. It returns the states, in order
+// of revision, of the given names and of all others that ever had an entry. The first
+// state of each name is that it is free.
+func readHistory(ctx context.Context, etcd *clientv3.Client, names []string) (map[string][]locker.State, error) {
 	mark, err := etcd.Put(ctx, "mark", "the history ends here")
 	if err != nil {
 		return nil, fmt.Errorf("mark the end of the history: %w", err)
 	}
 	queues, states := make(map[string][]*mvccpb.KeyValue), make(map[string][]locker.State)
 	for _, name := range names {
-		states[name] = change(nil, name, nil, 0)
+		states[name] = appendState(nil, name, nil, 0)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -42,24 +43,24 @@ func readTruth(ctx context.Context, etcd *clientv3.Client, names []string) (map[
 			if !isEntry {
 				continue
 			}
-			queues[name] = enter(queues[name], ev)
-			// What one transaction does is one change.
+			queues[name] = applyEvent(queues[name], ev)
+			// A transaction makes one change, however many events it has.
 			if rest := answer.Events[i+1:]; !slices.ContainsFunc(rest, func(next *clientv3.Event) bool {
-				other, _ := space.Name(string(next.Kv.Key))
-				return next.Kv.ModRevision == revision && other == name
+				nextName, _ := space.Name(string(next.Kv.Key))
+				return next.Kv.ModRevision == revision && nextName == name
 			}) {
 				if states[name] == nil {
-					states[name] = change(nil, name, nil, 0)
+					states[name] = appendState(nil, name, nil, 0)
 				}
-				states[name] = change(states[name], name, queues[name], revision)
+				states[name] = appendState(states[name], name, queues[name], revision)
 			}
 		}
 	}
 	return nil, fmt.Errorf("read the history: %w", context.Cause(ctx))
 }
 
-// enter applies an event to a queue, whose oldest entry is the first.
-func enter(queue []*mvccpb.KeyValue, ev *clientv3.Event) []*mvccpb.KeyValue {
+// applyEvent applies an event to a queue. The first entry of a queue is the oldest.
+func applyEvent(queue []*mvccpb.KeyValue, ev *clientv3.Event) []*mvccpb.KeyValue {
 	queue = slices.DeleteFunc(queue, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == string(ev.Kv.Key) })
 	if ev.Type == clientv3.EventTypePut {
 		queue = append(queue, ev.Kv)
@@ -68,8 +69,8 @@ func enter(queue []*mvccpb.KeyValue, ev *clientv3.Event) []*mvccpb.KeyValue {
 	return queue
 }
 
-// change adds the state that a queue stands for, if it is another than before.
-func change(states []locker.State, name string, queue []*mvccpb.KeyValue, revision int64) []locker.State {
+// appendState appends the state that a queue represents, if it differs from the last one.
+func appendState(states []locker.State, name string, queue []*mvccpb.KeyValue, revision int64) []locker.State {
 	state := locker.State{Holder: locker.Holder{Name: name}, Revision: revision}
 	if len(queue) > 0 {
 		head := queue[0]

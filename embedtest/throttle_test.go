@@ -15,9 +15,9 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-func TestThrottleIsTheThroughputOfALink(t *testing.T) {
+func TestThrottleLimitsTheThroughputOfALink(t *testing.T) {
 	t.Parallel()
-	const rate, size, connections = 1 << 20, 256 << 10, 4 // a second for all of them
+	const rate, size, connections = 1 << 20, 256 << 10, 4 // one second in total
 	for name, swap := range map[string]bool{"to the member": false, "from the member": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -47,12 +47,12 @@ func TestThrottleIsTheThroughputOfALink(t *testing.T) {
 	}
 }
 
-func TestThrottleIsThatOfEachDirection(t *testing.T) {
+func TestThrottleLimitsEachDirectionSeparately(t *testing.T) {
 	t.Parallel()
 	const size, rate, busy = 16 << 10, 32 << 10, 30
 	proxy, dial := pipe(t)
 	proxy.Throttle(rate)
-	for range busy { // of one wire, the last connection would get a thirtieth
+	for range busy { // if both directions shared the bandwidth, the last connection would get a thirtieth
 		a, _ := dial()
 		go a.Write(make([]byte, 16<<20))
 	}
@@ -63,11 +63,11 @@ func TestThrottleIsThatOfEachDirection(t *testing.T) {
 		t.Error(err)
 	}
 	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("the way back is busy with what goes forth: %v", took)
+		t.Errorf("the direction back took %v while the other was busy", took)
 	}
 }
 
-func TestThrottleHoldsTheSenderUp(t *testing.T) {
+func TestThrottleBlocksTheSender(t *testing.T) {
 	t.Parallel()
 	const much = 16 << 20
 	proxy, dial := pipe(t)
@@ -77,11 +77,11 @@ func TestThrottleHoldsTheSenderUp(t *testing.T) {
 	from.SetWriteDeadline(time.Now().Add(time.Second))
 	n, err := from.Write(make([]byte, much))
 	if !errors.Is(err, os.ErrDeadlineExceeded) || n > 1<<20 {
-		t.Errorf("%d bytes were taken at once, %v", n, err)
+		t.Errorf("%d bytes were accepted at once, %v", n, err)
 	}
 }
 
-func TestThrottleTurnedOffLetsGoWhatWaits(t *testing.T) {
+func TestThrottleTurnedOffReleasesWhatWaits(t *testing.T) {
 	t.Parallel()
 	_, proxy, client, _ := setup(t)
 	put(t, client, "key", "value")
@@ -108,21 +108,21 @@ func TestThrottleAndDelayAddUp(t *testing.T) {
 		t.Error(err)
 	}
 	if took := time.Since(start); took < 950*time.Millisecond {
-		t.Errorf("%v", took)
+		t.Errorf("%d bytes took only %v", size, took)
 	}
 }
 
-func TestThrottleStandsStillWhileFrozen(t *testing.T) {
+func TestThrottleSendsNothingWhileFrozen(t *testing.T) {
 	t.Parallel()
 	const size = 256 << 10
 	proxy, dial := pipe(t)
 	from, to := dial()
-	proxy.Throttle(size) // a second for all
+	proxy.Throttle(size) // one second in total
 	proxy.Freeze()
 	go from.Write(make([]byte, size))
 	to.SetReadDeadline(time.Now().Add(1500 * time.Millisecond))
 	if n, err := to.Read(make([]byte, size)); err == nil {
-		t.Errorf("%d bytes passed", n)
+		t.Errorf("%d bytes passed while frozen", n)
 	}
 	proxy.Thaw()
 	start := time.Now()
@@ -131,11 +131,11 @@ func TestThrottleStandsStillWhileFrozen(t *testing.T) {
 		t.Error(err)
 	}
 	if took := time.Since(start); took < 500*time.Millisecond {
-		t.Errorf("after the thaw all was there within %v", took)
+		t.Errorf("everything arrived within %v after the thaw", took)
 	}
 }
 
-func TestFreezeConnectionsLetsNewOnesPass(t *testing.T) {
+func TestFreezeConnectionsDoesNotAffectNewOnes(t *testing.T) {
 	t.Parallel()
 	_, proxy, client, _ := setup(t)
 	put(t, client, "key", "value")
@@ -159,7 +159,7 @@ func TestFreezeConnectionsLetsNewOnesPass(t *testing.T) {
 	put(t, client, "key", "healed")
 }
 
-func TestFreezeConnectionsHidesThatTheOtherEndHasHungUp(t *testing.T) {
+func TestFreezeConnectionsHidesThatTheOtherEndHasClosed(t *testing.T) {
 	t.Parallel()
 	for name, hangUp := range map[string]func(*net.TCPConn){
 		"close": func(c *net.TCPConn) { c.Close() },
@@ -173,7 +173,7 @@ func TestFreezeConnectionsHidesThatTheOtherEndHasHungUp(t *testing.T) {
 			hangUp(from)
 			to.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 			if _, err := to.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("the member was told: %v", err)
+				t.Errorf("the member noticed: %v", err)
 			}
 			proxy.Heal()
 			to.SetReadDeadline(time.Now().Add(limit))
@@ -184,7 +184,7 @@ func TestFreezeConnectionsHidesThatTheOtherEndHasHungUp(t *testing.T) {
 	}
 }
 
-func TestFreezeConnectionsActsOnTheMembersNamed(t *testing.T) {
+func TestFreezeConnectionsAffectsOnlyTheGivenMembers(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t, embedtest.WithMembers(3))
 	proxy := server.Proxy(t)
@@ -200,13 +200,13 @@ func TestFreezeConnectionsActsOnTheMembersNamed(t *testing.T) {
 	wantTimeout(t, clients[2], "key", "lost")
 	put(t, clients[1], "key", "passed")
 	proxy.Reset(0)
-	put(t, clients[0], "key", "connected again")
+	put(t, clients[0], "key", "reconnected")
 	proxy.Thaw(2)
 	put(t, clients[2], "key", "thawed")
 }
 
-// pipe returns a proxy in front of a listener, and what opens a connection through it:
-// its two ends.
+// pipe returns a proxy in front of a listener, and a function that opens a connection
+// through it and returns both ends.
 func pipe(t *testing.T) (*embedtest.Proxy, func() (client, member *net.TCPConn)) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
