@@ -89,8 +89,9 @@ func raceSide(s service, clients int, enter func(ctx context.Context, a *arena) 
 }
 
 const (
-	rate figure = "rate" // per second
-	p50  figure = "p50"  // microseconds
+	rate     figure = "rate"     // per second
+	interval figure = "interval" // microseconds, between two that count for the rate
+	p50      figure = "p50"      // microseconds
 
 	timeToQueue = 4 * time.Millisecond // per client, on a slow machine
 )
@@ -138,5 +139,7 @@ func race(ctx context.Context, mutexes []mutex, runUp, period time.Duration) (fi
 			record(h, t)
 		}
 	}
-	return figures{rate: float64(holds) / period.Seconds(), p50: microseconds(h)}, nil
+	f := pace(holds, period)
+	f[p50] = microseconds(h)
+	return f, nil
 }

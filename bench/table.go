@@ -41,57 +41,65 @@ func rows(s scale) []row {
 		},
 		{
 			id: "P2", work: "256 goroutines, 256 names, one client",
-			sides: allSides(goroutinesOnOwnNames, 256),
-			lines: []line{{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(2.5)}},
+			sides: append([]side{flatTransactions(120)}, allSides(goroutinesOnOwnNames, 256)...),
+			lines: []line{
+				{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(3.5)},
+				{figure: rate, unit: "locks/s", against: floor, target: atLeast(0.80)},
+			},
 		},
 		{
 			id: "P3", work: "64 goroutines, 64 names, one client",
-			sides: allSides(goroutinesOnOwnNames, 64),
-			lines: []line{{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(1.8)}},
+			sides: append([]side{flatTransactions(32)}, allSides(goroutinesOnOwnNames, 64)...),
+			lines: []line{
+				{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(2.2)},
+				{figure: rate, unit: "locks/s", against: floor, target: atLeast(0.85)},
+			},
 		},
 		{
 			id: "P4", work: "2 clients on one name",
-			sides: allSides(clientsOnOneName, 2),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(40)}},
+			sides: append([]side{deletesInTurn}, allSides(clientsOnOneName, 2)...),
+			lines: handOvers(1.15),
 		},
 		{
 			id: "P5", work: "2 clients on one name, Unlock starts → next holds",
 			sides: []side{deleteEvent, handOver},
-			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.6)}},
+			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.15)}},
 		},
 		{
 			id: "P6", work: "8 clients on one name",
-			sides: append([]side{deleteEvent}, allSides(clientsOnOneName, 8)...),
-			lines: []line{
-				{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(10)},
-				{what: "Unlock starts → next holds", figure: p50, unit: "µs", against: floor, target: atMost(2)},
-			},
+			sides: append([]side{deletesInTurn}, allSides(clientsOnOneName, 8)...),
+			lines: handOvers(1.15),
+		},
+		{
+			id: "P6", work: "8 clients on one name, Unlock starts → next holds",
+			sides: []side{deleteEvent, clientsOnOneName(lockerService, 8)},
+			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.15)}},
 		},
 		{
 			id: "P7", work: "32 clients on one name",
-			sides: allSides(clientsOnOneName, 32),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(2.2)}},
+			sides: append([]side{deletesInTurn}, allSides(clientsOnOneName, 32)...),
+			lines: handOvers(1.25),
 		},
 		{
 			id: "P7", work: "128 clients on one name",
-			sides: allSides(clientsOnOneName, 128),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(1.3)}},
+			sides: append([]side{deletesInTurn}, allSides(clientsOnOneName, 128)...),
+			lines: handOvers(1.40),
 		},
 		{
 			id: "P8", work: "64 goroutines of one client on one name",
-			sides: append([]side{goroutinesOnOneName(lockerService, 64), mutexGoroutinesOnOneName(64)}, ofPeers(func(s service) side { return goroutinesOnOneName(s, 64) })...),
-			lines: []line{{figure: rate, unit: "hand-overs/s", against: etcdMutex, target: atLeast(4)}},
+			sides: append([]side{replacements, goroutinesOnOneName(lockerService, 64), mutexGoroutinesOnOneName(64)}, ofPeers(func(s service) side { return goroutinesOnOneName(s, 64) })...),
+			lines: handOvers(1.10),
 		},
 		{
 			id: "P9", work: fmt.Sprintf("lock + unlock of a name after %d acquisitions, no compaction", s.history),
 			sides: []side{freshName, usedName},
-			lines: []line{{figure: p50, unit: "µs", against: freshName.name, target: atMost(1.2)}},
+			lines: []line{{figure: p50, unit: "µs", against: freshName.name, target: atMost(1.1)}},
 		},
 		{
 			id: "P10", work: fmt.Sprintf("%d held locks", s.holds),
 			sides: []side{heldLocks},
 			lines: []line{
-				{what: "heap per lock", figure: heap, unit: "bytes", target: atMost(1024)},
+				{what: "heap per lock", figure: heap, unit: "bytes", target: atMost(600)},
 				{what: "goroutines per lock", figure: goroutines, target: atMost(0.01)}, // the sessions have some
 			},
 		},
@@ -99,7 +107,7 @@ func rows(s scale) []row {
 			id: "P11", work: fmt.Sprintf("%d waiting locks, each on its own name", s.waiters), rounds: s.few,
 			sides: []side{waitingLocks(lockerService, lockerPrefix), waitingLocks(mutexService, mutexPrefix)},
 			lines: []line{
-				{what: "heap and stacks per lock", figure: memory, unit: "bytes", target: atMost(8192)},
+				{what: "heap and stacks per lock", figure: memory, unit: "bytes", target: atMost(6144)},
 				{what: "goroutines per lock besides the caller's", figure: goroutines, target: atMost(1.01)}, // 0.01 for those of the sessions
 			},
 		},
@@ -107,29 +115,29 @@ func rows(s scale) []row {
 			id: "P12", work: fmt.Sprintf("%d locks held by one client", s.bulk), rounds: s.few,
 			sides: []side{bulkPuts, bulkLocks},
 			lines: []line{
-				{what: "acquiring all", figure: acquireTime, unit: "s", against: floor, target: atMost(1.5)},
+				{what: "acquiring all", figure: acquireTime, unit: "s", against: floor, target: atMost(1.3)},
 				{what: "renewals per lease in TTL/3", figure: renewals, unit: "requests", target: atMost(1)},
-				{what: "Close", figure: closeTime, unit: "s", target: atMost(5)},
+				{what: "Close", figure: closeTime, unit: "s", target: atMost(2)},
 			},
 		},
 		{
 			id: "P13", work: fmt.Sprintf("Cache.Get, %d names", cached),
 			sides: []side{mapGet, cacheGet},
 			lines: []line{
-				{figure: nanoseconds, unit: "ns", against: mapGet.name, target: atMost(2)},
+				{figure: nanoseconds, unit: "ns", against: mapGet.name, target: atMost(1.2)},
 				{figure: allocations, unit: "allocations", target: atMost(0)},
 			},
 		},
 		{
 			id: "P14", work: "value changed → Watch yields it",
 			sides: []side{putEvent, changes},
-			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.5)}},
+			lines: []line{{figure: p50, unit: "µs", against: floor, target: atMost(1.15)}},
 		},
 		{
 			id: "P15", work: fmt.Sprintf("%d clients waiting on one name", s.crowd), rounds: s.few,
 			sides: []side{crowd("few", 10), crowd("a tenth", s.crowd/10), crowd(ours, s.crowd)},
 			lines: []line{
-				{what: "compared with a tenth as many", figure: requests, unit: "requests/hand-over", against: "a tenth", target: atMost(1.1)},
+				{figure: requests, unit: "requests/hand-over", target: atMost(5)},
 				{what: "compared with 10", figure: requests, unit: "requests/hand-over", against: "few"},
 			},
 		},
@@ -141,6 +149,15 @@ func rows(s scale) []row {
 				{figure: servers, unit: "server packages", target: atMost(0)},
 			},
 		},
+	}
+}
+
+// handOvers are the lines of a row of hand-overs, each of which may take so much longer
+// than the floor.
+func handOvers(most float64) []line {
+	return []line{
+		{figure: rate, unit: "hand-overs/s", against: etcdMutex},
+		{what: "each", figure: interval, unit: "µs", against: floor, target: atMost(most)},
 	}
 }
 
