@@ -45,10 +45,15 @@ func (g *group) newBatch(writes []*Write) *batch {
 // forgotByAll lets the attempts end if nobody waits for them any more, after the time that
 // they need to be answered. The caller is a task and holds the group's mutex.
 func (b *batch) forgotByAll() {
-	waitedFor := func(w *Write) bool { return !w.forgotten && !w.resolved }
-	if !slices.ContainsFunc(b.writes, waitedFor) {
+	if !b.waitedFor() {
 		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.size()))
 	}
+}
+
+// waitedFor reports whether somebody still waits for one of the writes. The caller holds
+// the group's mutex.
+func (b *batch) waitedFor() bool {
+	return slices.ContainsFunc(b.writes, func(w *Write) bool { return !w.forgotten && !w.resolved })
 }
 
 // hurry lets the attempts end soon: a caller whose context has ended waits for them.
@@ -123,11 +128,17 @@ func (b *batch) retry(err error) {
 	if err == nil || !Transient(err) {
 		return
 	}
+	b.group.mu.Lock()
+	waited := b.waitedFor()
+	b.group.mu.Unlock()
+	if !waited {
+		return
+	}
 	pause := time.Duration(0)
 	for _, w := range b.writes {
 		pause = max(pause, w.pause.Next())
 	}
-	if backoff.Sleep(b.ctx, pause) == nil {
+	if backoff.Sleep(b.group.store.Base, pause) == nil {
 		b.group.again(b.writes)
 	}
 }

@@ -1,0 +1,311 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// inFlight is inGroup with as many transactions in flight as a Store has.
+func inFlight(t *testing.T, script func(n int, keys string) []error, f func(t *testing.T, g *grouped)) {
+	t.Helper()
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		g.group.most = mostInFlight
+		f(t, g)
+	})
+}
+
+func TestGroup_HasTwoTransactionsInFlight(t *testing.T) {
+	inFlight(t, nil, func(t *testing.T, g *grouped) {
+		all := g.all("a b c d")
+		g.at(moment / 2)
+		if n := len(g.keys()); n != 2 {
+			t.Errorf("%d are in flight", n)
+		}
+		g.at(time.Second)
+		g.idle()
+		if keys := strings.Join(g.keys()[2:], ", "); keys != "c d" {
+			t.Errorf("after them was sent %q", keys)
+		}
+		for _, w := range all {
+			w.is(t, nil, true)
+		}
+	})
+}
+
+func TestGroup_ASecondTransactionWaitsUntilHalfOfTheUsualNumberHasGathered(t *testing.T) {
+	inFlight(t, nil, func(t *testing.T, g *grouped) {
+		g.group.usual = 8
+		g.submit("a", "a", 0)
+		for i, name := range []string{"b", "c", "d", "e", "f"} {
+			g.at(time.Duration(i+1) * time.Millisecond)
+			g.submit(name, name, 0)
+		}
+		g.at(time.Second)
+		// That is 7 after one lone write, and 6 after the next transaction.
+		g.sent(sent{0, "a"}, sent{3 * time.Millisecond, "b c d"}, sent{moment + 3*time.Millisecond, "e f"})
+	})
+}
+
+func TestGroup_TheUsualNumberFollowsTheCallers(t *testing.T) {
+	inFlight(t, nil, func(t *testing.T, g *grouped) {
+		for i := range 40 {
+			g.submit(fmt.Sprint(i), "k", 0)
+		}
+		g.at(time.Second)
+		if got := g.group.usual; got < 30 {
+			t.Errorf("with 40 callers it is %d", got)
+		}
+		for i := range 40 {
+			g.submit("a", "a", 0)
+			g.at(time.Duration(2+i) * time.Second)
+		}
+		if got := g.group.usual; got != 1 {
+			t.Errorf("with one caller it is %d", got)
+		}
+	})
+}
+
+func TestGroup_KeepsTheOrderOfANameWithTwoInFlight(t *testing.T) {
+	inFlight(t, nil, func(t *testing.T, g *grouped) {
+		all := g.all("a1 a2 b1 a3")
+		g.at(time.Second)
+		g.idle()
+		// a2 would be free to go beside a1 if their order did not matter.
+		for i, at := range []time.Duration{0, moment, 0, 2 * moment} {
+			if got := g.kv.at(all[i].key()); got != at {
+				t.Errorf("%s was sent at %v, want %v", all[i].key(), got, at)
+			}
+			all[i].is(t, nil, true)
+		}
+	})
+}
+
+// at returns when the transaction that writes key was sent.
+func (k *scriptedKV) at(key string) time.Duration {
+	for _, s := range k.sent {
+		if strings.Contains(s.keys, key) {
+			return s.at
+		}
+	}
+	return never
+}
+
+// A write whose transaction has kept the others of its name waiting for too long lets them overtake it; but when it
+// gathers again, it is sent before those that wait.
+func TestGroup_AWriteThatFailsIsSentBeforeLaterOnesOfItsName(t *testing.T) {
+	inFlight(t, times(errPassing), func(t *testing.T, g *grouped) {
+		all := g.all("a1 a2 a3")
+		g.at(time.Minute)
+		g.idle()
+		var order []string
+		for _, w := range all {
+			w.landings(t)
+		}
+		for _, key := range g.keys() {
+			order = append(order, strings.Fields(key)...)
+		}
+		if got := strings.Join(order, " "); got != "a1 a2 a1 a3" && got != "a1 a2 a3 a1" && got != "a1 a1 a2 a3" {
+			t.Errorf("sent in the order %q", got)
+		}
+	})
+}
+
+// flat reports for each transaction of several writes whether it was flat.
+func (g *grouped) flat() (flat []bool) {
+	g.kv.mu.Lock()
+	defer g.kv.mu.Unlock()
+	for _, r := range g.kv.requests {
+		if len(r.Success) > 1 {
+			flat = append(flat, r.Success[0].GetRequestTxn() == nil)
+		}
+	}
+	return flat
+}
+
+func TestGroup_AFlatTransactionGivesEachWriteItsPartOfTheAnswer(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		g.submit("x", "x", 0)
+		one := g.submitTxn(Txn{Name: "a", When: []*pb.Compare{CmpCreate("a", 0)}, Then: []*pb.RequestOp{OpPut("a", "", 0)}})
+		two := g.submitTxn(Txn{Name: "b", When: []*pb.Compare{CmpCreate("b", 0), CmpCreate("c", 0)}, Then: []*pb.RequestOp{OpPut("b", "", 0), OpPut("c", "", 0)}})
+		g.at(time.Second)
+		g.idle()
+		request := g.kv.requests[1]
+		if len(request.Compare) != 3 || len(request.Success) != 3 || request.Success[2].GetRequestPut() == nil {
+			t.Errorf("sent %v", request)
+		}
+		for w, parts := range map[*followed]int{one: 1, two: 2} {
+			w.is(t, nil, true)
+			if n := len(w.result.Resp.Responses); n != parts {
+				t.Errorf("%s was given %d responses", w.key(), n)
+			}
+		}
+	})
+}
+
+func TestGroup_AFlatTransactionThatIsRefusedIsNestedNext(t *testing.T) {
+	refused := 0
+	script := func(_ int, keys string) []error {
+		if refused == 0 && keys == "a b" {
+			refused++
+			return []error{errNotThen}
+		}
+		return []error{nil}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		all := g.all("x a b")
+		g.at(time.Second)
+		more := g.all("x a b x a b x a b")
+		g.at(2 * time.Second)
+		g.idle()
+		for _, w := range append(all, more...) {
+			w.is(t, nil, true) // the refusal was certain, so the other attempt was the only one
+		}
+		if got, want := fmt.Sprint(g.flat()), "[true false true true true]"; got != want {
+			t.Errorf("flat were %v, want %v", got, want)
+		}
+	})
+}
+
+func TestGroup_FlatTransactionsBecomeRareWhereTheyAreRefused(t *testing.T) {
+	script := func(_ int, keys string) []error {
+		if strings.Contains(keys, "bad") {
+			return []error{errNotThen}
+		}
+		return []error{nil}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		const n = 200
+		for i := range n {
+			g.all("x a bad")
+			g.at(time.Duration(i+1) * time.Second)
+		}
+		g.idle()
+		flat := 0
+		for _, is := range g.flat() {
+			if is {
+				flat++
+			}
+		}
+		if flat < 2 || flat > 12 {
+			t.Errorf("%d of %d were flat", flat, n)
+		}
+	})
+}
+
+func TestTxn_IsMadeInsteadUnderTheSameGuard(t *testing.T) {
+	t.Parallel()
+	record := &Record{Key: "r"}
+	other := func() Txn {
+		return Txn{When: []*pb.Compare{CmpCreate("b", 0)}, Then: []*pb.RequestOp{OpPut("b", "", 0)}}
+	}
+	both := Txn{Record: record, Epoch: 7, When: []*pb.Compare{CmpCreate("a", 0)}, Then: []*pb.RequestOp{OpPut("a", "", 0)}, Instead: other}
+	guard := CmpMod("r", 7).String()
+	for guarded, want := range map[bool]int{true: 2, false: 1} {
+		outer := both.request(guarded)
+		inner := outer.Failure[0].GetRequestTxn()
+		for _, r := range []*pb.TxnRequest{outer, inner} {
+			if len(r.Compare) != want || guarded && r.Compare[1].String() != guard {
+				t.Errorf("guarded %v: the compares are %v", guarded, r.Compare)
+			}
+		}
+	}
+	own := &pb.TxnResponse{Succeeded: true}
+	resp := &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: 3}, Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: own}}}}
+	if got := both.answer(resp); got != own || got.Header != resp.Header {
+		t.Errorf("the answer is %v", got)
+	}
+}
+
+// write calls Write in a goroutine, and returns its error and when it has returned.
+func (g *grouped) write(ctx context.Context, key string) <-chan error {
+	done := make(chan error, 1)
+	g.Tasks.Run(func() {
+		_, _, err := g.Write(ctx, &Write{Txn: Txn{Name: key, Then: []*pb.RequestOp{OpPut(key, "", 0)}}})
+		done <- err
+	})
+	return done
+}
+
+func TestStart_ReturnsSoonAfterItsContextHasEnded(t *testing.T) {
+	for name, test := range map[string]struct {
+		ends time.Duration
+		want error
+	}{
+		"an answer that is about to come is waited for": {moment - endedWait/2, nil},
+		"another is not": {moment - 2*endedWait, context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFlight(t, nil, func(t *testing.T, g *grouped) {
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(test.ends, cancel)
+				err := <-g.write(ctx, "a")
+				if !errors.Is(err, test.want) {
+					t.Errorf("returned %v, want %v", err, test.want)
+				}
+				if late := g.now() - test.ends; late > endedWait {
+					t.Errorf("returned %v after the end", late)
+				}
+				g.idle()
+			})
+		})
+	}
+}
+
+func TestStart_AnAnswerOfTheHedgeReleasesTheCaller(t *testing.T) {
+	inFlight(t, times(errNeverComes), func(t *testing.T, g *grouped) {
+		if err := <-g.write(t.Context(), "a"); err != nil {
+			t.Errorf("returned %v", err)
+		}
+		if got, want := g.now(), testDelay+moment; got < want || got > want+time.Millisecond {
+			t.Errorf("returned after %v, want %v", got, want)
+		}
+		g.idle()
+	})
+}
+
+// The attempt of a caller that waits for long is replaced by one that may take as long as it likes.
+func TestStart_AnAnswerThatIsLateIsWaitedForInTheBackground(t *testing.T) {
+	const silence = testDelay + 4*testDelay + moment
+	var start time.Time
+	silent := func(int, string) []error {
+		if time.Since(start) < silence {
+			return []error{errNeverComes}
+		}
+		return []error{nil}
+	}
+	inFlight(t, silent, func(t *testing.T, g *grouped) {
+		start = g.start
+		if err := <-g.write(t.Context(), "a"); err != nil {
+			t.Errorf("returned %v", err)
+		}
+		g.at(time.Minute)
+		g.idle()
+		replaced := false
+		for _, s := range g.kv.sent {
+			replaced = replaced || s.at >= testDelay+g.LateAnswerWait() && s.at < silence
+		}
+		if !replaced {
+			t.Errorf("sent %v", g.kv.sent)
+		}
+	})
+}
+
+func TestStart_AWriteThatFailsIsTriedAgainInTheBackground(t *testing.T) {
+	inFlight(t, times(errPassing, errPassing), func(t *testing.T, g *grouped) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if err := <-g.write(ctx, "a"); err != nil {
+			t.Errorf("returned %v", err)
+		}
+		if n := len(g.keys()); n != 3 {
+			t.Errorf("it was sent %d times", n)
+		}
+		g.idle()
+	})
+}
