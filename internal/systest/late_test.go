@@ -52,14 +52,17 @@ func TestLock_AnAttemptAfterTheEntryWasDeletedBringsNoHoldBack(t *testing.T) {
 	b := locktest.Setup(t)
 	var first atomic.Bool
 	late, done := make(chan struct{}), make(chan error, 1)
-	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
 		if !locktest.Enqueues(req, "a") || !first.CompareAndSwap(false, true) {
 			return call()
 		}
-		<-late
-		err := call()
-		done <- err
-		return err
+		go func() { // it arrives whatever becomes of the call
+			<-late
+			_, err := pb.NewKVClient(b.Etcd.ActiveConnection()).Txn(t.Context(), req.(*pb.TxnRequest))
+			done <- err
+		}()
+		<-ctx.Done()
+		return ctx.Err()
 	}), locker.WithTTL(locktest.Brief))
 	l := locktest.Lock(t, c, "a", "") // by the second attempt
 	if _, err := b.Etcd.Delete(locktest.Within(t), l.Key()); err != nil {

@@ -200,7 +200,7 @@ func TestContext_MayEndAtAnyMomentAndTheCallLeavesNothing(t *testing.T) {
 	for name, prepare := range everyCall {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			locktest.Simulate(t, func(sim locktest.Simulation) { newStage(sim).sweep(prepare, time.Millisecond, func() {}) })
+			locktest.Simulate(t, func(sim locktest.Simulation) { newStage(sim).sweep(prepare, 4*time.Millisecond, func() {}) })
 		})
 	}
 }
@@ -212,7 +212,7 @@ func TestContext_MayEndWhenEtcdStopsAnsweringAndTheCallLeavesNothing(t *testing.
 			t.Parallel()
 			locktest.Simulate(t, func(sim locktest.Simulation) {
 				s := newStage(sim)
-				s.sweep(prepare, 3*time.Millisecond, func() {
+				s.sweep(prepare, 8*time.Millisecond, func() {
 					s.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
 					time.AfterFunc(outage, s.slow)
 				})
@@ -231,10 +231,11 @@ func newStage(sim locktest.Simulation) stage {
 	return s
 }
 
-// slow makes each request take 10 ms.
+// slow makes each request take 50 ms, which is longer than a call waits for an answer after
+// its context has ended.
 func (s stage) slow() {
 	s.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate {
-		return fakeetcd.Fate{Before: 5 * time.Millisecond, After: 5 * time.Millisecond}
+		return fakeetcd.Fate{Before: 25 * time.Millisecond, After: 25 * time.Millisecond}
 	})
 }
 
