@@ -75,7 +75,7 @@ var mutants = []mutant{
 		edits: []edit{
 			{"acquire.go", "	for pause := (backoff.Pause{}); revision == 0 ||", "	closed := false\n	for pause := (backoff.Pause{}); revision == 0 ||"},
 			{"acquire.go", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
-			{"acquire.go", "		if ahead, revision, err = l.look(ctx); err != nil {\n", "		if closed {\n			if unwatched != nil && pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
+			{"acquire.go", "		since = 0\n		if ahead, revision, err = l.look(ctx); err != nil {\n", "		since = 0\n		if closed {\n			if unwatched != nil && pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
 		},
 		flags:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
 		caughtBy: []string{"the head of the queue gets the lock in time"},
