@@ -340,7 +340,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		return nil
 	}
 	w := l.startRemoval(ctx, next)
-	if w.Applied() {
+	if l.removed(ctx, w) {
 		l.detach(next)
 		return nil
 	}

@@ -170,17 +170,32 @@ func (l *Lock) handOver(next *Lock) *txn.Write {
 	return w
 }
 
+// removed waits for the hedge delay, or until ctx ends, and reports whether the entry was
+// removed. Usually it was, and there is nothing left to do.
+func (l *Lock) removed(ctx context.Context, w *txn.Write) bool {
+	if !w.Applied() {
+		late := time.NewTimer(time.Until(w.Submitted().Add(l.client.store.HedgeDelay)))
+		defer late.Stop()
+		select {
+		case <-w.Done():
+		case <-ctx.Done():
+		case <-late.C:
+		}
+	}
+	return w.Applied()
+}
+
 // handsOver reports whether a removal is in favour of a next.
 func handsOver(w *txn.Write) bool { return w.Record != nil }
 
-// awaitHandOver waits for the outcome of a hand-over for the hedge delay. If there is no
-// answer by then, the two locks go separate ways, and next finds out by itself whether its
+// awaitHandOver waits for the outcome of a hand-over, until it is older than the hedge
+// delay. If there is no answer by then, the two locks go separate ways, and next finds out by itself whether its
 // entry is in the queue nevertheless.
 //
 // released reports whether the entry of l was deleted; unknown, that it may have been.
 func (l *Lock) awaitHandOver(ctx context.Context, w *txn.Write) (released, unknown bool) {
 	c := l.client
-	late := time.NewTimer(c.store.HedgeDelay)
+	late := time.NewTimer(time.Until(w.Submitted().Add(c.store.HedgeDelay)))
 	defer late.Stop()
 	select {
 	case <-w.Done():

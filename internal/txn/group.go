@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"time"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
 )
@@ -78,8 +79,9 @@ type Write struct {
 	Begun  func(epoch int64) // called before each attempt but the first, with a mutex held: it must not block; may be nil
 	Landed func(Outcome)     // called with the outcome of each attempt, also concurrently, and with ErrUnsent if there is none; may be nil
 
-	done   chan struct{} // closed when result is set
-	result Outcome       // the first certain one
+	submitted time.Time
+	done      chan struct{} // closed when result is set
+	result    Outcome       // the first certain one
 
 	pause backoff.Pause // before the next attempt; used by the batch
 
@@ -91,6 +93,9 @@ type Write struct {
 	attempts  int    // not counting those that were refused for certain
 	last      error  // of the last attempt that was not answered for certain; nil if there was no answer
 }
+
+// Submitted returns when w was submitted.
+func (w *Write) Submitted() time.Time { return w.submitted }
 
 // Done returns a channel that is closed when the outcome of w is certain. w must have been
 // submitted.
@@ -151,7 +156,7 @@ func (g *group) init(s *Store) {
 // It is the only way to write queues and records. It does not block. It returns the batch
 // that leaves now, nil if there is none.
 func (g *group) submit(w *Write) *batch {
-	w.done = make(chan struct{})
+	w.done, w.submitted = make(chan struct{}), time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if w.Name == "" {
