@@ -182,7 +182,11 @@ func (l *Lock) removed(ctx context.Context, w *txn.Write) bool {
 		case <-late.C:
 		}
 	}
-	return w.Applied()
+	if !w.Applied() {
+		return false
+	}
+	l.session.timeline.saw(w.Result().Resp.Header)
+	return true
 }
 
 // handsOver reports whether a removal is in favour of a next.
