@@ -6,11 +6,11 @@
 // Its one idea is that a write is idempotent. So it may be sent more than once, and an
 // attempt whose answer is lost is followed by another:
 //
-//	caller          caller          caller     Commit, Write or Submit
+//	caller          caller          caller     Commit or Write
 //	     \             |             /
-//	      +---------- group --------+          gathers while a transaction is in flight
+//	      +---------- group --------+          gathers while transactions are in flight
 //	                   |
-//	              transaction                  leaves as one, each write nested in it
+//	              transaction                  leaves as one: flat, or each write nested in it
 //	               /       \
 //	  first attempt         hedge              after the hedge delay, to another member
 //	               \       /
