@@ -172,6 +172,23 @@ func TestGroup_AFlatTransactionThatIsRefusedIsNestedNext(t *testing.T) {
 	})
 }
 
+func TestGroup_AFlatTransactionHasRoomForTheGuardsOfItsWrites(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		g.submit("x", "x", 0)
+		for i := range MaxTogether {
+			key := fmt.Sprint(i)
+			g.submitTxn(Txn{Name: key, Record: &Record{Key: key}, When: []*pb.Compare{CmpCreate(key, 0)}, Then: []*pb.RequestOp{OpPut(key, "", 0)}})
+		}
+		g.at(time.Second)
+		g.idle()
+		for _, r := range g.kv.requests {
+			if n := max(len(r.Compare), len(r.Success)); n > MaxTogether {
+				t.Errorf("a transaction has %d operations", n)
+			}
+		}
+	})
+}
+
 func TestGroup_FlatTransactionsBecomeRareWhereTheyAreRefused(t *testing.T) {
 	script := func(_ int, keys string) []error {
 		if strings.Contains(keys, "bad") {

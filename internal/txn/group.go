@@ -243,6 +243,7 @@ func (g *group) take() *batch {
 	g.usual = max(now, g.usual-(g.usual-now+7)/8)
 	flat := g.order.Len() > 1 && g.flat.next()
 	var writes []*Write
+	var record *Record // that guards the last of them
 	for operations, size := 0, int64(0); g.order.Len() > 0; {
 		place := g.order.Front()
 		p := place.Value.(*pending)
@@ -250,6 +251,10 @@ func (g *group) take() *batch {
 		if w != nil {
 			operations += w.operations(flat)
 			size += w.size()
+			if flat && w.Record != record { // its guard is another compare
+				operations++
+				record = w.Record
+			}
 			if len(writes) > 0 && (operations > g.limit || size > maxBytesTogether) {
 				break
 			}
