@@ -251,7 +251,7 @@ func (g *group) take() *batch {
 		if w != nil {
 			operations += w.operations(flat)
 			size += w.size()
-			if flat && w.Record != record { // its guard is another compare
+			if flat && w.Record != nil && w.Record != record { // its guard is another compare
 				operations++
 				record = w.Record
 			}
