@@ -372,10 +372,12 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	// A watch from before the entry was put misses nothing: there is no need to look.
 	w := c.watches.Again(l.queue())
 	defer func() {
-		if err == nil && w != nil && w.Key == l.queue() {
-			c.watches.Keep(w)
-		} else {
+		if w != nil && (err != nil || !w.Below) {
 			w.Close()
+			w = nil
+		}
+		if err == nil {
+			c.watches.Keep(l.queue(), w)
 		}
 	}()
 	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {

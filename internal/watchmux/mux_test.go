@@ -252,7 +252,7 @@ func TestMux_KeepsAWatchForAWhile(t *testing.T) {
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		w := open(t, m, "a")
-		m.Keep(w)
+		m.Keep(w.Key, w)
 		if !m.Keeps("a") || m.Keeps("b") {
 			t.Error("it does not keep the watch that it was given")
 		}
@@ -260,7 +260,7 @@ func TestMux_KeepsAWatchForAWhile(t *testing.T) {
 		if m.Again("a") != w || m.Again("a") != nil {
 			t.Error("it does not give the watch back exactly once")
 		}
-		m.Keep(w)
+		m.Keep(w.Key, w)
 		time.Sleep(watchIdle)
 		synctest.Wait()
 		if m.Keeps("a") || m.Again("a") != nil {
@@ -270,6 +270,51 @@ func TestMux_KeepsAWatchForAWhile(t *testing.T) {
 		defer c.mu.Unlock()
 		if !slices.Contains(c.canceled, 1) {
 			t.Errorf("etcd was asked to cancel %v", c.canceled)
+		}
+	})
+}
+
+func TestMux_NotesThatAKeyWasWaitedForWithoutAWatch(t *testing.T) {
+	c := &cluster{script: func(_ int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		return confirm(peer, request, 0)
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		m.Keep("a", nil)
+		if !m.Keeps("a") || m.Again("a") != nil || m.Keeps("a") {
+			t.Error("the note is not there exactly once")
+		}
+		m.Keep("a", nil)
+		time.Sleep(watchIdle / 2)
+		m.Keep("a", nil)
+		time.Sleep(watchIdle - 1)
+		if !m.Keeps("a") {
+			t.Error("the second note has expired with the first")
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if m.Keeps("a") {
+			t.Error("the note has not expired")
+		}
+	})
+}
+
+func TestStream_OpensAWatchAfterARevision(t *testing.T) {
+	var asked int64
+	c := &cluster{script: func(_ int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		if create := request.GetCreateRequest(); create != nil {
+			asked = create.StartRevision
+		}
+		return confirm(peer, request, 0)
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		for since, want := range map[int64]int64{0: 0, 7: 8} {
+			w, err := m.Open(t.Context(), Target{Key: "a", Since: since})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if w.Close(); asked != want {
+				t.Errorf("since %d it asks for changes from %d on", since, asked)
+			}
 		}
 	})
 }

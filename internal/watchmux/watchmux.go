@@ -100,18 +100,19 @@ type keptWatch struct {
 // watchIdle is how long a watch is kept by default.
 const watchIdle = time.Second
 
-// Keep keeps a watch open for a while after its use, instead of closing it: a caller that
-// often waits for the same name is spared opening another. The caller must not use w any
-// more.
-func (m *Mux) Keep(w *Watch) {
-	m.Again(w.Key).Close()
+// Keep keeps a watch of key open for a while after its use, instead of closing it: a caller
+// that often waits for the same name is spared opening another. The caller must not use w
+// any more. If w is nil, Keep only notes that the key was waited for.
+func (m *Mux) Keep(key string, w *Watch) {
+	m.Again(key).Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.kept[w.Key] = keptWatch{w, m.Tasks.After(m.Idle, func() {
+	m.kept[key] = keptWatch{w, m.Tasks.After(m.Idle, func() {
 		m.mu.Lock()
-		expired := m.kept[w.Key].Watch == w
+		kept, ok := m.kept[key]
+		expired := ok && kept.Watch == w
 		if expired {
-			delete(m.kept, w.Key)
+			delete(m.kept, key)
 		}
 		m.mu.Unlock()
 		if expired {
@@ -120,7 +121,7 @@ func (m *Mux) Keep(w *Watch) {
 	})}
 }
 
-// Keeps reports whether a watch of key is kept.
+// Keeps reports whether key was waited for lately.
 func (m *Mux) Keeps(key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -129,7 +130,7 @@ func (m *Mux) Keeps(key string) bool {
 }
 
 // Again returns the watch of key that was kept, which the caller has to close or keep
-// again, or nil if there is none. There must be one caller for a key at a time.
+// again, or nil if there was none. There must be one caller for a key at a time.
 func (m *Mux) Again(key string) *Watch {
 	m.mu.Lock()
 	defer m.mu.Unlock()
