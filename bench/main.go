@@ -1,5 +1,5 @@
 // Bench measures Locker against bare etcd and etcd's own Mutex, and on request against
-// other lock services.
+// other lock services; with -scale, what locks, waiters, clients and watchers cost.
 package main
 
 import (
@@ -43,6 +43,7 @@ func main() {
 // settings holds the values of the command-line flags.
 type settings struct {
 	quick     bool
+	scale     bool
 	rows      string
 	rounds    int
 	members   int
@@ -62,6 +63,7 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 		flags.PrintDefaults()
 	}
 	flags.BoolVar(&s.quick, "quick", false, "finish in less than a minute: fewer and shorter rounds, less work")
+	flags.BoolVar(&s.scale, "scale", false, "instead of the rows, measure what locks, waiters, clients and watchers cost as their number grows, and print Markdown tables")
 	flags.StringVar(&s.rows, "row", "", "run only these `rows`, such as P4 or P4,P6")
 	flags.IntVar(&s.rounds, "rounds", 0, "rounds per side (default 5, or 3 with -quick)")
 	flags.IntVar(&s.members, "members", 1, "number of etcd processes, 1 or 3")
@@ -77,11 +79,20 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	if flags.NArg() > 0 {
 		return s, fmt.Errorf("unexpected argument %q; see -h", flags.Arg(0))
 	}
+	if s.scale {
+		var err error
+		flags.Visit(func(f *flag.Flag) {
+			if !slices.Contains([]string{"scale", "quick", "etcd"}, f.Name) {
+				err = fmt.Errorf("-scale cannot be combined with -%s", f.Name)
+			}
+		})
+		return s, err
+	}
 	return s, nil
 }
 
 // command runs the rows selected by args, prints the table to stdout and, with -out,
-// writes the result files.
+// writes the result files. With -scale it does what runScale does instead.
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	s, err := parse(args, stderr)
 	if err != nil {
@@ -101,6 +112,9 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	r := &runner{scale: size, peers: s.peers, id: fmt.Sprintf("%04x", rand.N(1<<16)), progress: newProgress(stderr)}
 	if s.profile != "" {
 		r.profiles = &profiles{s.profile}
+	}
+	if s.scale {
+		return r.runScale(ctx, s, stdout)
 	}
 	cleanUp, err := r.prepare(ctx, s)
 	if err != nil {
