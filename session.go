@@ -111,7 +111,7 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	if session == nil || session.Lease() == clientv3.NoLease {
 		return nil, wrap(op, "", &InvalidError{"session", "nil", "a concurrency.Session with a lease is needed"})
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), min(c.ttl, cleanupWait))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), min(c.ttl, cleanupWait), errAdoptedLate)
 	defer cancel()
 	ctx, end, err := c.begin(ctx)
 	if err != nil {
