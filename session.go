@@ -142,7 +142,12 @@ func (s *Session) Context() context.Context {
 // on it (concurrency.WithLease) uses the same keys as the locks of this Session, and this
 // Session removes such keys if they do not belong to its locks. To share a lease, adopt the
 // other session instead.
-func (s *Session) Lease() clientv3.LeaseID { return s.lease }
+func (s *Session) Lease() clientv3.LeaseID {
+	if s == nil {
+		return clientv3.NoLease
+	}
+	return s.lease
+}
 
 // Close ends all holds of the session, whose contexts end with ErrClosed, makes calls that
 // wait on it return, and revokes the lease. Of an adopted session the lease is left alone,
