@@ -61,6 +61,11 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			c.lines.Replace(name, l)
 			continue
 		}
+		if own := c.pool.holding(err); own != nil {
+			if err = c.awaitEnd(ctx, own); err == nil {
+				continue
+			}
+		}
 		l.fail(err)
 		return nil, err
 	}
@@ -130,7 +135,7 @@ func (l *Lock) waitInLine(ctx context.Context) error {
 
 // tryInLine is waitInLine for TryLock. It waits neither for a holder nor behind other
 // waiters, but only for the removal of an entry that is over: of a call that failed, or of
-// a hold that was released.
+// a hold that was released. (For that of a hold that was lost, see awaitEnd.)
 func (l *Lock) tryInLine(ctx context.Context) error {
 	c := l.client
 	for {
@@ -174,6 +179,19 @@ func (c *Client) lockedHere(ctx context.Context, name string) error {
 		return err
 	}
 	return &LockedError{Holder: holder}
+}
+
+// awaitEnd waits until nothing is left of a session that is over: its holds are, so nobody
+// has their names any more.
+func (c *Client) awaitEnd(ctx context.Context, s *Session) error {
+	select {
+	case <-s.done:
+		return nil
+	case <-ctx.Done():
+		return c.interrupted(ctx)
+	case <-c.ctx.Done():
+		return c.interrupted(c.ctx)
+	}
 }
 
 // passOn ends a lock that gave up waiting although its place in the line was granted, or is

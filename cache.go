@@ -95,6 +95,7 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, current 
 // Get returns the holder of name, and false if nobody holds it. It does not block, makes no
 // request and does not allocate. The answer is as old as Age reports.
 func (k *Cache) Get(name string) (Holder, bool) {
+	k = k.orZero()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	holder, ok := k.holders[name]
@@ -103,6 +104,7 @@ func (k *Cache) Get(name string) (Holder, bool) {
 
 // List returns all holders, sorted by name, as of one revision.
 func (k *Cache) List() []Holder {
+	k = k.orZero()
 	k.mu.RLock()
 	holders := make([]Holder, 0, len(k.holders))
 	for _, holder := range k.holders {
@@ -116,6 +118,7 @@ func (k *Cache) List() []Holder {
 // Revision returns the revision of etcd that the copy has reached. It becomes smaller only
 // if etcd comes back empty or from a backup.
 func (k *Cache) Revision() int64 {
+	k = k.orZero()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.revision
@@ -134,6 +137,7 @@ func (k *Cache) Revision() int64 {
 //		}
 //	}
 func (k *Cache) Changed() <-chan struct{} {
+	k = k.orZero()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.changed
@@ -143,6 +147,7 @@ func (k *Cache) Changed() <-chan struct{} {
 // stays below 3 s, even when one member does not answer. It grows while etcd cannot be
 // reached, while the machine sleeps, and after Close.
 func (k *Cache) Age() time.Duration {
+	k = k.orZero()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	// On both clocks: the monotonic one may have stood still while the machine slept.
@@ -158,4 +163,13 @@ func (k *Cache) Close() {
 	}
 	k.cancel()
 	<-k.done
+}
+
+// orZero returns k, or the zero Cache for nil, which knows nothing and has never been
+// current.
+func (k *Cache) orZero() *Cache {
+	if k == nil {
+		return new(Cache)
+	}
+	return k
 }

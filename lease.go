@@ -96,19 +96,32 @@ func (l *Lock) Name() string {
 // Value returns the value that the name was locked with, or the last value that SetValue is
 // known to have set.
 func (l *Lock) Value() string {
+	if l == nil {
+		return ""
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.value
 }
 
 // Key returns the key of the hold's entry in etcd.
-func (l *Lock) Key() string { return l.key }
+func (l *Lock) Key() string {
+	if l == nil {
+		return ""
+	}
+	return l.key
+}
 
 // Token returns the fencing token, which is the create revision of the entry. It is
 // strictly larger for each later hold of the name. A resource that refuses a token smaller
 // than the largest it has seen cannot be harmed by a holder that does not know yet that it
 // has lost the lock (M. Kleppmann, "How to do distributed locking", 2016).
-func (l *Lock) Token() int64 { return l.token.Load() }
+func (l *Lock) Token() int64 {
+	if l == nil {
+		return 0
+	}
+	return l.token.Load()
+}
 
 // Context returns a context that ends when the hold ends. Its cause, see context.Cause, is
 // then a *LostError, ErrReleased or ErrClosed. It has the values of the context that Lock
@@ -152,6 +165,9 @@ func (l *Lock) Err() error {
 // Guard returns compares that are true in etcd exactly as long as the lock is held, for
 // transactions of the caller's own. etcd refuses those of the zero Lock.
 func (l *Lock) Guard() []clientv3.Cmp {
+	if l == nil {
+		l = new(Lock)
+	}
 	return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())}
 }
 
@@ -202,6 +218,7 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	case err == nil && !resp.Succeeded:
 		err = l.entryDeleted(ctx)
 	case err == nil:
+		l.session.timeline.saw(resp.Header)
 		return resp, nil
 	}
 	if doubtful {
@@ -273,6 +290,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			}
 			return wrap(op, l.name, err)
 		}
+		l.session.timeline.saw(resp.Header)
 		if resp.Succeeded {
 			l.learn(value, resp.Header.Revision)
 			return nil
@@ -447,7 +465,7 @@ func (l *Lock) do(ctx context.Context, fn func(context.Context, *Lock) error) (r
 	fctx, stop := tasks.Either(ctx, l.ctx)
 	defer stop()
 	defer func() { // also when fn panics
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait))
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), min(l.session.ttl, cleanupWait), errReleaseLate)
 		defer cancel()
 		released = l.Unlock(ctx)
 		if errors.Is(released, ErrReleased) {

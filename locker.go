@@ -61,18 +61,22 @@ type config struct {
 // settings of an etcd client that suit Locker.
 //
 // Requests use the connections, the retries and the user of the etcd client. The limits
-// MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept: the size
-// of a request is for etcd to limit (its --max-request-bytes), and an answer may be of any
-// size. If an interceptor calls the Err method of a transaction's context before it passes
+// MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept by what
+// Locker reads, writes and watches: the size of a request is for etcd to limit (its
+// --max-request-bytes), and an answer may be of any size. They hold for Lock.Commit. If an interceptor calls the Err method of a transaction's context before it passes
 // the transaction on, that looks as if the transaction had been repeated, and writes are in
 // doubt.
 //
 // Errors: ErrInvalid as *InvalidError for a nil client, for one whose KV or Watcher was
-// replaced (as etcd's namespace package does), and for a bad option.
+// replaced (as etcd's namespace package does), and for a bad option; ErrEtcdClosed for one
+// that was closed.
 func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	const op = "new client"
 	if etcd == nil {
 		return nil, wrap(op, "", &InvalidError{"client", "nil", "an etcd client is needed"})
+	}
+	if etcd.Ctx().Err() != nil {
+		return nil, wrap(op, "", ErrEtcdClosed)
 	}
 	if reflect.TypeOf(etcd.Watcher) != reflect.TypeOf(clientv3.NewWatcher(etcd)) || reflect.TypeOf(etcd.KV) != reflect.TypeOf(clientv3.NewKV(etcd)) {
 		return nil, wrap(op, "", &InvalidError{"client", "wrapped", "requests would pass the wrapper by; for a namespace there is WithPrefix"})

@@ -370,7 +370,11 @@ func TestZeroValues_SayThatNewIsNeeded(t *testing.T) {
 	var noClient *locker.Client
 	var noLock *locker.Lock
 	var noSession *locker.Session
-	values := []any{new(locker.Client), new(locker.Lock), new(locker.Session), new(locker.Cache), new(locker.Compat), new(locker.Client).Compat(), noClient.Compat()}
+	var noCache *locker.Cache
+	values := []any{
+		new(locker.Client), new(locker.Lock), new(locker.Session), new(locker.Cache), new(locker.Compat), new(locker.Client).Compat(),
+		noClient, noLock, noSession, noCache, noClient.Compat(),
+	}
 	for _, value := range values {
 		of := reflect.TypeOf(value)
 		for i := range of.NumMethod() {
@@ -409,13 +413,6 @@ func TestZeroValues_SayThatNewIsNeeded(t *testing.T) {
 			})
 		}
 	}
-	locktest.Want(t, noLock.Unlock(locktest.Within(t)), locker.ErrInvalid)
-	locktest.Want(t, noLock.SetValue(locktest.Within(t), "v"), locker.ErrInvalid)
-	locktest.Want(t, noLock.Err(), locker.ErrInvalid)
-	locktest.Want(t, noClient.Close(), locker.ErrInvalid)
-	locktest.Want(t, noSession.Close(), locker.ErrInvalid)
-	_, err := noClient.Lock(locktest.Within(t), "a", "v")
-	locktest.Want(t, err, locker.ErrInvalid)
 	locktest.Want(t, new(locker.Compat).Close(), locker.ErrInvalid)
 }
 
@@ -538,6 +535,7 @@ func TestEtcdClosed_IsReportedByEveryCallAtOnce(t *testing.T) {
 		}
 	}
 	wantEtcdClosedSoon(t, "Close", c.Close)
+	wantEtcdClosedSoon(t, "New", func() error { _, err := locker.New(etcd); return err })
 	if err := c.Close(); err != nil {
 		t.Errorf("a second Close: %v", err)
 	}

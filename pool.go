@@ -150,6 +150,23 @@ func (p *pool) all() []*Session {
 	return slices.Collect(maps.Keys(p.sessions))
 }
 
+// holding returns the session that has the entry that err, of a TryLock, is about; nil
+// unless that session is over, and its entries are about to be removed.
+func (p *pool) holding(err error) *Session {
+	var locked *LockedError
+	if !errors.As(err, &locked) {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.sessions {
+		if s.lease == locked.Holder.Lease && s.ctx.Err() != nil {
+			return s
+		}
+	}
+	return nil
+}
+
 // room returns how many more locks may be attached to the session.
 func (s *Session) room() int {
 	s.mu.Lock()

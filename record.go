@@ -374,11 +374,14 @@ func (e entry) removal() txn.Txn {
 	return txn.Txn{Name: e.name, When: []*pb.Compare{txn.CmpCreate(e.key, e.created)}, Then: []*pb.RequestOp{txn.OpDelete(e.key)}}
 }
 
+// keysPerLease is about how many bytes the keys of a full session have.
+const keysPerLease = 100 * entriesPerLease
+
 // leaseWithKeys returns the lease with its keys. That answer may be large, so it is given
-// time before the request is hedged.
+// the time for its size before the request is hedged.
 func (s *Session) leaseWithKeys(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 	request := &pb.LeaseTimeToLiveRequest{ID: int64(s.lease), Keys: true}
-	return txn.AskFor(ctx, ctx, s.client.store, cleanupWait, func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
+	return txn.AskFor(ctx, ctx, s.client.store, txn.Allowance(keysPerLease), func(ctx context.Context) (*pb.LeaseTimeToLiveResponse, error) {
 		resp, err := s.client.leases.LeaseTimeToLive(ctx, request, txn.CallOptions...)
 		if err == nil && resp.Header == nil {
 			return nil, txn.ErrMalformed

@@ -247,6 +247,8 @@ const cleanupWait = 10 * time.Second
 var (
 	errAdoptedEnded = errors.New("the adopted session has ended")
 	errDrained      = errors.New("the session is over, and etcd has not answered")
+	errReleaseLate  = fmt.Errorf("release not confirmed, it goes on in the background until the lease has expired: %w", context.DeadlineExceeded)
+	errAdoptedLate  = fmt.Errorf("etcd has not confirmed the lease in time: %w", context.DeadlineExceeded)
 )
 
 // await waits until nothing is left of the sessions or ctx has ended, and returns what was

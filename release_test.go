@@ -38,7 +38,7 @@ func newMute(t *testing.T) (*mute, *locker.Client) {
 		}
 		return call()
 	})
-	c := locktest.NewClient(t, etcd, locker.WithTTL(2*time.Minute))
+	c := locktest.NewClient(t, etcd, locker.WithTTL(3*locktest.Patience)) // a call that waits for the TTL fails its test
 	t.Cleanup(func() { m.silent.Store(false) })
 	return m, c
 }

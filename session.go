@@ -111,7 +111,7 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	if session == nil || session.Lease() == clientv3.NoLease {
 		return nil, wrap(op, "", &InvalidError{"session", "nil", "a concurrency.Session with a lease is needed"})
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), min(c.ttl, cleanupWait))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), min(c.ttl, cleanupWait), errAdoptedLate)
 	defer cancel()
 	ctx, end, err := c.begin(ctx)
 	if err != nil {
@@ -142,7 +142,12 @@ func (s *Session) Context() context.Context {
 // on it (concurrency.WithLease) uses the same keys as the locks of this Session, and this
 // Session removes such keys if they do not belong to its locks. To share a lease, adopt the
 // other session instead.
-func (s *Session) Lease() clientv3.LeaseID { return s.lease }
+func (s *Session) Lease() clientv3.LeaseID {
+	if s == nil {
+		return clientv3.NoLease
+	}
+	return s.lease
+}
 
 // Close ends all holds of the session, whose contexts end with ErrClosed, makes calls that
 // wait on it return, and revokes the lease. Of an adopted session the lease is left alone,

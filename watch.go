@@ -45,6 +45,9 @@ type State struct {
 // with its loop; there may be several, also at the same time.
 func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error] {
 	const op = "watch"
+	if err := c.usable(); err != nil {
+		return failed(name, wrap(op, name, err))
+	}
 	if err := checkName(name); err != nil {
 		return failed(name, wrap(op, name, err))
 	}
@@ -58,7 +61,11 @@ func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[State, error]
 //
 // Errors: as for Watch, but no name is invalid.
 func (c *Client) WatchPrefix(ctx context.Context, prefix string) iter.Seq2[State, error] {
-	return c.states(ctx, "watch prefix", prefix, follower{client: c, below: c.keys.Below(prefix)})
+	const op = "watch prefix"
+	if err := c.usable(); err != nil {
+		return failed("", wrap(op, prefix, err))
+	}
+	return c.states(ctx, op, prefix, follower{client: c, below: c.keys.Below(prefix)})
 }
 
 // states yields what a follower finds. The follower runs in a goroutine of its own, which
@@ -211,6 +218,11 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		if pause.Wait(ctx) != nil {
 			return f.client.interrupted(ctx)
 		}
+		if refused != nil { // it stays
+			f.client.log.Warn("etcd refuses what a cache reads", "below", f.below, "error", refused)
+		} else {
+			f.client.log.Debug("watch has ended, reading everything again", "below", f.below)
+		}
 	}
 }
 
@@ -341,5 +353,5 @@ func same(a, b *mvccpb.KeyValue) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.CreateRevision == b.CreateRevision && a.Lease == b.Lease && bytes.Equal(a.Value, b.Value)
+	return a.CreateRevision == b.CreateRevision && a.Lease == b.Lease && bytes.Equal(a.Value, b.Value) && bytes.Equal(a.Key, b.Key)
 }

@@ -90,7 +90,7 @@ var mutants = []mutant{
 		name: "observers compare revisions alone",
 		edits: []edit{
 			{"watch.go", "	\"bytes\"\n", ""},
-			{"watch.go", "a.Lease == b.Lease && bytes.Equal(a.Value, b.Value)", "a.ModRevision == b.ModRevision"},
+			{"watch.go", "a.Lease == b.Lease && bytes.Equal(a.Value, b.Value) && bytes.Equal(a.Key, b.Key)", "a.ModRevision == b.ModRevision"},
 		},
 		flags:    []string{"-script", "empty"},
 		soon:     true,

@@ -229,7 +229,7 @@ type flow struct {
 	from, to  *net.TCPConn
 	direction direction
 
-	mu      sync.Mutex // guards line
+	mu      sync.Mutex // guards queue
 	queue   []chunk
 	arrived chan struct{} // has an element when queue has grown
 }

@@ -16,25 +16,25 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// remembered is how many changes the dashboard keeps.
-const remembered = 200
+// maxChanges is the number of changes that the dashboard keeps.
+const maxChanges = 200
 
-// board is what the dashboard knows: the mesh now, and its last changes.
+// board is the state of the dashboard: the mesh, and its latest changes.
 type board struct {
-	epoch string // tells this board's versions from those of another run
+	epoch string // distinguishes this board's versions from those of another run
 
-	mu      sync.Mutex // guards what follows
-	mesh    picture
-	shown   map[string]shown
-	owners  map[clientv3.LeaseID]locker.Owner
-	log     []change // the oldest first
-	version int64
-	dropped int64         // version of the last change that the log has no more
-	changed chan struct{} // closed at the next version
+	mu       sync.Mutex // guards the fields below
+	mesh     mesh
+	statuses map[string]serviceStatus
+	owners   map[clientv3.LeaseID]locker.Owner
+	log      []change // oldest first
+	version  int64
+	dropped  int64         // version of the last change that was removed from the log
+	changed  chan struct{} // closed at the next version
 }
 
-// shown is what the board last said of a service.
-type shown struct {
+// serviceStatus is what the board last showed of a service.
+type serviceStatus struct {
 	condition condition
 	because   []string
 	since     time.Time
@@ -54,23 +54,23 @@ type change struct {
 
 func newBoard() *board {
 	return &board{
-		epoch:   strconv.FormatUint(uint64(rand.Uint32()), 36),
-		mesh:    make(picture),
-		shown:   make(map[string]shown),
-		owners:  make(map[clientv3.LeaseID]locker.Owner),
-		changed: make(chan struct{}),
+		epoch:    strconv.FormatUint(uint64(rand.Uint32()), 36),
+		mesh:     make(mesh),
+		statuses: make(map[string]serviceStatus),
+		owners:   make(map[clientv3.LeaseID]locker.Owner),
+		changed:  make(chan struct{}),
 	}
 }
 
-// follow keeps the board up to date until ctx ends. It reads from one source, for a watch
-// that begins after a list never tells what went between the two.
+// follow keeps the board up to date until ctx ends. It uses the cache alone: a list
+// followed by a watch would miss what happens in between.
 func (b *board) follow(ctx context.Context, client *locker.Client, cache *locker.Cache) {
 	for held := []locker.Holder(nil); ; {
 		changed := cache.Changed()
 		now := cache.List()
 		states := differences(held, now, cache.Revision())
-		b.meet(ctx, client, now)
-		b.take(time.Now(), states...)
+		b.identify(ctx, client, now)
+		b.apply(time.Now(), states...)
 		held = now
 		select {
 		case <-changed:
@@ -80,7 +80,7 @@ func (b *board) follow(ctx context.Context, client *locker.Client, cache *locker
 	}
 }
 
-// differences returns the states of the names that are not held as they were before.
+// differences returns the states of the names whose holders have changed.
 func differences(before, now []locker.Holder, revision int64) []locker.State {
 	was, is := make(map[string]locker.Holder), make(map[string]bool)
 	for _, holder := range before {
@@ -101,9 +101,9 @@ func differences(before, now []locker.Holder, revision int64) []locker.State {
 	return states
 }
 
-// meet finds out which processes the holders are, if one is not known yet. If etcd does
-// not answer now, it stays unknown until its next record.
-func (b *board) meet(ctx context.Context, client *locker.Client, holders []locker.Holder) {
+// identify looks up the processes of the holders, if one of them is unknown. If etcd does
+// not answer, the process stays unknown until the next change of a record.
+func (b *board) identify(ctx context.Context, client *locker.Client, holders []locker.Holder) {
 	b.mu.Lock()
 	known := !slices.ContainsFunc(holders, func(holder locker.Holder) bool {
 		_, ok := b.owners[holder.Lease]
@@ -122,24 +122,24 @@ func (b *board) meet(ctx context.Context, client *locker.Client, holders []locke
 	}
 }
 
-// take takes in states that were true at one revision, and makes a new version.
-func (b *board) take(now time.Time, states ...locker.State) {
+// apply applies states that were current at one revision, and makes a new version.
+func (b *board) apply(now time.Time, states ...locker.State) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var revision int64
 	for _, state := range states {
-		b.mesh.take(state)
+		b.mesh.apply(state)
 		revision = max(revision, state.Revision, state.Token)
 	}
 	b.version++
 	names := b.names()
-	slices.SortStableFunc(names, func(one, other string) int { // causes before what follows from them
+	slices.SortStableFunc(names, func(one, other string) int { // causes before their consequences
 		return cmp.Compare(b.mesh.rank(one), b.mesh.rank(other))
 	})
 	for _, name := range names {
-		b.compare(name, revision, now)
+		b.logChange(name, revision, now)
 	}
-	if n := len(b.log) - remembered; n > 0 {
+	if n := len(b.log) - maxChanges; n > 0 {
 		b.dropped = b.log[n-1].Version
 		b.log = slices.Delete(b.log, 0, n)
 	}
@@ -147,11 +147,11 @@ func (b *board) take(now time.Time, states ...locker.State) {
 	b.changed = make(chan struct{})
 }
 
-// compare writes a line into the log if a service is not what it was.
-func (b *board) compare(name string, revision int64, now time.Time) {
-	s, before := b.mesh[name], b.shown[name]
-	is := shown{since: now, token: before.token, holder: before.holder}
-	is.condition, is.because = b.mesh.judge(name)
+// logChange adds a line to the log if the status of a service has changed.
+func (b *board) logChange(name string, revision int64, now time.Time) {
+	s, before := b.mesh[name], b.statuses[name]
+	is := serviceStatus{since: now, token: before.token, holder: before.holder}
+	is.condition, is.because = b.mesh.conditionOf(name)
 	if s.serving.Held && s.serving.Token != before.token {
 		is.token, is.holder = s.serving.Token, b.holder(s.serving.Lease)
 	}
@@ -159,22 +159,22 @@ func (b *board) compare(name string, revision int64, now time.Time) {
 	case is.condition == before.condition:
 		is.since = before.since
 	case before.condition == "" && s.serving.Held && !s.Since.IsZero():
-		is.since = s.Since // of before the dashboard began
+		is.since = s.Since // from before the dashboard started
 	}
-	b.shown[name] = is
+	b.statuses[name] = is
 	unchanged := is.condition == before.condition && slices.Equal(is.because, before.because) && is.token == before.token
 	comingUp := is.condition == down && len(is.because) == 0 && before.condition != up && before.condition != degraded
 	if unchanged || comingUp {
 		return
 	}
-	text := reason(name, is.condition, is.because)
+	text := describe(name, is.condition, is.because)
 	if is.condition == before.condition && is.token != before.token {
-		text = "held anew, at " + s.Address
+		text = "held again, at " + s.Address
 	}
 	b.log = append(b.log, change{b.version, revision, now, name, is.condition, text})
 }
 
-// holder says which process has a lease. b.mu is held.
+// holder describes the process that has a lease. b.mu is held.
 func (b *board) holder(lease clientv3.LeaseID) string {
 	if owner, ok := b.owners[lease]; ok {
 		return fmt.Sprintf("%s, process %d", owner.Host, owner.PID)
@@ -182,7 +182,7 @@ func (b *board) holder(lease clientv3.LeaseID) string {
 	return fmt.Sprintf("lease %x", lease)
 }
 
-// names returns all services, by name. b.mu is held.
+// names returns the names of all services, sorted. b.mu is held.
 func (b *board) names() []string {
 	names := make([]string, 0, len(b.mesh))
 	for name := range b.mesh {
@@ -192,15 +192,15 @@ func (b *board) names() []string {
 	return names
 }
 
-// touch makes a new version of the same mesh.
-func (b *board) touch() { b.take(time.Now()) }
+// touch makes a new version although the mesh has not changed.
+func (b *board) touch() { b.apply(time.Now()) }
 
-// reason says in words why a service is what it is.
-func reason(name string, c condition, because []string) string {
+// describe explains the condition of a service.
+func describe(name string, c condition, because []string) string {
 	others := slices.DeleteFunc(slices.Clone(because), func(cause string) bool { return cause == name })
 	switch {
 	case c == down && len(others) < len(because):
-		return "down by itself"
+		return "down: not ready"
 	case c == down && len(because) == 0:
 		return "ready, about to serve"
 	case c == neverSeen:
@@ -208,5 +208,5 @@ func reason(name string, c condition, because []string) string {
 	case len(because) == 0:
 		return string(c)
 	}
-	return fmt.Sprintf("%s because %s", c, strings.Join(others, ", "))
+	return fmt.Sprintf("%s because of %s", c, strings.Join(others, ", "))
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// openBrowser starts Chromium. Where LOCKER_TOOLS is "required" it has to be there.
+// openBrowser starts Chromium. If LOCKER_TOOLS is "required", a missing Chromium is a
+// failure.
 func openBrowser(t *testing.T) (context.Context, bool) {
 	t.Helper()
 	var path string
@@ -33,9 +34,9 @@ func openBrowser(t *testing.T) (context.Context, bool) {
 	switch {
 	case path != "":
 	case os.Getenv("LOCKER_TOOLS") == "required":
-		t.Fatal("there is no Chromium (Debian: apt-get install chromium)")
+		t.Fatal("Chromium is not installed (Debian: apt-get install chromium)")
 	default:
-		t.Log("there is no Chromium, so nothing is known of the page in a browser")
+		t.Log("nothing was checked: Chromium is not installed")
 		return nil, false
 	}
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(),
@@ -55,10 +56,10 @@ func openBrowser(t *testing.T) (context.Context, bool) {
 		t.Fatalf("Chromium does not start: %v", err)
 	}
 	t.Cleanup(func() {
-		bounded, cancel := context.WithTimeout(ctx, patience)
+		bounded, cancel := context.WithTimeout(ctx, testTimeout)
 		defer cancel()
 		if err := chromedp.Cancel(bounded); err != nil {
-			t.Errorf("Chromium does not end: %v", err)
+			t.Errorf("Chromium does not exit: %v", err)
 		}
 	})
 	return ctx, true
@@ -70,8 +71,8 @@ type tab struct {
 	ctx context.Context
 }
 
-// openTab opens a page, whose console must stay empty. That the server is not there is
-// in order if it is offline for a while.
+// openTab opens a page. Nothing must be logged to its console, except network errors if
+// the server may be offline for a while.
 func openTab(t *testing.T, browser context.Context, url string, offline bool, before ...chromedp.Action[chromedp.Void]) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(browser)
@@ -88,10 +89,10 @@ func openTab(t *testing.T, browser context.Context, url string, offline bool, be
 			case console.Err() != nil:
 				return
 			case err != nil:
-				t.Errorf("the console cannot be read: %v", err)
+				t.Errorf("cannot read the console: %v", err)
 			case offline && message.Source == "network":
 			default:
-				t.Errorf("in the console: %v %s", message, message.URL)
+				t.Errorf("console message: %v %s", message, message.URL)
 			}
 		}
 	}()
@@ -114,59 +115,59 @@ func (p *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// click clicks on what a selector finds.
+// click clicks the element that a selector finds.
 func (p *tab) click(selector string) {
 	p.t.Helper()
 	p.do(chromedp.Click(chromedp.CSS(selector)))
 }
 
-// await waits until an expression is what it should be.
+// await waits until an expression has the given value.
 func (p *tab) await(expression string, want any) {
 	p.t.Helper()
 	ticks := time.NewTicker(50 * time.Millisecond)
 	defer ticks.Stop()
-	limit := time.After(patience)
+	limit := time.After(testTimeout)
 	for {
 		got, err := chromedp.Run(p.ctx, chromedp.Evaluate[string]("String("+expression+")"))
 		if err == nil && got == fmt.Sprint(want) {
 			return
 		}
 		select {
-		case <-ticks.C: // a page that is being loaded may not answer
+		case <-ticks.C: // a page that is loading may not answer
 		case <-limit:
 			p.t.Fatalf("%s is %q (%v), want %q", expression, got, err, fmt.Sprint(want))
 		}
 	}
 }
 
-// text is an expression for the text of the first element that a selector finds.
-func text(selector string) string {
+// textOf returns an expression for the text of the first element that a selector finds.
+func textOf(selector string) string {
 	return fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').trim()", selector)
 }
 
-// number is an expression for how many elements a selector finds.
-func number(selector string) string {
+// countOf returns an expression for the number of elements that a selector finds.
+func countOf(selector string) string {
 	return fmt.Sprintf("document.querySelectorAll(%q).length", selector)
 }
 
-// picture keeps a screenshot, if MESH_SCREENSHOTS is a folder.
-func (p *tab) picture(name string) {
+// screenshot saves a screenshot if MESH_SCREENSHOTS names a directory.
+func (p *tab) screenshot(name string) {
 	p.t.Helper()
-	folder := os.Getenv("MESH_SCREENSHOTS")
-	if folder == "" {
+	dir := os.Getenv("MESH_SCREENSHOTS")
+	if dir == "" {
 		return
 	}
 	png, err := chromedp.Run(p.ctx, chromedp.FullScreenshot(100))
 	if err == nil {
-		err = os.WriteFile(filepath.Join(folder, name+".png"), png, 0o644)
+		err = os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)
 	}
 	if err != nil {
 		p.t.Fatal(err)
 	}
 }
 
-// inScheme lets the system be light or dark.
-func inScheme(name string) chromedp.Action[chromedp.Void] {
+// withColorScheme makes the system light or dark.
+func withColorScheme(name string) chromedp.Action[chromedp.Void] {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: name}},
@@ -175,15 +176,15 @@ func inScheme(name string) chromedp.Action[chromedp.Void] {
 	})
 }
 
-// noScripts keeps the page from running its scripts.
+// noScripts prevents the page from running its scripts.
 func noScripts(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
 	_, err := cdp.Call(ctx, t, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
 	return chromedp.Void{}, err
 }
 
-// faint is an expression for the texts with less contrast to what is behind them than
-// WCAG's level AA asks for.
-const faint = `(() => {
+// lowContrast is an expression for the texts whose contrast with their background is
+// below WCAG's level AA.
+const lowContrast = `(() => {
 	const light = (color) => {
 		const [r, g, b] = color.match(/[\d.]+/g).slice(0, 3).map((v) => v / 255)
 			.map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -208,109 +209,110 @@ const faint = `(() => {
 		.filter(([contrast]) => contrast < 4.5).map(([contrast, text]) => contrast.toFixed(1) + " " + text).join("; ");
 })()`
 
-// tooWide is an expression for the texts of the graph that do not fit their boxes.
+// tooWide is an expression for the texts of the graph that do not fit into their boxes.
 const tooWide = `[...document.querySelectorAll("#graph text")]
 	.filter((e) => e.getBBox().width > e.parentElement.querySelector("rect").getBBox().width - 4)
 	.map((e) => e.textContent + " " + e.getBBox().width).join("; ")`
 
-// looks takes pictures in both schemes and checks the contrast, and the layout on a phone.
-func (p *tab) looks(name string) {
+// checkAppearance takes screenshots in both colour schemes, and checks the contrast, and
+// the layout on a phone.
+func (p *tab) checkAppearance(name string) {
 	p.t.Helper()
 	for _, scheme := range []string{"light", "dark"} {
-		p.do(inScheme(scheme))
+		p.do(withColorScheme(scheme))
 		p.await(fmt.Sprintf("matchMedia('(prefers-color-scheme: %s)').matches", scheme), true)
-		p.await(faint, "")
+		p.await(lowContrast, "")
 		p.await(tooWide, "")
-		p.picture(name + "-" + scheme)
+		p.screenshot(name + "-" + scheme)
 	}
 	for _, width := range []int64{320, 360, 700} {
 		p.do(chromedp.EmulateViewport(width, 780, chromedp.EmulateMobile))
 		p.await("innerWidth", width)
 		p.await("document.documentElement.scrollWidth <= innerWidth", true)
-		p.picture(fmt.Sprintf("%s-%d", name, width))
+		p.screenshot(fmt.Sprintf("%s-%d", name, width))
 	}
-	p.do(chromedp.EmulateViewport(1280, 1000), inScheme("light"))
+	p.do(chromedp.EmulateViewport(1280, 1000), withColorScheme("light"))
 	p.await("document.documentElement.scrollWidth <= innerWidth", true)
 }
 
-func TestThePageInABrowser(t *testing.T) {
+func TestPage_InABrowser(t *testing.T) {
 	t.Parallel()
 	browser, ok := openBrowser(t)
 	if !ok {
 		return
 	}
-	out, _ := start(t, "-listen", "127.0.0.1:0", "-quiet")
-	url := address(t, out)
+	out, _ := startInProcess(t, "-listen", "127.0.0.1:0", "-quiet")
+	url := pageURL(t, out)
 	for _, test := range []struct {
 		name string
 		f    func(t *testing.T, browser context.Context, url string)
 	}{
 		{"one click shows the cascade and the recovery", oneClickShowsTheCascade},
-		{"a service that is cut off goes down and comes back", cutOffInTheBrowser},
-		{"it can be read and used without scripts", withoutScripts},
-		{"the focus stays where it is", focusStays},
-		{"it is stale while the stream is silent", staleWhileSilent},
+		{"a disconnected service goes down and comes back", disconnectAService},
+		{"the page can be read and used without scripts", withoutScripts},
+		{"updates preserve the focus", focusStays},
+		{"the page is stale while the stream is silent", staleWhileSilent},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.f(t, browser, url) })
 	}
-	t.Run("it gives up a stream that is never answered", func(t *testing.T) { neverAnswered(t, browser) })
-	t.Run("it reconnects after the server was restarted", func(t *testing.T) { reconnects(t, browser) })
+	t.Run("a stream that is never answered is replaced", func(t *testing.T) { neverAnswered(t, browser) })
+	t.Run("the page reconnects after the server restarts", func(t *testing.T) { reconnects(t, browser) })
 }
 
 func oneClickShowsTheCascade(t *testing.T, browser context.Context, url string) {
 	p := openTab(t, browser, url, false)
 	p.await("document.getElementById('live').dataset.live", "live")
-	p.await(number("#services > .up"), 12)
-	p.await(text(".sentence"), "All 12 services are up.")
-	p.looks("before")
+	p.await(countOf("#services > .up"), 12)
+	p.await(textOf(".sentence"), "All 12 services are up.")
+	p.checkAppearance("before")
 
 	p.click("#health-database")
-	p.await(text("#service-database .badge"), "✕ down")
-	p.await(text("#service-database .reason"), "down by itself")
-	p.await(text("#service-shop .reason"), "down because database")
-	p.await(text("#service-search .badge"), "! degraded")
-	p.await(text("#service-search .reason"), "degraded because database")
-	p.await(number("#services > .down"), 7)
-	p.await(number("#graph a.down"), 7)
-	p.await(number("#services > .up"), 3)
-	p.await(text(".sentence"), "database is down, and because of that 6 more.")
-	p.await("[...document.querySelectorAll('#log tr')].some(r => r.innerText.includes('shop down because database'))", true)
+	p.await(textOf("#service-database .badge"), "✕ down")
+	p.await(textOf("#service-database .reason"), "down: not ready")
+	p.await(textOf("#service-shop .reason"), "down because of database")
+	p.await(textOf("#service-search .badge"), "! degraded")
+	p.await(textOf("#service-search .reason"), "degraded because of database")
+	p.await(countOf("#services > .down"), 7)
+	p.await(countOf("#graph a.down"), 7)
+	p.await(countOf("#services > .up"), 3)
+	p.await(textOf(".sentence"), "database is down, and 6 more because of it.")
+	p.await("[...document.querySelectorAll('#log tr')].some(r => r.innerText.includes('shop down because of database'))", true)
 	p.await("document.activeElement.id", "health-database")
-	p.looks("blackout")
+	p.checkAppearance("blackout")
 
 	p.click("#health-database")
-	p.await(number("#services > .up"), 12)
-	p.await(text("#service-shop .reason"), "goes down with what it needs")
+	p.await(countOf("#services > .up"), 12)
+	p.await(textOf("#service-shop .reason"), "stops when a dependency is down")
 }
 
-func cutOffInTheBrowser(t *testing.T, browser context.Context, url string) {
+func disconnectAService(t *testing.T, browser context.Context, url string) {
 	p := openTab(t, browser, url, false)
 	p.click("#link-queue")
-	p.await(text("#link-queue"), "connect again")
-	p.await(text("#service-stock .reason"), "down because queue")
-	p.await(text("#service-queue .reason"), "down by itself")
+	p.await(textOf("#link-queue"), "reconnect")
+	p.await(textOf("#service-stock .reason"), "down because of queue")
+	p.await(textOf("#service-queue .reason"), "down: not ready")
 	p.click("#link-queue")
-	p.await(number("#services > .up"), 12)
+	p.await(countOf("#services > .up"), 12)
 }
 
 func focusStays(t *testing.T, browser context.Context, url string) {
 	p := openTab(t, browser, url, false)
-	p.await(text("#live"), "live")
+	p.await(textOf("#live"), "live")
 	for _, id := range []string{"box:mail", "need:mail:queue"} {
 		focused := "document.activeElement.id"
 		p.await(fmt.Sprintf("(document.getElementById(%q).focus(), %s)", id, focused), id)
 		for fault, badge := range map[string]string{"unhealthy": "✕ down", "healthy": "✓ up"} {
 			p.await(fmt.Sprintf("(fetch('/services/mail/%s', {method: 'POST', redirect: 'manual'}), true)", fault), true)
-			p.await(text("#service-mail .badge"), badge)
+			p.await(textOf("#service-mail .badge"), badge)
 			p.await(focused, id)
 		}
 	}
 }
 
 func neverAnswered(t *testing.T, browser context.Context) {
-	e := newExhibit(t, 0)
+	d := newTestDashboard(t, 0)
 	var streams atomic.Int64
-	inner := e.handler()
+	inner := d.handler()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/events" && streams.Add(1) == 1 {
 			<-r.Context().Done()
@@ -323,25 +325,25 @@ func neverAnswered(t *testing.T, browser context.Context) {
 		server.Close()
 	})
 	p := openTab(t, browser, server.URL, true)
-	p.await(text("#live"), "connecting")
-	p.await(text("#live"), "live")
+	p.await(textOf("#live"), "connecting")
+	p.await(textOf("#live"), "live")
 	if n := streams.Load(); n < 2 {
-		t.Errorf("it is live after %d streams", n)
+		t.Errorf("the page is live after %d streams", n)
 	}
 }
 
 func withoutScripts(t *testing.T, browser context.Context, url string) {
 	p := openTab(t, browser, url, false, noScripts)
-	// What is evaluated here is not the page's own script.
-	p.await(number("#services > .up"), 12)
-	p.await(number("#graph a"), 12)
+	// The expressions below are not the page's own scripts.
+	p.await(countOf("#services > .up"), 12)
+	p.await(countOf("#graph a"), 12)
 	p.await("document.getElementById('live').innerText.startsWith('as of ')", true)
 	p.click("#health-storage")
 	p.await("location.hash", "#service-storage")
-	p.await(text("#health-storage"), "make healthy")
+	p.await(textOf("#health-storage"), "make healthy")
 	p.click("#health-storage")
-	p.await(text("#health-storage"), "make unhealthy")
-	p.await(number("#services > .up"), 12) // the page that came back at once was of before the settle time
+	p.await(textOf("#health-storage"), "make unhealthy")
+	p.await(countOf("#services > .up"), 12) // the page returned by the click was rendered before the settle time had passed
 }
 
 func staleWhileSilent(t *testing.T, browser context.Context, url string) {
@@ -351,31 +353,31 @@ func staleWhileSilent(t *testing.T, browser context.Context, url string) {
 	}
 	defer proxy.Close()
 	p := openTab(t, browser, proxy.Endpoints()[0], true)
-	p.await(text("#live"), "live")
+	p.await(textOf("#live"), "live")
 	proxy.Freeze()
 	p.await("document.body.dataset.live", "stale")
-	p.picture("stale")
+	p.screenshot("stale")
 	proxy.Thaw()
-	p.await(text("#live"), "live")
+	p.await(textOf("#live"), "live")
 }
 
 func reconnects(t *testing.T, browser context.Context) {
 	server := embedtest.Start(t)
 	endpoints := strings.Join(server.Endpoints(), ",")
-	out, stop := start(t, "dashboard", "-endpoints", endpoints, "-listen", "127.0.0.1:0")
-	url := address(t, out)
+	out, stop := startInProcess(t, "dashboard", "-endpoints", endpoints, "-listen", "127.0.0.1:0")
+	url := pageURL(t, out)
 	p := openTab(t, browser, url, true)
-	p.await(text("#live"), "live")
-	p.await(text("#services code"), "mesh node")
-	start(t, "node", "-endpoints", endpoints, "-name", "service-b", "-needs", "management")
-	p.await(text("#service-service-b .badge"), "! degraded")
-	p.await(text("#service-management .badge"), "? never seen")
-	p.looks("few")
+	p.await(textOf("#live"), "live")
+	p.await(textOf("#services code"), "mesh node")
+	startInProcess(t, "node", "-endpoints", endpoints, "-name", "service-b", "-needs", "management")
+	p.await(textOf("#service-service-b .badge"), "! degraded")
+	p.await(textOf("#service-management .badge"), "? never seen")
+	p.checkAppearance("few")
 	stop()
-	p.await(text("#live"), "reconnecting")
-	start(t, "dashboard", "-endpoints", endpoints, "-listen", strings.TrimPrefix(url, "http://"))
-	p.await(text("#live"), "live")
-	start(t, "node", "-endpoints", endpoints, "-name", "management")
-	p.await(text("#service-service-b .badge"), "✓ up")
-	p.await(number("#log tr"), 4) // only the new server's: both as it found them, and both up
+	p.await(textOf("#live"), "reconnecting")
+	startInProcess(t, "dashboard", "-endpoints", endpoints, "-listen", strings.TrimPrefix(url, "http://"))
+	p.await(textOf("#live"), "live")
+	startInProcess(t, "node", "-endpoints", endpoints, "-name", "management")
+	p.await(textOf("#service-service-b .badge"), "✓ up")
+	p.await(countOf("#log tr"), 4) // only the new server's: both services as it found them, and both up
 }

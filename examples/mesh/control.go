@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// report is what a node says of itself.
+// report is a node's report on itself.
 type report struct {
 	Name    string `json:"name"`
 	Healthy bool   `json:"healthy"`
 	Serving bool   `json:"serving"`
-	Because string `json:"because,omitempty"` // why it does not serve
+	Because string `json:"because,omitempty"` // why it is not serving
 }
 
 func (n *node) report() report {
-	problem, obstacle := n.health.gate.why(), n.way.why()
+	problem, obstacle := n.health.gate.err(), n.canServe.err()
 	r := report{Name: n.name, Healthy: problem == nil, Serving: n.serving.Load()}
 	switch {
 	case r.Serving:
@@ -31,13 +31,13 @@ func (n *node) report() report {
 	case obstacle != nil:
 		r.Because = obstacle.Error()
 	default:
-		r.Because = "it waits for its record"
+		r.Because = "waiting for its record"
 	}
 	return r
 }
 
-// control is the HTTP port of a node. Browsers are kept from switching it for the pages
-// of others.
+// control returns the handler of a node's HTTP port. Pages of other sites cannot use it
+// to change the node's health.
 func (n *node) control() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
@@ -48,42 +48,42 @@ func (n *node) control() http.Handler {
 		}
 		writeJSON(w, status, r)
 	})
-	turn := func(on bool) http.HandlerFunc {
+	setHealthy := func(healthy bool) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
-			n.health.turn(on)
+			n.health.setHealthy(healthy)
 			w.WriteHeader(http.StatusNoContent)
 		}
 	}
-	mux.HandleFunc("POST /healthy", turn(true))
-	mux.HandleFunc("POST /unhealthy", turn(false))
+	mux.HandleFunc("POST /healthy", setHealthy(true))
+	mux.HandleFunc("POST /unhealthy", setHealthy(false))
 	return http.NewCrossOriginProtection().Handler(mux)
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {
 	text, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
-		http.Error(w, "the answer cannot be written as JSON", http.StatusInternalServerError)
+		http.Error(w, "cannot encode the response as JSON", http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	// Whoever has hung up does not hear the rest.
+	// An error means that the client has disconnected.
 	_, _ = w.Write(append(text, '\n'))
 }
 
-// listen opens a port, or says in plain words why it cannot.
+// listen opens a port, or returns an error that explains why it cannot.
 func listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen at %s (-listen takes another address): %w", address, err)
+		return nil, fmt.Errorf("cannot listen on %s (use -listen for another address): %w", address, err)
 	}
 	return l, nil
 }
 
-// reachable is the address of a port, with the name of a host if it listens at all of its
-// addresses.
+// reachable returns the address at which a port can be reached, with the given host name
+// if it listens on all addresses.
 func reachable(address net.Addr, host string) string {
 	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
 		return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
@@ -91,8 +91,8 @@ func reachable(address net.Addr, host string) string {
 	return address.String()
 }
 
-// serveHTTP serves until ctx ends, and returns when every request is through: streams
-// end with ctx, the others within a second or are cut off.
+// serveHTTP serves until ctx ends, and returns when all requests have ended: streams end
+// with ctx, other requests within a second or they are cut off.
 func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler:           handler,
@@ -103,7 +103,7 @@ func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler) error 
 	tasks, serving := errgroup.WithContext(ctx)
 	tasks.Go(func() error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("cannot serve at %s: %w", l.Addr(), err)
+			return fmt.Errorf("cannot serve on %s: %w", l.Addr(), err)
 		}
 		return nil
 	})

@@ -23,22 +23,23 @@ var pages = template.Must(template.New("").Funcs(template.FuncMap{
 	},
 }).ParseFS(assets, "assets/*.html"))
 
-// How often the stream says that it lives, and after how much silence, of the stream or of
-// etcd, what is shown is stale.
+// pulseInterval is the interval between two pulses of the stream. The page is stale if,
+// for the time staleAfter, it has received nothing or the dashboard has had no answer
+// from etcd.
 const (
 	pulseInterval = 2 * time.Second
 	staleAfter    = 6 * time.Second
 )
 
-// dashboard shows a board.
+// dashboard serves the page of a board.
 type dashboard struct {
-	board  *board
-	age    func() time.Duration // how long ago etcd was last heard of
-	faults *demonstration       // what can be broken; nil if nothing
+	board *board
+	age   func() time.Duration // time since etcd last answered
+	demo  *demonstration       // where faults can be injected; nil outside the demonstration
 }
 
-// handler returns the pages. Browsers keep others from framing them, and from posting to
-// them.
+// handler returns the handler of all paths. Browsers refuse to show the page in a frame,
+// and to send forms from other sites.
 func (d *dashboard) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", d.page)
@@ -54,16 +55,17 @@ func (d *dashboard) handler() http.Handler {
 			http.ServeFileFS(w, r, assets, "assets/"+name)
 		})
 	}
-	if d.faults != nil {
+	if d.demo != nil {
 		mux.HandleFunc("POST /services/{name}/{fault}", d.fault)
 	}
-	return d.secure(http.NewCrossOriginProtection().Handler(mux))
+	return d.withSecurityHeaders(http.NewCrossOriginProtection().Handler(mux))
 }
 
-// secure sets what the browser is to refuse.
-func (d *dashboard) secure(next http.Handler) http.Handler {
+// withSecurityHeaders sets the headers that make browsers refuse what the page does not
+// need.
+func (d *dashboard) withSecurityHeaders(next http.Handler) http.Handler {
 	forms := "'none'"
-	if d.faults != nil {
+	if d.demo != nil {
 		forms = "'self'"
 	}
 	policy := "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
@@ -79,41 +81,40 @@ func (d *dashboard) secure(next http.Handler) http.Handler {
 	})
 }
 
-// view returns the view of the board, with what is broken on purpose.
+// view returns the view of the board, including injected faults.
 func (d *dashboard) view(after int64) (view, <-chan struct{}) {
-	v, changed := d.board.now(after)
-	if d.faults != nil {
+	v, changed := d.board.snapshot(after)
+	if d.demo != nil {
 		for i, s := range v.Services {
-			v.Services[i].Faults = d.faults.of(s.Name)
+			v.Services[i].Faults = d.demo.faultsOf(s.Name)
 		}
 	}
 	return v, changed
 }
 
-// shownPage is what the template of the page takes.
-type shownPage struct {
+// pageData is the data of the page's template.
+type pageData struct {
 	view
-	Silent     time.Duration // since when etcd has not been heard of, if that is long
+	SilentFor  time.Duration // how long etcd has not answered, if that makes the page stale
 	StaleAfter int64         // in ms
-	CanBreak   bool
 }
 
 func (d *dashboard) page(w http.ResponseWriter, _ *http.Request) {
 	v, _ := d.view(0)
-	p := shownPage{view: v, StaleAfter: staleAfter.Milliseconds(), CanBreak: d.faults != nil}
+	p := pageData{view: v, StaleAfter: staleAfter.Milliseconds()}
 	if age := d.age(); age > staleAfter {
-		p.Silent = age.Round(time.Second)
+		p.SilentFor = age.Round(time.Second)
 	}
 	text, err := render("page", p)
 	if err != nil {
-		http.Error(w, "the page cannot be shown: "+err.Error(), http.StatusInternalServerError)
+		http.Error(w, "cannot render the page: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write([]byte(text)) // whoever has hung up does not hear it
+	_, _ = w.Write([]byte(text)) // an error means that the client has disconnected
 }
 
-// Graph is the graph of needs, drawn and coloured.
+// Graph returns the drawing of the dependency graph.
 func (v view) Graph() drawing {
 	needs, conditions := make(map[string][]string), make(map[string]condition)
 	for _, s := range v.Services {
@@ -130,14 +131,15 @@ func (v view) Graph() drawing {
 	return g
 }
 
-// render executes a template. Nothing of it is sent if that fails.
+// render executes a template. It returns the whole text, so that nothing is sent if it
+// fails.
 func render(name string, data any) (string, error) {
 	var text bytes.Buffer
 	err := pages.ExecuteTemplate(&text, name, data)
 	return text.String(), err
 }
 
-// health says whether what is shown can be trusted.
+// health reports whether the page is current.
 func (d *dashboard) health(w http.ResponseWriter, _ *http.Request) {
 	age := d.age()
 	answer := struct {
@@ -151,18 +153,18 @@ func (d *dashboard) health(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, status, answer)
 }
 
-// update is what the stream tells a page: parts of it, as the page itself has them.
+// update is an event of the stream: the parts of the page that may have changed.
 type update struct {
 	Version  string `json:"version"`
 	Headline string `json:"headline"`
 	Services string `json:"services"`
 	Graph    string `json:"graph"`
 	Log      string `json:"log"`
-	Whole    bool   `json:"whole"` // the log is all of it, not what is new
+	Whole    bool   `json:"whole"` // whether Log is the whole log, not only new lines
 }
 
-// events streams updates. A page that was away says what it has seen last and gets what
-// came after it, or everything.
+// events streams updates. A client that reconnects sends the last version it has seen,
+// and receives what came after it, or everything.
 func (d *dashboard) events(w http.ResponseWriter, r *http.Request) {
 	seen := r.URL.Query().Get("after")
 	if id := r.Header.Get("Last-Event-ID"); id != "" {
@@ -220,11 +222,11 @@ func newUpdate(v view, whole bool) (u update, err error) {
 	return u, nil
 }
 
-// fault breaks or mends a service of the demonstration. Without scripts the browser is
-// led back to the page.
+// fault injects or removes a fault of the demonstration, and redirects browsers without
+// scripts to the page.
 func (d *dashboard) fault(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	if !d.faults.set(name, r.PathValue("fault")) {
+	if !d.demo.set(name, r.PathValue("fault")) {
 		http.NotFound(w, r)
 		return
 	}

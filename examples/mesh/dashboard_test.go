@@ -14,87 +14,87 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// exhibit is a dashboard without an etcd.
-type exhibit struct {
+// testDashboard is a dashboard without etcd.
+type testDashboard struct {
 	*dashboard
 	t        *testing.T
 	url      string
 	revision int64
 }
 
-func newExhibit(t *testing.T, age time.Duration) *exhibit {
+func newTestDashboard(t *testing.T, age time.Duration) *testDashboard {
 	t.Helper()
 	d := &dashboard{board: newBoard(), age: func() time.Duration { return age }}
 	server := httptest.NewServer(d.handler())
 	t.Cleanup(server.Close)
-	return &exhibit{d, t, server.URL, 100}
+	return &testDashboard{d, t, server.URL, 100}
 }
 
-// up lets a service hold its names, each at the next revision.
-func (e *exhibit) up(name string, r record) {
+// up makes a service hold its names, each at the next revision.
+func (d *testDashboard) up(name string, r record) {
 	for _, prefix := range []string{readyPrefix, servingPrefix} {
-		e.revision++
-		holder := locker.Holder{Name: prefix + name, Value: r.String(), Token: e.revision, Lease: 7}
-		e.board.take(time.Now(), locker.State{Holder: holder, Held: true, Revision: e.revision})
+		d.revision++
+		holder := locker.Holder{Name: prefix + name, Value: r.String(), Token: d.revision, Lease: 7}
+		d.board.apply(time.Now(), locker.State{Holder: holder, Held: true, Revision: d.revision})
 	}
 }
 
-// down lets a service lose them.
-func (e *exhibit) down(name string) {
+// down makes a service release its names.
+func (d *testDashboard) down(name string) {
 	for _, prefix := range []string{readyPrefix, servingPrefix} {
-		e.revision++
-		e.board.take(time.Now(), locker.State{Holder: locker.Holder{Name: prefix + name}, Revision: e.revision})
+		d.revision++
+		d.board.apply(time.Now(), locker.State{Holder: locker.Holder{Name: prefix + name}, Revision: d.revision})
 	}
 }
 
-// waits lets a service that is ready not serve.
-func (e *exhibit) waits(name string) {
-	e.revision++
-	e.board.take(time.Now(), locker.State{Holder: locker.Holder{Name: servingPrefix + name}, Revision: e.revision})
+// stopServing makes a service ready but not serving.
+func (d *testDashboard) stopServing(name string) {
+	d.revision++
+	d.board.apply(time.Now(), locker.State{Holder: locker.Holder{Name: servingPrefix + name}, Revision: d.revision})
 }
 
-// fetch asks for a page.
-func (e *exhibit) fetch(method, path string, header ...string) (*http.Response, string) {
-	e.t.Helper()
-	req, err := http.NewRequestWithContext(e.t.Context(), method, e.url+path, nil)
+// fetch sends a request.
+func (d *testDashboard) fetch(method, path string, header ...string) (*http.Response, string) {
+	d.t.Helper()
+	req, err := http.NewRequestWithContext(d.t.Context(), method, d.url+path, nil)
 	if err != nil {
-		e.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	if err != nil {
-		e.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
-		e.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	return resp, string(text)
 }
 
-func TestThePageHasEverythingWithoutScripts(t *testing.T) {
+func TestPage_IsCompleteWithoutScripts(t *testing.T) {
 	t.Parallel()
-	e := newExhibit(t, 0)
-	e.up("a", record{Address: "10.1.1.1:80", Needs: []string{"b", "c"}})
-	e.up("b", record{Address: "<script>alert(1)</script>"})
-	e.down("b")
-	resp, page := e.fetch("GET", "/")
+	d := newTestDashboard(t, 0)
+	d.up("a", record{Address: "10.1.1.1:80", Needs: []string{"b", "c"}})
+	d.up("b", record{Address: "<script>alert(1)</script>"})
+	d.down("b")
+	resp, page := d.fetch("GET", "/")
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/html; charset=utf-8" {
 		t.Errorf("status %d, type %s", resp.StatusCode, resp.Header.Get("Content-Type"))
 	}
 	for _, want := range []string{
-		`<p class="sentence">c was never seen, b is down.</p>`,
+		`<p class="sentence">c has never been seen, b is down.</p>`,
 		`<li id="service-a" class="degraded">`,
-		"degraded because b, c",
+		"degraded because of b, c",
 		"10.1.1.1:80",
 		"lease 7",
 		"<dt>Token</dt><dd>102</dd>",
 		"<dt>Last token</dt><dd>104</dd>",
 		`<li id="service-b" class="down">`,
-		"down by itself",
+		"down: not ready",
 		`<li id="service-c" class="never-seen">`,
 		"<title>a needs b</title>",
 		"&lt;script&gt;alert(1)",
@@ -102,12 +102,12 @@ func TestThePageHasEverythingWithoutScripts(t *testing.T) {
 		`<noscript><meta http-equiv="refresh"`,
 	} {
 		if !strings.Contains(page, want) {
-			t.Errorf("the page has no %s", want)
+			t.Errorf("the page does not contain %s", want)
 		}
 	}
 	for _, never := range []string{"<script>", "style=", " onclick", "ZgotmplZ", `<form`} {
 		if strings.Contains(page, never) {
-			t.Errorf("the page has %s", never)
+			t.Errorf("the page contains %s", never)
 		}
 	}
 	if t.Failed() {
@@ -115,15 +115,15 @@ func TestThePageHasEverythingWithoutScripts(t *testing.T) {
 	}
 }
 
-func TestEveryAnswerIsStrict(t *testing.T) {
+func TestHeaders_AreStrictInEveryResponse(t *testing.T) {
 	t.Parallel()
-	e := newExhibit(t, 0)
+	d := newTestDashboard(t, 0)
 	for _, path := range []string{"/", "/state.json", "/health", "/style.css", "/page.js", "/icon.svg", "/nothing"} {
-		resp, _ := e.fetch("GET", path)
+		resp, _ := d.fetch("GET", path)
 		policy := resp.Header.Get("Content-Security-Policy")
 		for _, want := range []string{"default-src 'none'", "script-src 'self'", "form-action 'none'", "frame-ancestors 'none'", "base-uri 'none'"} {
 			if !strings.Contains(policy, want) {
-				t.Errorf("%s: the policy %q has no %s", path, policy, want)
+				t.Errorf("%s: the policy %q does not contain %s", path, policy, want)
 			}
 		}
 		if strings.Contains(policy, "unsafe") || resp.Header.Get("X-Content-Type-Options") != "nosniff" || resp.Header.Get("Cache-Control") == "" {
@@ -135,31 +135,31 @@ func TestEveryAnswerIsStrict(t *testing.T) {
 	}
 }
 
-func TestOnlyTheDemonstrationCanBeBrokenAndOnlyFromItsOwnPage(t *testing.T) {
+func TestFaults_OnlyInTheDemonstrationAndOnlyFromItsOwnPage(t *testing.T) {
 	t.Parallel()
-	e := newExhibit(t, 0)
-	if resp, _ := e.fetch("POST", "/services/a/unhealthy"); resp.StatusCode != http.StatusNotFound {
-		t.Errorf("a dashboard answers %d", resp.StatusCode)
+	d := newTestDashboard(t, 0)
+	if resp, _ := d.fetch("POST", "/services/a/unhealthy"); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("outside the demonstration: %d", resp.StatusCode)
 	}
-	out, _ := start(t, "-listen", "127.0.0.1:0", "-quiet")
-	e.url = address(t, out)
+	out, _ := startInProcess(t, "-listen", "127.0.0.1:0", "-quiet")
+	d.url = pageURL(t, out)
 	for path, want := range map[string]int{
 		"/services/nobody/unhealthy": 404,
 		"/services/mail/sleepy":      404,
 		"/services/mail/unhealthy":   303,
 	} {
-		if resp, _ := e.fetch("POST", path, "Sec-Fetch-Site", "same-origin"); resp.StatusCode != want {
+		if resp, _ := d.fetch("POST", path, "Sec-Fetch-Site", "same-origin"); resp.StatusCode != want {
 			t.Errorf("%s: %d, want %d", path, resp.StatusCode, want)
 		}
 	}
-	if resp, _ := e.fetch("POST", "/services/queue/unhealthy", "Sec-Fetch-Site", "cross-site"); resp.StatusCode != 403 {
+	if resp, _ := d.fetch("POST", "/services/queue/unhealthy", "Sec-Fetch-Site", "cross-site"); resp.StatusCode != 403 {
 		t.Errorf("from another site: %d", resp.StatusCode)
 	}
-	if resp, _ := e.fetch("GET", "/services/queue/unhealthy"); resp.StatusCode < 400 {
-		t.Errorf("by a link: %d", resp.StatusCode)
+	if resp, _ := d.fetch("GET", "/services/queue/unhealthy"); resp.StatusCode < 400 {
+		t.Errorf("with GET: %d", resp.StatusCode)
 	}
 	var v view
-	_, text := e.fetch("GET", "/state.json")
+	_, text := d.fetch("GET", "/state.json")
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
 		t.Fatal(err)
 	}
@@ -170,12 +170,12 @@ func TestOnlyTheDemonstrationCanBeBrokenAndOnlyFromItsOwnPage(t *testing.T) {
 	}
 }
 
-func TestTheStateIsThereAsJSON(t *testing.T) {
+func TestState_IsAvailableAsJSON(t *testing.T) {
 	t.Parallel()
-	e := newExhibit(t, 0)
-	e.up("a", record{Address: "10.1.1.1:80", Needs: []string{"b"}})
+	d := newTestDashboard(t, 0)
+	d.up("a", record{Address: "10.1.1.1:80", Needs: []string{"b"}})
 	var v view
-	resp, text := e.fetch("GET", "/state.json")
+	resp, text := d.fetch("GET", "/state.json")
 	if err := json.Unmarshal([]byte(text), &v); err != nil || resp.Header.Get("Content-Type") != "application/json" {
 		t.Fatalf("%v, %v", err, resp.Header)
 	}
@@ -188,43 +188,44 @@ func TestTheStateIsThereAsJSON(t *testing.T) {
 	}
 }
 
-func TestHealthIsThatOfTheConnectionToEtcd(t *testing.T) {
+func TestDashboardHealth_IsThatOfTheConnectionToEtcd(t *testing.T) {
 	t.Parallel()
-	fresh, silent := newExhibit(t, time.Second), newExhibit(t, time.Minute)
+	fresh, silent := newTestDashboard(t, time.Second), newTestDashboard(t, time.Minute)
 	if resp, _ := fresh.fetch("GET", "/health"); resp.StatusCode != 200 {
 		t.Errorf("fresh: %d", resp.StatusCode)
 	}
 	if resp, _ := silent.fetch("GET", "/health"); resp.StatusCode != 503 {
 		t.Errorf("silent: %d", resp.StatusCode)
 	}
-	if _, page := silent.fetch("GET", "/"); !strings.Contains(page, "stale: no word from etcd for 1m0s") {
-		t.Error("the page does not say that it is stale")
+	if _, page := silent.fetch("GET", "/"); !strings.Contains(page, "stale: no answer from etcd for 1m0s") {
+		t.Error("the page is not marked as stale")
 	}
 }
 
-// events opens the stream and returns what reads its next event of a kind.
-func (e *exhibit) events(query string, header ...string) func(kind string) (id, data string) {
-	e.t.Helper()
-	req, err := http.NewRequestWithContext(e.t.Context(), "GET", e.url+"/events"+query, nil)
+// events opens the event stream, and returns a function that reads the next event of a
+// kind.
+func (d *testDashboard) events(query string, header ...string) func(kind string) (id, data string) {
+	d.t.Helper()
+	req, err := http.NewRequestWithContext(d.t.Context(), "GET", d.url+"/events"+query, nil)
 	if err != nil {
-		e.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	client := &http.Client{Timeout: patience}
+	client := &http.Client{Timeout: testTimeout}
 	resp, err := client.Do(req)
 	if err != nil {
-		e.t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	e.t.Cleanup(func() {
+	d.t.Cleanup(func() {
 		resp.Body.Close()
 		client.CloseIdleConnections()
 	})
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 1<<20)
 	return func(kind string) (id, data string) {
-		e.t.Helper()
+		d.t.Helper()
 		event := ""
 		for lines.Scan() {
 			switch field, value, _ := strings.Cut(lines.Text(), ": "); field {
@@ -238,13 +239,13 @@ func (e *exhibit) events(query string, header ...string) func(kind string) (id, 
 				}
 			}
 		}
-		e.t.Fatalf("the stream ended: %v", lines.Err())
+		d.t.Fatalf("the stream ended: %v", lines.Err())
 		return "", ""
 	}
 }
 
-// changes decodes an update and returns what its log says.
-func changes(t *testing.T, data string) (u update, log string) {
+// parseUpdate decodes an update, and also returns its part of the log.
+func parseUpdate(t *testing.T, data string) (u update, log string) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(data), &u); err != nil {
 		t.Fatal(err)
@@ -252,53 +253,53 @@ func changes(t *testing.T, data string) (u update, log string) {
 	return u, u.Log
 }
 
-func TestAStreamGoesOnWhereItWasBroken(t *testing.T) {
+func TestEvents_ResumeWhereTheStreamBroke(t *testing.T) {
 	t.Parallel()
-	e := newExhibit(t, 1500*time.Millisecond)
-	e.up("a", record{})
-	next := e.events("?after=unknown")
+	d := newTestDashboard(t, 1500*time.Millisecond)
+	d.up("a", record{})
+	next := d.events("?after=unknown")
 	id, data := next("update")
-	if u, log := changes(t, data); !u.Whole || u.Version != id || strings.Count(log, "<tr") != 1 || !strings.Contains(u.Services, `id="service-a"`) {
-		t.Errorf("at first: %+v", u)
+	if u, log := parseUpdate(t, data); !u.Whole || u.Version != id || strings.Count(log, "<tr") != 1 || !strings.Contains(u.Services, `id="service-a"`) {
+		t.Errorf("first update: %+v", u)
 	}
 	if _, age := next("pulse"); age != "1500" {
-		t.Errorf("the pulse tells %s", age)
+		t.Errorf("the pulse has age %s", age)
 	}
-	e.up("b", record{})
-	for range 2 { // b's two names, or both at once
+	d.up("b", record{})
+	for range 2 { // one update for each of b's names, or one for both
 		id, data = next("update")
 		if strings.HasSuffix(id, "-4") {
 			break
 		}
 	}
-	if u, log := changes(t, data); u.Whole || strings.Contains(log, "<b>a</b>") || !strings.Contains(log, "<b>b</b> up") {
-		t.Errorf("then: %+v", u)
+	if u, log := parseUpdate(t, data); u.Whole || strings.Contains(log, "<b>a</b>") || !strings.Contains(log, "<b>b</b> up") {
+		t.Errorf("second update: %+v", u)
 	}
 
-	e.down("a")
-	e.down("b")
+	d.down("a")
+	d.down("b")
 	for about, resumed := range map[string]func(string) (string, string){
-		"by address": e.events("?after=" + id),
-		"by header":  e.events("?after=old", "Last-Event-ID", id),
+		"by query":  d.events("?after=" + id),
+		"by header": d.events("?after=old", "Last-Event-ID", id),
 	} {
 		_, data = resumed("update")
-		u, log := changes(t, data)
-		if u.Whole || strings.Count(log, "<tr") != 2 || !strings.Contains(log, "<b>a</b> down by itself") || !strings.Contains(log, "<b>b</b> down by itself") {
+		u, log := parseUpdate(t, data)
+		if u.Whole || strings.Count(log, "<tr") != 2 || !strings.Contains(log, "<b>a</b> down: not ready") || !strings.Contains(log, "<b>b</b> down: not ready") {
 			t.Errorf("resumed %s: %+v", about, u)
 		}
 	}
 	for _, id := range []string{"", "x-1", id + "0", strings.Split(id, "-")[0] + "--1", strings.Split(id, "-")[0]} {
-		_, data := e.events("?after=" + id)("update")
-		if u, log := changes(t, data); !u.Whole || strings.Count(log, "<tr") != 4 {
+		_, data := d.events("?after=" + id)("update")
+		if u, log := parseUpdate(t, data); !u.Whole || strings.Count(log, "<tr") != 4 {
 			t.Errorf("after %q: %+v", id, u)
 		}
 	}
 }
 
-func TestTheStreamHasAPulse(t *testing.T) {
+func TestEvents_HaveAPulse(t *testing.T) {
 	t.Parallel()
-	e := newExhibit(t, 0)
-	next := e.events("")
+	d := newTestDashboard(t, 0)
+	next := d.events("")
 	next("pulse")
 	began := time.Now()
 	next("pulse")

@@ -17,9 +17,10 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// cast is the demonstration: a shop. Payments and orders need each other, and search
-// and admin rather serve badly than not at all.
-var cast = []struct {
+// demoServices are the services of the demonstration, a shop. Payments and orders need
+// each other. Admin and search do not cascade: they continue, degraded, when something
+// they need is down.
+var demoServices = []struct {
 	name    string
 	needs   []string
 	cascade bool
@@ -38,132 +39,133 @@ var cast = []struct {
 	{"storage", nil, true},
 }
 
-// demonstration is a mesh in one process, with a network that can be cut before each of
-// its services.
+// demonstration is a mesh in one process. Each service has its own network to etcd, which
+// can be cut.
 type demonstration struct {
-	prefix string
-	actors map[string]*actor // does not change
+	prefix   string
+	services map[string]*demoService // read-only
 }
 
-// actor is a service of the demonstration.
-type actor struct {
+// demoService is a service of the demonstration.
+type demoService struct {
 	*node
-	member  *member
+	conn    *connection
 	network *embedtest.Proxy
 
 	mu     sync.Mutex // guards faults
 	faults faults
 }
 
-// faults are what was broken on purpose.
+// faults are the faults injected into a service.
 type faults struct {
 	Unhealthy bool `json:"unhealthy"`
 	CutOff    bool `json:"cutOff"`
 }
 
-// stage prepares the demonstration. It takes a part of etcd of its own.
-func stage(endpoints []string, ttl, settle time.Duration, out io.Writer) (_ *demonstration, err error) {
+// newDemonstration prepares the demonstration, with its own prefix in etcd.
+func newDemonstration(endpoints []string, ttl, settle time.Duration, out io.Writer) (_ *demonstration, err error) {
 	d := &demonstration{
-		prefix: fmt.Sprintf("mesh-demonstration-%08x/", rand.Uint32()),
-		actors: make(map[string]*actor),
+		prefix:   fmt.Sprintf("mesh-demonstration-%08x/", rand.Uint32()),
+		services: make(map[string]*demoService),
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	for i, role := range cast {
-		a := &actor{}
-		d.actors[role.name] = a
-		if a.network, err = embedtest.NewProxy(endpoints...); err != nil {
+	for i, spec := range demoServices {
+		s := &demoService{}
+		d.services[spec.name] = s
+		if s.network, err = embedtest.NewProxy(endpoints...); err != nil {
 			return nil, err
 		}
-		a.member = &member{}
-		if a.member.etcd, err = clientv3.New(a.network.ClientConfig()); err != nil {
+		s.conn = &connection{}
+		if s.conn.etcd, err = clientv3.New(s.network.ClientConfig()); err != nil {
 			return nil, err
 		}
-		if a.member.Client, err = locker.New(a.member.etcd, locker.WithPrefix(d.prefix), locker.WithTTL(ttl)); err != nil {
+		if s.conn.Client, err = locker.New(s.conn.etcd, locker.WithPrefix(d.prefix), locker.WithTTL(ttl)); err != nil {
 			return nil, err
 		}
-		r := record{Address: fmt.Sprintf("192.0.2.%d:8080", i+1), Needs: role.needs, Cascade: role.cascade}
-		a.node = newNode(a.member.Client, role.name, r, settle, log.New(out, role.name+": ", log.Ltime|log.Lmsgprefix))
-		a.node.health.found(nil)
+		r := record{Address: fmt.Sprintf("192.0.2.%d:8080", i+1), Needs: spec.needs, Cascade: spec.cascade}
+		s.node = newNode(s.conn.Client, spec.name, r, settle, log.New(out, spec.name+": ", log.Ltime|log.Lmsgprefix))
+		s.node.health.setResult(nil)
 	}
 	return d, nil
 }
 
-// run plays until ctx ends.
+// run runs the services until ctx ends.
 func (d *demonstration) run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
-	for _, a := range d.actors {
-		tasks.Go(func() error { return a.node.run(ctx) })
+	for _, s := range d.services {
+		tasks.Go(func() error { return s.node.run(ctx) })
 	}
 	tasks.Go(func() error {
 		<-ctx.Done()
-		for _, a := range d.actors {
-			a.network.Heal() // so that it can give back what it holds
+		for _, s := range d.services {
+			s.network.Heal() // so that the service can release its locks
 		}
 		return nil
 	})
 	return tasks.Wait()
 }
 
-// close leaves nothing behind in etcd.
+// close releases everything that the services hold.
 func (d *demonstration) close() error {
 	tasks := errgroup.Group{}
-	for _, a := range d.actors {
-		tasks.Go(a.close)
+	for _, s := range d.services {
+		tasks.Go(s.close)
 	}
 	return tasks.Wait()
 }
 
-func (a *actor) close() error {
+func (s *demoService) close() error {
 	var errs []error
-	if a.member != nil && a.member.Client != nil {
-		errs = append(errs, a.member.Client.Close())
+	if s.conn != nil && s.conn.Client != nil {
+		errs = append(errs, s.conn.Client.Close())
 	}
-	if a.member != nil && a.member.etcd != nil {
-		errs = append(errs, a.member.etcd.Close())
+	if s.conn != nil && s.conn.etcd != nil {
+		errs = append(errs, s.conn.etcd.Close())
 	}
-	if a.network != nil {
-		errs = append(errs, a.network.Close())
+	if s.network != nil {
+		errs = append(errs, s.network.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// of returns what is broken of a service, nil for one that is not of the demonstration.
-func (d *demonstration) of(name string) *faults {
-	a := d.actors[name]
-	if a == nil {
+// faultsOf returns the faults of a service, or nil if the service does not belong to the
+// demonstration.
+func (d *demonstration) faultsOf(name string) *faults {
+	s := d.services[name]
+	if s == nil {
 		return nil
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	f := a.faults
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.faults
 	return &f
 }
 
-// set breaks or mends a service, and reports whether there is such a service and fault.
+// set injects or removes a fault. It reports whether the service and the fault exist.
 func (d *demonstration) set(name, fault string) bool {
-	a := d.actors[name]
-	if a == nil {
+	s := d.services[name]
+	if s == nil {
 		return false
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch fault {
 	case "unhealthy":
-		a.faults.Unhealthy = true
-		a.node.health.turn(false)
+		s.faults.Unhealthy = true
+		s.node.health.setHealthy(false)
 	case "healthy":
-		a.faults.Unhealthy = false
-		a.node.health.turn(true)
+		s.faults.Unhealthy = false
+		s.node.health.setHealthy(true)
 	case "cut-off":
-		a.faults.CutOff = true
-		a.network.Cut()
+		s.faults.CutOff = true
+		s.network.Cut()
 	case "connected":
-		a.faults.CutOff = false
-		a.network.Heal()
+		s.faults.CutOff = false
+		s.network.Heal()
 	default:
 		return false
 	}

@@ -14,77 +14,79 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// cluster is the etcd that the program uses: that of -endpoints, or one of its own.
+// cluster is the etcd cluster that the program uses: that of -endpoints, or its own.
 type cluster struct {
 	endpoints []string
-	own       *embedtest.Server // nil with -endpoints
+	server    *embedtest.Server // nil with -endpoints
 }
 
-// openCluster starts an etcd if there are no endpoints, and says where it is.
+// openCluster starts etcd if there are no endpoints, and prints its endpoints.
 func openCluster(endpoints []string, out io.Writer) (*cluster, error) {
 	if len(endpoints) > 0 {
 		return &cluster{endpoints: endpoints}, nil
 	}
-	own, err := embedtest.New()
+	server, err := embedtest.New()
 	if err != nil {
-		return nil, fmt.Errorf("cannot start an etcd: %w", err)
+		return nil, fmt.Errorf("cannot start etcd: %w", err)
 	}
-	c := &cluster{endpoints: own.Endpoints(), own: own}
-	fmt.Fprintf(out, "An etcd runs inside this program, as long as it does. Others join with -endpoints %s\n", strings.Join(c.endpoints, ","))
+	c := &cluster{endpoints: server.Endpoints(), server: server}
+	fmt.Fprintf(out, "etcd is running inside this program; others join with -endpoints %s\n", strings.Join(c.endpoints, ","))
 	return c, nil
 }
 
 func (c *cluster) close() error {
-	if c.own == nil {
+	if c.server == nil {
 		return nil
 	}
-	return c.own.Close()
+	return c.server.Close()
 }
 
-// member is a connection to etcd and a locker client over it.
-type member struct {
+// connection is a connection to etcd, and a Locker client that uses it.
+type connection struct {
 	*locker.Client
 	etcd *clientv3.Client
 }
 
-// join connects to etcd and returns when it answers, or with an error that says why not.
-func join(ctx context.Context, endpoints []string, options ...locker.Option) (*member, error) {
+// connect connects to etcd and returns once etcd has answered, or an error that explains
+// why it has not.
+func connect(ctx context.Context, endpoints []string, options ...locker.Option) (*connection, error) {
 	etcd, err := clientv3.New(locker.ClientConfig(endpoints...))
 	if err != nil {
-		return nil, fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err)
+		return nil, fmt.Errorf("cannot use etcd at %s: %w", strings.Join(endpoints, ","), err)
 	}
 	client, err := locker.New(etcd, options...)
 	if err != nil {
 		return nil, errors.Join(err, etcd.Close())
 	}
-	m := &member{client, etcd}
-	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, errSilent)
+	c := &connection{client, etcd}
+	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Second, errNoAnswer)
 	defer cancel()
 	_, err = client.Get(ctx, "anything")
 	switch {
 	case err == nil || errors.Is(err, locker.ErrNotFound):
-		return m, nil
-	case errors.Is(err, errSilent):
-		err = fmt.Errorf("cannot reach the etcd at %s: %s; is it running?", strings.Join(endpoints, ","), obstacle(err))
+		return c, nil
+	case errors.Is(err, errNoAnswer):
+		err = fmt.Errorf("cannot reach etcd at %s: %s; is it running?", strings.Join(endpoints, ","), dialError(err))
 	default:
-		err = fmt.Errorf("cannot use the etcd at %s: %w", strings.Join(endpoints, ","), err)
+		err = fmt.Errorf("cannot use etcd at %s: %w", strings.Join(endpoints, ","), err)
 	}
-	return nil, errors.Join(err, m.close())
+	return nil, errors.Join(err, c.close())
 }
 
-var errSilent = errors.New("it does not answer")
+var errNoAnswer = errors.New("no answer")
 
-// obstacle says in the words of the system why there is no connection: gRPC has them last.
-func obstacle(err error) string {
+// dialError returns the operating system's reason why there is no connection, which gRPC
+// puts last.
+func dialError(err error) string {
 	_, text, ok := strings.Cut(err.Error(), "connection error: ")
 	if !ok {
-		return errSilent.Error()
+		return errNoAnswer.Error()
 	}
 	words := strings.Split(text, ": ")
 	return strings.TrimRight(words[len(words)-1], `")`)
 }
 
-// close gives back all that is held, and hangs up.
-func (m *member) close() error {
-	return errors.Join(m.Client.Close(), m.etcd.Close())
+// close releases everything that is held, and closes the connection.
+func (c *connection) close() error {
+	return errors.Join(c.Client.Close(), c.etcd.Close())
 }

@@ -14,7 +14,7 @@ var (
 	errTwo = errors.New("another reason")
 )
 
-func TestAGateLetsThroughWhileItIsOpen(t *testing.T) {
+func TestGate_LetsCallersThroughWhileItIsOpen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(errOne)
@@ -31,16 +31,16 @@ func TestAGateLetsThroughWhileItIsOpen(t *testing.T) {
 		synctest.Wait()
 		select {
 		case <-through:
-			t.Fatal("a closed gate let somebody through")
+			t.Fatal("wait returned while the gate was closed")
 		default:
 		}
-		if g.why() != errTwo {
-			t.Errorf("closed because of %v", g.why())
+		if g.err() != errTwo {
+			t.Errorf("closed with reason %v", g.err())
 		}
 		g.set(nil)
 		ctx := <-through
-		if ctx.Err() != nil || g.why() != nil {
-			t.Errorf("open, but %v, %v", ctx.Err(), g.why())
+		if ctx.Err() != nil || g.err() != nil {
+			t.Errorf("open, but got %v, %v", ctx.Err(), g.err())
 		}
 		g.set(errOne)
 		<-ctx.Done()
@@ -50,45 +50,45 @@ func TestAGateLetsThroughWhileItIsOpen(t *testing.T) {
 	})
 }
 
-func TestWaitingAtAGateEndsWithItsContext(t *testing.T) {
+func TestGate_WaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	for about, g := range map[string]*gate{"open": newGate(errOne), "closed": newGate(errOne)} {
-		if about == "open" {
+	for when, g := range map[string]*gate{"open": newGate(errOne), "closed": newGate(errOne)} {
+		if when == "open" {
 			g.set(nil)
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(errTwo)
 		if _, _, err := g.wait(ctx); err != errTwo {
-			t.Errorf("%s: %v", about, err)
+			t.Errorf("%s: %v", when, err)
 		}
 	}
 }
 
-func TestHealthIsOpenWhileCheckAndSwitchAreWell(t *testing.T) {
+func TestHealth_DependsOnTheCheckAndTheMark(t *testing.T) {
 	t.Parallel()
 	h := newHealth()
-	want := func(about string, reason error) {
+	want := func(when string, reason error) {
 		t.Helper()
-		if got := h.gate.why(); got != reason {
-			t.Errorf("%s: %v, want %v", about, got, reason)
+		if got := h.gate.err(); got != reason {
+			t.Errorf("%s: %v, want %v", when, got, reason)
 		}
 	}
-	want("at first", errNotChecked)
-	h.turn(true)
-	want("switched on before a check", errNotChecked)
-	h.found(nil)
-	want("checked", nil)
-	h.turn(false)
-	want("switched off", errSwitchedOff)
-	h.found(errOne)
-	want("switched off and ill", errSwitchedOff)
-	h.turn(true)
-	want("ill", errOne)
-	h.found(nil)
-	want("well again", nil)
+	want("initially", errNotChecked)
+	h.setHealthy(true)
+	want("marked healthy before a check", errNotChecked)
+	h.setResult(nil)
+	want("check passed", nil)
+	h.setHealthy(false)
+	want("marked unhealthy", errMarkedUnhealthy)
+	h.setResult(errOne)
+	want("marked unhealthy and check failed", errMarkedUnhealthy)
+	h.setHealthy(true)
+	want("check failed", errOne)
+	h.setResult(nil)
+	want("check passed again", nil)
 }
 
-func TestACheckIsRepeatedAndBounded(t *testing.T) {
+func TestCheck_IsRepeatedAndTimesOut(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -96,7 +96,7 @@ func TestACheckIsRepeatedAndBounded(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			h.watch(ctx, func(ctx context.Context) error {
+			h.runChecks(ctx, func(ctx context.Context) error {
 				if checks.Add(1) < 3 {
 					return nil
 				}
@@ -104,19 +104,19 @@ func TestACheckIsRepeatedAndBounded(t *testing.T) {
 				return ctx.Err()
 			}, time.Second, 4*time.Second)
 		}()
-		time.Sleep(1500 * time.Millisecond) // of the bubble
+		time.Sleep(1500 * time.Millisecond) // in the bubble's time
 		synctest.Wait()
-		if n := checks.Load(); n != 2 || h.gate.why() != nil {
-			t.Errorf("after 1.5 s: %d checks, %v", n, h.gate.why())
+		if n := checks.Load(); n != 2 || h.gate.err() != nil {
+			t.Errorf("after 1.5 s: %d checks, %v", n, h.gate.err())
 		}
 		time.Sleep(4 * time.Second)
 		synctest.Wait()
-		if h.gate.why() != nil {
-			t.Errorf("after 3.5 s of the third check: %v", h.gate.why())
+		if h.gate.err() != nil {
+			t.Errorf("after 3.5 s of the third check: %v", h.gate.err())
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if err := h.gate.why(); err == nil || err.Error() != "the check took longer than 4s" {
+		if err := h.gate.err(); err == nil || err.Error() != "health check timed out after 4s" {
 			t.Errorf("after the third check: %v", err)
 		}
 		cancel()

@@ -9,16 +9,17 @@ import (
 	"unicode"
 )
 
-// Sizes in the drawing. Four boxes beside each other fit on a phone at full size.
+// Sizes in the drawing. Four boxes side by side fit on a phone without scaling.
 const (
 	boxWidth, boxHeight = 74, 40
-	bendWidth           = 6 // of the place where a line passes a row
+	bendWidth           = 6 // width of a line that passes through a row
 	gap, rowHeight      = 5, 78
-	longest             = 11           // letters of a name in a box
-	labelWidth          = boxWidth - 8 // at most
+	maxLabel            = 11           // maximum number of letters of a label
+	labelWidth          = boxWidth - 8 // maximum width of a label
 )
 
-// drawing is the graph of needs, as it is drawn: each service stands above what it needs.
+// drawing is the layout of the dependency graph. Each service is above the services it
+// needs.
 type drawing struct {
 	Width, Height int
 	Boxes         []box
@@ -28,23 +29,23 @@ type drawing struct {
 type box struct {
 	X, Y, MiddleX int
 	Name, Label   string
-	LabelWidth    int // to squeeze the label into; 0 if it fits as it is
+	LabelWidth    int // to which the label is condensed; 0 if it fits
 	Condition     condition
 }
 
-// line is the line from a service to one that it needs.
+// line is the line from a service to a service it needs.
 type line struct {
 	From, To string
-	Path     string // of SVG
-	Circle   bool   // leads upwards: the two need each other, directly or by others
-	Broken   bool   // what is needed does not serve
+	Path     string // SVG path
+	Cycle    bool   // leads upward, because the two need each other, directly or indirectly
+	Broken   bool   // the needed service is not serving
 }
 
-// vertex is a box, or a bend of a line in a row between its ends.
+// vertex is a box, or the bend of a line in a row between its ends.
 type vertex struct {
 	name       string // empty for a bend
 	row, place int
-	x          int // of its middle
+	x          int // of its centre
 	up, down   []*vertex
 }
 
@@ -55,12 +56,12 @@ func (v *vertex) width() int {
 	return boxWidth
 }
 
-// draw lays out the services in rows, so that lines lead downwards, orders the rows so
-// that few lines cross, and draws them (K. Sugiyama and others, "Methods for visual
-// understanding of hierarchical system structures", 1981).
+// draw assigns the services to rows so that lines lead downward, orders each row so that
+// few lines cross, and computes the positions (K. Sugiyama and others, "Methods for
+// visual understanding of hierarchical system structures", 1981).
 func draw(needs map[string][]string) drawing {
-	circles := findCircles(needs)
-	boxes := findRows(needs, circles)
+	backEdges := findBackEdges(needs)
+	boxes := findRows(needs, backEdges)
 	rows := make([][]*vertex, 0)
 	place := func(v *vertex) {
 		for len(rows) <= v.row {
@@ -79,10 +80,10 @@ func draw(needs map[string][]string) drawing {
 			}
 			e := edge{name, need}
 			top, bottom := boxes[name], boxes[need]
-			if circles[e] {
+			if backEdges[e] {
 				top, bottom = bottom, top
 			}
-			chains[e] = connect(top, bottom, place)
+			chains[e] = route(top, bottom, place)
 		}
 	}
 	untangle(rows)
@@ -99,31 +100,31 @@ func draw(needs map[string][]string) drawing {
 	}
 	for _, name := range slices.Sorted(maps.Keys(boxes)) {
 		v := boxes[name]
-		d.Boxes = append(d.Boxes, box{X: v.x - boxWidth/2, Y: d.top(v), MiddleX: v.x, Name: name, Label: shorten(name), LabelWidth: squeezed(shorten(name))})
+		d.Boxes = append(d.Boxes, box{X: v.x - boxWidth/2, Y: d.top(v), MiddleX: v.x, Name: name, Label: shorten(name), LabelWidth: squeezeWidth(shorten(name))})
 	}
 	for _, e := range slices.SortedFunc(maps.Keys(chains), edge.compare) {
-		d.Lines = append(d.Lines, line{From: e.from, To: e.to, Path: d.path(chains[e], circles[e]), Circle: circles[e]})
+		d.Lines = append(d.Lines, line{From: e.from, To: e.to, Path: d.path(chains[e], backEdges[e]), Cycle: backEdges[e]})
 	}
 	return d
 }
 
-// edge leads from a service to what it needs.
+// edge leads from a service to a service it needs.
 type edge struct{ from, to string }
 
 func (e edge) compare(other edge) int {
 	return cmp.Or(cmp.Compare(e.from, other.from), cmp.Compare(e.to, other.to))
 }
 
-// findCircles returns edges without which nothing needs itself.
-func findCircles(needs map[string][]string) map[edge]bool {
-	circles := make(map[edge]bool)
+// findBackEdges returns edges without which the graph has no cycles.
+func findBackEdges(needs map[string][]string) map[edge]bool {
+	backEdges := make(map[edge]bool)
 	onPath, visited := make(map[string]bool), make(map[string]bool)
 	var visit func(string)
 	visit = func(name string) {
 		visited[name], onPath[name] = true, true
 		for _, need := range needs[name] {
 			if onPath[need] {
-				circles[edge{name, need}] = true
+				backEdges[edge{name, need}] = true
 			} else if !visited[need] {
 				visit(need)
 			}
@@ -135,11 +136,11 @@ func findCircles(needs map[string][]string) map[edge]bool {
 			visit(name)
 		}
 	}
-	return circles
+	return backEdges
 }
 
-// findRows puts each service above all that it needs; row 0 is the lowest.
-func findRows(needs map[string][]string, circles map[edge]bool) map[string]*vertex {
+// findRows puts each service above all services it needs. Row 0 is the lowest.
+func findRows(needs map[string][]string, backEdges map[edge]bool) map[string]*vertex {
 	boxes := make(map[string]*vertex)
 	var rowOf func(string) int
 	rowOf = func(name string) int {
@@ -148,7 +149,7 @@ func findRows(needs map[string][]string, circles map[edge]bool) map[string]*vert
 		}
 		v := &vertex{name: name}
 		for _, need := range needs[name] {
-			if !circles[edge{name, need}] {
+			if !backEdges[edge{name, need}] {
 				v.row = max(v.row, rowOf(need)+1)
 			}
 		}
@@ -164,8 +165,8 @@ func findRows(needs map[string][]string, circles map[edge]bool) map[string]*vert
 	return boxes
 }
 
-// connect leads a line from a box down to another, with a bend in each row between.
-func connect(top, bottom *vertex, place func(*vertex)) []*vertex {
+// route connects a box to a lower one, with a bend in each row in between.
+func route(top, bottom *vertex, place func(*vertex)) []*vertex {
 	chain := []*vertex{top}
 	for row := top.row - 1; row > bottom.row; row-- {
 		bend := &vertex{row: row}
@@ -180,8 +181,8 @@ func connect(top, bottom *vertex, place func(*vertex)) []*vertex {
 	return chain
 }
 
-// untangle orders each row by the middle of the places that a vertex is connected to, from
-// below and from above in turns.
+// untangle reduces crossings: it orders each row by the average position of the connected
+// vertices, alternately of those below and those above.
 func untangle(rows [][]*vertex) {
 	for _, row := range rows {
 		setPlaces(row)
@@ -200,8 +201,8 @@ func untangle(rows [][]*vertex) {
 	}
 }
 
-// setPlaces gives the vertices of a row their places: the middle of the row is 0, in units
-// of half a vertex.
+// setPlaces numbers the vertices of a row. The middle of the row is 0; the unit is half a
+// vertex.
 func setPlaces(row []*vertex) {
 	for i, v := range row {
 		v.place = 2*i - len(row) + 1
@@ -227,13 +228,13 @@ func rowWidth(row []*vertex) int {
 	return width
 }
 
-// top returns where a vertex begins.
+// top returns the upper edge of a vertex.
 func (d drawing) top(v *vertex) int { return d.Height - 1 - boxHeight - v.row*rowHeight }
 
-// path draws a chain: curves between the rows, straight lines through them.
-func (d drawing) path(chain []*vertex, circle bool) string {
-	shift := 0 // what leads upwards does not cover what leads downwards
-	if circle {
+// path returns the path of a chain: curves between the rows, straight lines through them.
+func (d drawing) path(chain []*vertex, upward bool) string {
+	shift := 0 // so that a line that leads upward does not cover one that leads downward
+	if upward {
 		shift = 12
 	}
 	var path strings.Builder
@@ -262,17 +263,17 @@ func shiftOf(v *vertex, shift int) int {
 	return shift
 }
 
-// shorten leaves out the middle of a long name.
+// shorten removes the middle of a long name.
 func shorten(name string) string {
-	if len(name) <= longest {
+	if len(name) <= maxLabel {
 		return name
 	}
-	return name[:longest/2] + "…" + name[len(name)-longest/2:]
+	return name[:maxLabel/2] + "…" + name[len(name)-maxLabel/2:]
 }
 
-// squeezed returns the width that a label has to be squeezed into, 0 if it fits as it is.
-// Fonts differ: it reckons with wide ones.
-func squeezed(label string) int {
+// squeezeWidth returns the width to which a label must be condensed, or 0 if it fits.
+// Fonts differ, so it assumes a wide one.
+func squeezeWidth(label string) int {
 	width := 0.0
 	for _, r := range label {
 		switch {

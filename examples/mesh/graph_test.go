@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestServicesStandAboveWhatTheyNeed(t *testing.T) {
+func TestDraw_PutsServicesAboveTheirDependencies(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(0, 12).Draw(t, "services")
@@ -20,20 +20,20 @@ func TestServicesStandAboveWhatTheyNeed(t *testing.T) {
 				}
 			}
 		}
-		examine(t, needs, draw(needs))
+		checkDrawing(t, needs, draw(needs))
 	})
 }
 
-type failing interface{ Errorf(string, ...any) }
+type errorReporter interface{ Errorf(string, ...any) }
 
-// examine checks that a drawing has each need as a line, that lines lead downwards unless
-// they close a circle, and that no two boxes overlap.
-func examine(t failing, needs map[string][]string, d drawing) {
+// checkDrawing checks that a drawing has a line for each dependency, that lines lead
+// downward unless they close a cycle, and that no two boxes overlap.
+func checkDrawing(t errorReporter, needs map[string][]string, d drawing) {
 	y := make(map[string]int)
 	for i, b := range d.Boxes {
 		y[b.Name] = b.Y
 		if b.X < 0 || b.Y < 0 || b.X+boxWidth > d.Width || b.Y+boxHeight > d.Height {
-			t.Errorf("%s at %d, %d is outside of %d × %d", b.Name, b.X, b.Y, d.Width, d.Height)
+			t.Errorf("%s at %d, %d is outside the drawing of %d × %d", b.Name, b.X, b.Y, d.Width, d.Height)
 		}
 		for _, other := range d.Boxes[:i] {
 			if b.Y == other.Y && max(b.X, other.X)-min(b.X, other.X) < boxWidth {
@@ -44,8 +44,8 @@ func examine(t failing, needs map[string][]string, d drawing) {
 	lines := make(map[edge]bool)
 	for _, l := range d.Lines {
 		lines[edge{l.From, l.To}] = true
-		if downwards := y[l.From] < y[l.To]; downwards == l.Circle {
-			t.Errorf("from %s at %d to %s at %d, circle %v", l.From, y[l.From], l.To, y[l.To], l.Circle)
+		if downwards := y[l.From] < y[l.To]; downwards == l.Cycle {
+			t.Errorf("line from %s at %d to %s at %d, cycle: %v", l.From, y[l.From], l.To, y[l.To], l.Cycle)
 		}
 		var x, begin int
 		if _, err := fmt.Sscanf(l.Path, "M%d %d", &x, &begin); err != nil {
@@ -65,7 +65,7 @@ func examine(t failing, needs map[string][]string, d drawing) {
 	}
 }
 
-func TestALongNameIsShortenedInTheMiddle(t *testing.T) {
+func TestDraw_ShortensLongNamesInTheMiddle(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"shop":                 "shop",
@@ -75,29 +75,29 @@ func TestALongNameIsShortenedInTheMiddle(t *testing.T) {
 	} {
 		b := draw(map[string][]string{name: nil}).Boxes[0]
 		if b.Label != want || (b.LabelWidth > 0) != (name != "shop") {
-			t.Errorf("%s is %s, squeezed into %d; want %s", name, b.Label, b.LabelWidth, want)
+			t.Errorf("%s is shortened to %s with width %d, want %s", name, b.Label, b.LabelWidth, want)
 		}
 	}
 }
 
-func TestTheDemonstrationFitsOnAPhone(t *testing.T) {
+func TestDraw_TheDemonstrationFitsOnAPhone(t *testing.T) {
 	t.Parallel()
 	needs := make(map[string][]string)
-	for _, role := range cast {
-		needs[role.name] = role.needs
+	for _, spec := range demoServices {
+		needs[spec.name] = spec.needs
 	}
 	d := draw(needs)
-	examine(t, needs, d)
+	checkDrawing(t, needs, d)
 	if len(d.Boxes) != 12 || d.Width > 360-2*15 {
 		t.Errorf("%d boxes, %d wide", len(d.Boxes), d.Width)
 	}
-	circles := 0
+	cycles := 0
 	for _, l := range d.Lines {
-		if l.Circle {
-			circles++
+		if l.Cycle {
+			cycles++
 		}
 	}
-	if circles != 1 {
-		t.Errorf("%d circles, want that of orders and payments", circles)
+	if cycles != 1 {
+		t.Errorf("%d lines close a cycle, want that between orders and payments", cycles)
 	}
 }

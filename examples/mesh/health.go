@@ -14,55 +14,56 @@ import (
 	"unicode"
 )
 
-// health is a node's own health, whatever becomes of those it needs: its check, if it
-// has one, and a switch. Its gate is open while both are well.
+// health is a node's own health, regardless of the services it needs. It depends on the
+// health check, if there is one, and on whether somebody has marked the node unhealthy.
+// The gate is open while the node is healthy.
 type health struct {
 	gate    *gate
-	changed chan struct{} // has an item when the gate may have a new reason
+	changed chan struct{} // has an element when the gate may have a new reason
 
-	mu       sync.Mutex // guards what follows
-	off      error      // why it was switched off; nil if it is not
-	checked  error      // what the last check found
-	measured bool       // whether there was one
+	mu       sync.Mutex // guards the fields below
+	override error      // errMarkedUnhealthy if somebody has marked it unhealthy, otherwise nil
+	result   error      // of the last check
+	checked  bool       // whether there has been a check
 }
 
 var (
-	errSwitchedOff = errors.New("it was told that it is unhealthy")
-	errNotChecked  = errors.New("it has not been checked yet")
+	errMarkedUnhealthy = errors.New("marked unhealthy")
+	errNotChecked      = errors.New("no health check has run yet")
 )
 
 func newHealth() *health {
 	return &health{gate: newGate(errNotChecked), changed: make(chan struct{}, 1)}
 }
 
-// turn switches the health on or off.
-func (h *health) turn(on bool) {
+// setHealthy marks the node healthy or unhealthy.
+func (h *health) setHealthy(healthy bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.off = errSwitchedOff
-	if on {
-		h.off = nil
+	h.override = errMarkedUnhealthy
+	if healthy {
+		h.override = nil
 	}
 	h.update()
 }
 
-// found sets what a check has found, nil if all is well.
-func (h *health) found(problem error) {
+// setResult sets the result of a check, nil if it passed.
+func (h *health) setResult(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.checked, h.measured = problem, true
+	h.result, h.checked = err, true
 	h.update()
 }
 
-// update sets the gate. h.mu is held.
+// update opens or closes the gate. h.mu is held.
 func (h *health) update() {
 	switch {
-	case h.off != nil:
-		h.gate.set(h.off)
-	case !h.measured:
+	case h.override != nil:
+		h.gate.set(h.override)
+	case !h.checked:
 		h.gate.set(errNotChecked)
 	default:
-		h.gate.set(h.checked)
+		h.gate.set(h.result)
 	}
 	select {
 	case h.changed <- struct{}{}:
@@ -70,42 +71,43 @@ func (h *health) update() {
 	}
 }
 
-// why returns why the gate is closed, nil if it is open.
-func (h *health) why() error {
-	reason := h.gate.why()
+// err returns why the node is unhealthy, or nil if it is healthy.
+func (h *health) err() error {
+	reason := h.gate.err()
 	if reason == nil || errors.Is(reason, errNotChecked) {
 		return reason
 	}
-	return &unwellError{reason}
+	return &unhealthyError{reason}
 }
 
-// unwellError says why a node is unhealthy, in words that may be others each time.
-type unwellError struct{ reason error }
+// unhealthyError is the reason why a node is unhealthy. Its text may differ each time.
+type unhealthyError struct{ reason error }
 
-func (e *unwellError) Error() string { return e.reason.Error() }
+func (e *unhealthyError) Error() string { return e.reason.Error() }
 
-// check returns nil if all is well. It ends with ctx.
+// check is a health check. It returns nil if the node is healthy, and returns when ctx
+// ends.
 type check func(ctx context.Context) error
 
-// alwaysWell is the check of a node that has none.
-func alwaysWell(context.Context) error { return nil }
+// alwaysHealthy is the check of a node that has none.
+func alwaysHealthy(context.Context) error { return nil }
 
-// watch checks now and then once in each interval, until ctx ends. A check that takes
-// longer than the limit has failed.
-func (h *health) watch(ctx context.Context, c check, interval, limit time.Duration) {
+// runChecks runs the check immediately and then once per interval, until ctx ends. A
+// check that exceeds the timeout has failed.
+func (h *health) runChecks(ctx context.Context, c check, interval, timeout time.Duration) {
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
 	for {
-		bounded, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the check took longer than %v", limit))
-		problem := c(bounded)
-		if problem != nil && bounded.Err() != nil {
-			problem = context.Cause(bounded)
+		bounded, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("health check timed out after %v", timeout))
+		err := c(bounded)
+		if err != nil && bounded.Err() != nil {
+			err = context.Cause(bounded)
 		}
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
-		h.found(problem)
+		h.setResult(err)
 		select {
 		case <-ticks.C:
 		case <-ctx.Done():
@@ -114,32 +116,32 @@ func (h *health) watch(ctx context.Context, c check, interval, limit time.Durati
 	}
 }
 
-// checkCommand runs a command in a shell: well is what ends with 0.
+// checkCommand returns a check that runs a shell command, which must exit with 0.
 func checkCommand(command string) check {
 	return func(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, "sh", "-c", command)
-		inGroup(cmd)
-		cmd.WaitDelay = time.Second // then its output is let go, whoever still has it open
+		setProcessGroup(cmd)
+		cmd.WaitDelay = time.Second // then the output is closed, even if another process still has it open
 		var out tail
 		cmd.Stdout, cmd.Stderr = &out, &out
 		err := cmd.Run()
-		if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has ended with 0
+		if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has exited with 0
 			return nil
 		}
-		if said := lastLine(string(out)); said != "" {
-			return fmt.Errorf("its check failed: %w: %s", err, said)
+		if last := lastLine(string(out)); last != "" {
+			return fmt.Errorf("health check failed: %w: %s", err, last)
 		}
-		return fmt.Errorf("its check failed: %w", err)
+		return fmt.Errorf("health check failed: %w", err)
 	}
 }
 
-// tail is the end of what was written to it.
+// tail keeps the end of what is written to it.
 type tail []byte
 
 func (t *tail) Write(text []byte) (int, error) {
-	const most = 4 << 10
-	*t = append(*t, text[max(0, len(text)-most):]...)
-	*t = slices.Delete(*t, 0, max(0, len(*t)-most))
+	const size = 4 << 10
+	*t = append(*t, text[max(0, len(text)-size):]...)
+	*t = slices.Delete(*t, 0, max(0, len(*t)-size))
 	return len(text), nil
 }
 
@@ -148,7 +150,7 @@ func lastLine(text string) string {
 	return printable(text[strings.LastIndexByte(text, '\n')+1:])
 }
 
-// printable masks what a terminal might obey.
+// printable masks characters that a terminal might interpret.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -158,24 +160,24 @@ func printable(text string) string {
 	}, text)
 }
 
-// checkURL asks for a page: well is a status of 200 to 299.
+// checkURL returns a check that requests a URL, which must return a status of 200 to 299.
 func checkURL(url string) check {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	return func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
-			return fmt.Errorf("its check failed: %w", err)
+			return fmt.Errorf("health check failed: %w", err)
 		}
 		resp, err := client.Do(req)
 		if err != nil {
-			return fmt.Errorf("its check failed: %w", err)
+			return fmt.Errorf("health check failed: %w", err)
 		}
 		defer resp.Body.Close()
 		if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)); err != nil {
-			return fmt.Errorf("its check failed: %w", err)
+			return fmt.Errorf("health check failed: %w", err)
 		}
 		if resp.StatusCode < 200 || resp.StatusCode > 299 {
-			return fmt.Errorf("its check failed: %s", resp.Status)
+			return fmt.Errorf("health check failed: %s", resp.Status)
 		}
 		return nil
 	}

@@ -1,6 +1,5 @@
-// Command mesh is a health mesh: services that each hold a record of their own while they
-// are healthy, watch those they need, and react when one goes away; and a page that shows
-// them.
+// Command mesh is a health mesh: each service holds a record while it is healthy, watches
+// the services it needs, and reacts when one of them goes down. A page shows them all.
 //
 //	go run ./examples/mesh
 //	go run ./examples/mesh dashboard -endpoints 10.0.0.1:2379
@@ -25,7 +24,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // another Ctrl-C ends it at once
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program immediately
 	err := run(ctx, os.Args[1:], os.Stdout)
 	var wrong *usageError
 	switch {
@@ -42,16 +41,17 @@ func main() {
 	}
 }
 
-// run is the program. To be interrupted is no error: it gives back what it holds.
+// run runs the program. An interrupt is not an error: the program releases what it holds,
+// and run returns nil.
 func run(ctx context.Context, args []string, out io.Writer) error {
-	err := choose(ctx, args, out)
+	err := dispatch(ctx, args, out)
 	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
-		return nil // before it had begun
+		return nil // interrupted during startup
 	}
 	return err
 }
 
-func choose(ctx context.Context, args []string, out io.Writer) error {
+func dispatch(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) > 0 {
 		switch args[0] {
 		case "node":
@@ -63,7 +63,7 @@ func choose(ctx context.Context, args []string, out io.Writer) error {
 	return runDemonstration(ctx, args, out)
 }
 
-// usageError is a command line that cannot be followed.
+// usageError reports an invalid command line.
 type usageError struct {
 	problem string
 	usage   string
@@ -71,7 +71,7 @@ type usageError struct {
 
 func (e *usageError) Error() string { return e.problem }
 
-// parse reads flags that must be all there is.
+// parse parses flags, and refuses other arguments.
 func parse(flags *flag.FlagSet, args []string, usage string, out io.Writer) error {
 	flags.SetOutput(io.Discard)
 	err := flags.Parse(args)
@@ -82,14 +82,14 @@ func parse(flags *flag.FlagSet, args []string, usage string, out io.Writer) erro
 	case err != nil:
 		return &usageError{err.Error(), usage}
 	case flags.NArg() > 0:
-		return &usageError{fmt.Sprintf("what is %q?", flags.Arg(0)), usage}
+		return &usageError{fmt.Sprintf("unknown argument %q", flags.Arg(0)), usage}
 	}
 	return nil
 }
 
-// parseEndpoints reads addresses of etcd. None is in order.
+// parseEndpoints parses addresses of etcd. The list may be empty.
 func parseEndpoints(text, usage string) ([]string, error) {
-	endpoints := list(text)
+	endpoints := splitList(text)
 	for _, endpoint := range endpoints {
 		address := endpoint
 		if scheme, rest, ok := strings.Cut(endpoint, "://"); ok && (scheme == "http" || scheme == "https") {
@@ -97,13 +97,13 @@ func parseEndpoints(text, usage string) ([]string, error) {
 		}
 		host, port, err := net.SplitHostPort(address)
 		if _, wrong := strconv.ParseUint(port, 10, 16); err != nil || wrong != nil || host == "" {
-			return nil, &usageError{fmt.Sprintf("-endpoints %q is not an address such as 127.0.0.1:2379", endpoint), usage}
+			return nil, &usageError{fmt.Sprintf("invalid endpoint %q: want an address such as 127.0.0.1:2379", endpoint), usage}
 		}
 	}
 	return endpoints, nil
 }
 
-// list reads items separated by commas or spaces.
-func list(text string) []string {
+// splitList splits a list separated by commas or spaces.
+func splitList(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
 }

@@ -14,16 +14,16 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-const dashboardUsage = `Mesh dashboard shows the services of a mesh on a page: who is up, who is not and why,
-who needs whom, and the last changes.
+const dashboardUsage = `Mesh dashboard shows the services of a mesh on a page: which are up, which are not and why,
+which need which, and the latest changes.
 
-	-listen ADDRESS    where the page is; 127.0.0.1:8080 unless given
-	-endpoints LIST    addresses of an etcd cluster, separated by commas; without it an
-	                   etcd is started inside this program, for others to join
-	-prefix PREFIX     of the mesh in etcd ("mesh/")
+	-listen ADDRESS    address of the page (127.0.0.1:8080)
+	-endpoints LIST    comma-separated addresses of an etcd cluster; by default, etcd runs
+	                   inside this program, and others can join it
+	-prefix PREFIX     prefix of the mesh in etcd ("mesh/")
 
-The page is at /, the same state as JSON at /state.json, as a stream of events at
-/events; /health is 200 while etcd is heard of. Ctrl-C ends it.
+The page is at /, the same state as JSON at /state.json, and an event stream at /events.
+/health returns 200 while etcd answers. Ctrl-C ends the program.
 `
 
 func runDashboard(ctx context.Context, args []string, out io.Writer) (err error) {
@@ -53,21 +53,21 @@ func runDashboard(ctx context.Context, args []string, out io.Writer) (err error)
 
 // show serves the page until ctx ends.
 func show(ctx context.Context, l net.Listener, endpoints []string, prefix string, d *demonstration, out io.Writer) (err error) {
-	// The TTL is how often the cluster is asked whether the page is current.
-	m, err := join(ctx, endpoints, locker.WithPrefix(prefix), locker.WithTTL(4*time.Second))
+	// The TTL determines how often the cache checks that it is current.
+	conn, err := connect(ctx, endpoints, locker.WithPrefix(prefix), locker.WithTTL(4*time.Second))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
-	cache, err := m.NewCache(ctx, "")
+	defer func() { err = errors.Join(err, conn.close()) }()
+	cache, err := conn.NewCache(ctx, "")
 	if err != nil {
 		return err
 	}
 	defer cache.Close()
 	b := newBoard()
-	page := &dashboard{board: b, age: cache.Age, faults: d}
+	page := &dashboard{board: b, age: cache.Age, demo: d}
 	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { b.follow(ctx, m.Client, cache); return nil })
+	tasks.Go(func() error { b.follow(ctx, conn.Client, cache); return nil })
 	tasks.Go(func() error { return serveHTTP(ctx, l, page.handler()) })
 	fmt.Fprintf(out, "The page is at http://%s/\n", reachable(l.Addr(), "localhost"))
 	return tasks.Wait()

@@ -10,24 +10,24 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-const demonstrationUsage = `Mesh shows a health mesh: services that each hold a record of their own while they are
-healthy, watch those they need, and react when one goes away.
+const demonstrationUsage = `Mesh demonstrates a health mesh: each service holds a record while it is healthy, watches
+the services it needs, and reacts when one of them goes down.
 
 	mesh             a demonstration: a dozen services in this process, and a page with
-	                 buttons to make them unhealthy and to cut them off
-	mesh node        one service, as a process of its own (mesh node -h)
+	                 buttons to make them unhealthy and to disconnect them
+	mesh node        one service, as a separate process (mesh node -h)
 	mesh dashboard   the page for services that run elsewhere (mesh dashboard -h)
 
-The demonstration takes:
+The demonstration accepts:
 
-	-listen ADDRESS    where the page is; 127.0.0.1:8080 unless given
-	-endpoints LIST    addresses of an etcd cluster, separated by commas; without it an
-	                   etcd is started inside this program
-	-settle DURATION   how long all has to be well before a service serves (1s)
-	-ttl DURATION      how long the record of a service outlives its being cut off (5s)
-	-quiet             do not print what the services say
+	-listen ADDRESS    address of the page (127.0.0.1:8080)
+	-endpoints LIST    comma-separated addresses of an etcd cluster; by default, etcd runs
+	                   inside this program
+	-settle DURATION   how long everything must be ready before a service serves (1s)
+	-ttl DURATION      how long the record of a disconnected service remains (5s)
+	-quiet             do not print the log of the services
 
-Ctrl-C ends it. It leaves nothing behind in etcd.
+Ctrl-C ends the program. It leaves nothing behind in etcd.
 `
 
 func runDemonstration(ctx context.Context, args []string, out io.Writer) (err error) {
@@ -54,11 +54,11 @@ func runDemonstration(ctx context.Context, args []string, out io.Writer) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, etcd.close()) }()
-	said := out
+	serviceLog := out
 	if *quiet {
-		said = io.Discard
+		serviceLog = io.Discard
 	}
-	d, err := stage(etcd.endpoints, *ttl, *settle, said)
+	d, err := newDemonstration(etcd.endpoints, *ttl, *settle, serviceLog)
 	if err != nil {
 		return err
 	}

@@ -19,36 +19,38 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-const nodeUsage = `Mesh node runs one service of a mesh. While it is healthy it holds a record of its own,
-which it gives up at once when it is not. It says what becomes of the services it needs.
+const nodeUsage = `Mesh node runs one service of a mesh. The service holds a record while it is healthy, and
+releases it as soon as it is not. It logs the state of the services it needs.
 
-	-name NAME               of the service: letters, digits, ".", "_" and "-"
-	-needs LIST              the services it needs, separated by commas
-	-cascade                 count it unhealthy while something it needs is down
-	-address ADDRESS         what its record says; that of -listen unless given
-	-check-command COMMAND   of the shell; the service is well if it ends with 0
-	-check-url URL           the service is well if the status is 200 to 299
-	-check-interval DURATION (1s)
-	-check-timeout DURATION  after which a check has failed (2s)
-	-listen ADDRESS          an HTTP port: GET /health is 200 while it serves and 503 while
-	                         it does not, POST /unhealthy and POST /healthy switch it
-	-settle DURATION         how long all has to be well before it serves (1s)
-	-ttl DURATION            how long its record outlives a process that is killed (5s)
-	-endpoints LIST          addresses of an etcd cluster, separated by commas; without it
-	                         an etcd is started inside this program, for others to join
-	-prefix PREFIX           of the mesh in etcd ("mesh/")
+	-name NAME               name of the service: letters, digits, ".", "_" and "-"
+	-needs LIST              comma-separated names of the services it needs
+	-cascade                 stop serving while something it needs is down
+	-address ADDRESS         address in its record (that of -listen, or the host name)
+	-check-command COMMAND   health check: a shell command that must exit with 0
+	-check-url URL           health check: a URL that must return a status of 200 to 299
+	-check-interval DURATION time between health checks (1s)
+	-check-timeout DURATION  time after which a health check has failed (2s)
+	-listen ADDRESS          address for HTTP: GET /health returns 200 while the service is
+	                         serving and 503 while it is not, POST /unhealthy and
+	                         POST /healthy set its health
+	-settle DURATION         how long everything must be ready before it serves (1s)
+	-ttl DURATION            how long its record remains after the process is killed (5s)
+	-endpoints LIST          comma-separated addresses of an etcd cluster; by default, etcd
+	                         runs inside this program, and others can join it
+	-prefix PREFIX           prefix of the mesh in etcd ("mesh/")
 
-Without a check it is well until it is told otherwise. ` + signalHelp + `
-Ctrl-C ends it, after it has given up its record.
+Without a health check, the service is healthy until it is marked unhealthy.
+` + signalHelp + `
+Ctrl-C ends the program after releasing the record.
 `
 
-// nodeSettings are the flags of mesh node.
+// nodeSettings are the values of the flags of mesh node.
 type nodeSettings struct {
-	name, address, listen, prefix string
-	endpoints, needs              []string
-	command, url                  string
-	cascade                       bool
-	interval, limit, settle, ttl  time.Duration
+	name, address, listen, prefix  string
+	endpoints, needs               []string
+	command, url                   string
+	cascade                        bool
+	interval, timeout, settle, ttl time.Duration
 }
 
 func parseNode(args []string, out io.Writer) (nodeSettings, error) {
@@ -61,7 +63,7 @@ func parseNode(args []string, out io.Writer) (nodeSettings, error) {
 	flags.StringVar(&s.command, "check-command", "", "")
 	flags.StringVar(&s.url, "check-url", "", "")
 	flags.DurationVar(&s.interval, "check-interval", time.Second, "")
-	flags.DurationVar(&s.limit, "check-timeout", 2*time.Second, "")
+	flags.DurationVar(&s.timeout, "check-timeout", 2*time.Second, "")
 	flags.StringVar(&s.listen, "listen", "", "")
 	flags.DurationVar(&s.settle, "settle", time.Second, "")
 	flags.DurationVar(&s.ttl, "ttl", 5*time.Second, "")
@@ -70,7 +72,7 @@ func parseNode(args []string, out io.Writer) (nodeSettings, error) {
 	if err := parse(flags, args, nodeUsage, out); err != nil {
 		return s, err
 	}
-	s.needs = distinct(list(*needs))
+	s.needs = unique(splitList(*needs))
 	if problem := s.problem(); problem != "" {
 		return s, &usageError{problem, nodeUsage}
 	}
@@ -79,33 +81,33 @@ func parseNode(args []string, out io.Writer) (nodeSettings, error) {
 	return s, err
 }
 
-// problem says what is wrong with the flags, nothing if they are right.
+// problem describes what is wrong with the flags. It returns "" if they are valid.
 func (s nodeSettings) problem() string {
 	invalid := slices.IndexFunc(s.needs, func(need string) bool { return !validName.MatchString(need) })
 	switch u, err := url.Parse(s.url); {
 	case s.name == "":
-		return "-name is missing: what is the service called?"
+		return "-name is required"
 	case !validName.MatchString(s.name):
-		return fmt.Sprintf("-name %q cannot be used: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", s.name)
+		return fmt.Sprintf("invalid -name %q: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", s.name)
 	case invalid >= 0:
-		return fmt.Sprintf("-needs %q cannot be used: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", s.needs[invalid])
-	case len(s.needs) > mostNeeds:
-		return fmt.Sprintf("-needs names %d services, and %d are the most", len(s.needs), mostNeeds)
+		return fmt.Sprintf("invalid -needs %q: a name has 1 to 63 letters, digits, \".\", \"_\" and \"-\"", s.needs[invalid])
+	case len(s.needs) > maxNeeds:
+		return fmt.Sprintf("-needs names %d services, but the maximum is %d", len(s.needs), maxNeeds)
 	case slices.Contains(s.needs, s.name):
-		return "-needs names the service itself, which would be no help"
+		return "-needs must not name the service itself"
 	case s.command != "" && s.url != "":
-		return "-check-command and -check-url: one of them is enough"
+		return "-check-command and -check-url cannot be used together"
 	case s.url != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https"):
-		return fmt.Sprintf("-check-url %q is not an address such as http://127.0.0.1:8080/health", s.url)
-	case s.interval <= 0 || s.limit <= 0:
-		return "-check-interval and -check-timeout must be more than 0"
+		return fmt.Sprintf("invalid -check-url %q: want a URL such as http://127.0.0.1:8080/health", s.url)
+	case s.interval <= 0 || s.timeout <= 0:
+		return "-check-interval and -check-timeout must be positive"
 	case s.settle < 0:
-		return "-settle must not be less than 0"
+		return "-settle must not be negative"
 	}
 	return ""
 }
 
-// check returns the check that the flags ask for.
+// check returns the health check that the flags specify.
 func (s nodeSettings) check() check {
 	switch {
 	case s.command != "":
@@ -113,7 +115,7 @@ func (s nodeSettings) check() check {
 	case s.url != "":
 		return checkURL(s.url)
 	}
-	return alwaysWell
+	return alwaysHealthy
 }
 
 func runNode(ctx context.Context, args []string, out io.Writer) (err error) {
@@ -135,25 +137,25 @@ func runNode(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, etcd.close()) }()
-	m, err := join(ctx, etcd.endpoints, locker.WithPrefix(s.prefix), locker.WithTTL(s.ttl))
+	conn, err := connect(ctx, etcd.endpoints, locker.WithPrefix(s.prefix), locker.WithTTL(s.ttl))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
+	defer func() { err = errors.Join(err, conn.close()) }()
 	r := record{Address: cmp.Or(s.address, hostName()), Needs: s.needs, Cascade: s.cascade}
-	n := newNode(m.Client, s.name, r, s.settle, logger)
+	n := newNode(conn.Client, s.name, r, s.settle, logger)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return n.run(ctx) })
-	tasks.Go(func() error { n.health.watch(ctx, s.check(), s.interval, s.limit); return nil })
-	tasks.Go(func() error { n.health.obey(ctx); return nil })
+	tasks.Go(func() error { n.health.runChecks(ctx, s.check(), s.interval, s.timeout); return nil })
+	tasks.Go(func() error { n.health.handleSignals(ctx); return nil })
 	if control != nil {
 		tasks.Go(func() error { return serveHTTP(ctx, control, n.control()) })
-		logger.Printf("listens at http://%s/", reachable(control.Addr(), "localhost"))
+		logger.Printf("listening on http://%s/", reachable(control.Addr(), "localhost"))
 	}
 	return tasks.Wait()
 }
 
-// hostName is the address of a node that has been given none.
+// hostName returns the address of a node for which none is given.
 func hostName() string {
 	name, err := os.Hostname()
 	if err != nil {

@@ -14,11 +14,11 @@ import (
 	"go.uber.org/goleak"
 )
 
-// patience bounds every wait. It is only ever spent by what does not come.
-const patience = 2 * time.Minute
+// testTimeout bounds every wait of a test.
+const testTimeout = 2 * time.Minute
 
-// asProgram in the environment lets the test's binary be the program, so that tests can
-// run it as processes.
+// asProgram in the environment makes the test binary run the program, so that tests can
+// start it as separate processes.
 const asProgram = "MESH_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -29,43 +29,43 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// transcript is what a program prints.
-type transcript struct {
-	mu    sync.Mutex // guards what follows
+// recorder records what a program prints.
+type recorder struct {
+	mu    sync.Mutex // guards the fields below
 	text  bytes.Buffer
-	grown chan struct{} // closed when there is more
+	grown chan struct{} // closed at the next write
 }
 
-func newTranscript() *transcript { return &transcript{grown: make(chan struct{})} }
+func newRecorder() *recorder { return &recorder{grown: make(chan struct{})} }
 
-func (s *transcript) Write(text []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(s.grown)
-	s.grown = make(chan struct{})
-	return s.text.Write(text)
+func (r *recorder) Write(text []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.grown)
+	r.grown = make(chan struct{})
+	return r.text.Write(text)
 }
 
-func (s *transcript) now() (string, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String(), s.grown
+func (r *recorder) now() (string, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String(), r.grown
 }
 
-func (s *transcript) String() string {
-	text, _ := s.now()
+func (r *recorder) String() string {
+	text, _ := r.now()
 	return text
 }
 
-func (s *transcript) len() int { return len(s.String()) }
+func (r *recorder) len() int { return len(r.String()) }
 
 // await waits until words are printed after the first n bytes, and returns the rest of
 // their line.
-func (s *transcript) await(tb testing.TB, n int, words string) string {
+func (r *recorder) await(tb testing.TB, n int, words string) string {
 	tb.Helper()
-	limit := time.After(patience)
+	limit := time.After(testTimeout)
 	for {
-		text, grown := s.now()
+		text, grown := r.now()
 		if _, rest, ok := strings.Cut(text[n:], words); ok && strings.Contains(rest, "\n") {
 			rest, _, _ := strings.Cut(rest, "\n")
 			return rest
@@ -73,17 +73,17 @@ func (s *transcript) await(tb testing.TB, n int, words string) string {
 		select {
 		case <-grown:
 		case <-limit:
-			tb.Fatalf("it did not say %q, but\n%s", words, text)
+			tb.Fatalf("the output does not contain %q:\n%s", words, text)
 		}
 	}
 }
 
-// start runs the program in this process until the test ends, or stop is called. It must
-// end without an error.
-func start(tb testing.TB, args ...string) (out *transcript, stop func()) {
+// startInProcess runs the program in this process until the test ends or stop is called.
+// It must end without an error.
+func startInProcess(tb testing.TB, args ...string) (out *recorder, stop func()) {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	out = newTranscript()
+	out = newRecorder()
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, args, out) }()
 	stop = sync.OnceFunc(func() {
@@ -93,7 +93,7 @@ func start(tb testing.TB, args ...string) (out *transcript, stop func()) {
 			if err != nil {
 				tb.Errorf("mesh %s ended with %v", strings.Join(args, " "), err)
 			}
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			tb.Errorf("mesh %s does not end", strings.Join(args, " "))
 		}
 	})
@@ -101,13 +101,13 @@ func start(tb testing.TB, args ...string) (out *transcript, stop func()) {
 	return out, stop
 }
 
-// address waits for a program to say where its page is.
-func address(tb testing.TB, out *transcript) string {
+// pageURL waits until a program has printed the address of its page.
+func pageURL(tb testing.TB, out *recorder) string {
 	tb.Helper()
 	return strings.TrimSuffix(out.await(tb, 0, "The page is at "), "/")
 }
 
-func TestAPortAtAllAddressesIsReachedByAName(t *testing.T) {
+func TestReachable_UsesTheHostNameForAllAddresses(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ ip, want string }{
 		{"127.0.0.1", "127.0.0.1:80"},
@@ -116,12 +116,12 @@ func TestAPortAtAllAddressesIsReachedByAName(t *testing.T) {
 		{"::", "host:80"},
 	} {
 		if got := reachable(&net.TCPAddr{IP: net.ParseIP(test.ip), Port: 80}, "host"); got != test.want {
-			t.Errorf("%s is reached at %s, want %s", test.ip, got, test.want)
+			t.Errorf("%s is reachable at %s, want %s", test.ip, got, test.want)
 		}
 	}
 }
 
-func TestItCanBeInterruptedBeforeItHasBegun(t *testing.T) {
+func TestRun_CanBeInterruptedDuringStartup(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{"-listen", "127.0.0.1:0"},
@@ -130,8 +130,8 @@ func TestItCanBeInterruptedBeforeItHasBegun(t *testing.T) {
 		{"node", "-name", "service-a", "-endpoints", "127.0.0.1:1"},
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		cancel(errors.New("enough"))
-		if err := run(ctx, args, newTranscript()); err != nil {
+		cancel(errors.New("interrupted by the test"))
+		if err := run(ctx, args, newRecorder()); err != nil {
 			t.Errorf("mesh %s ended with %v", strings.Join(args, " "), err)
 		}
 	}

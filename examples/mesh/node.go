@@ -21,59 +21,59 @@ type node struct {
 	client *locker.Client
 	name   string
 	record record
-	settle time.Duration // for how long all has to be well before it serves
+	settle time.Duration // how long everything must be ready before the node serves
 	health *health
 	log    *log.Logger
 
-	way     *gate // open while nothing keeps the node from serving
-	serving atomic.Bool
+	canServe *gate // open while nothing prevents the node from serving
+	serving  atomic.Bool
 
-	mu      sync.Mutex // guards what follows
-	mesh    picture
-	token   int64         // of the readiness that the node holds; 0 if it holds none
-	changed chan struct{} // closed at a change of the two
+	mu      sync.Mutex // guards the fields below
+	mesh    mesh
+	token   int64         // of the node's hold of its ready name; 0 if it does not hold it
+	changed chan struct{} // closed when mesh or token changes
 }
 
 func newNode(client *locker.Client, name string, r record, settle time.Duration, logger *log.Logger) *node {
 	return &node{
-		client:  client,
-		name:    name,
-		record:  r,
-		settle:  settle,
-		health:  newHealth(),
-		log:     logger,
-		way:     newGate(errNotReady),
-		mesh:    make(picture),
-		changed: make(chan struct{}),
+		client:   client,
+		name:     name,
+		record:   r,
+		settle:   settle,
+		health:   newHealth(),
+		log:      logger,
+		canServe: newGate(errNotReady),
+		mesh:     make(mesh),
+		changed:  make(chan struct{}),
 	}
 }
 
-// run is the service's life in the mesh. It ends with ctx, without an error, or when
-// etcd refuses, and holds nothing then.
+// run runs the node until ctx ends, and returns nil in that case, or until etcd refuses a
+// request. The node holds nothing when run returns.
 func (n *node) run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return n.watch(ctx) })
+	tasks.Go(func() error { return n.watchMesh(ctx) })
 	tasks.Go(func() error { return n.decide(ctx) })
-	tasks.Go(func() error { return n.whenever(ctx, n.health.gate, readyPrefix, n.stand) })
-	tasks.Go(func() error { return n.whenever(ctx, n.way, servingPrefix, n.serve) })
+	tasks.Go(func() error { return n.holdWhileOpen(ctx, n.health.gate, readyPrefix, n.holdReady) })
+	tasks.Go(func() error { return n.holdWhileOpen(ctx, n.canServe, servingPrefix, n.serve) })
 	return tasks.Wait()
 }
 
-// whenever campaigns for a name of the node while the gate is open, and gives it up as
-// soon as the gate closes, until ctx ends.
-func (n *node) whenever(ctx context.Context, g *gate, prefix string, hold func(context.Context, *locker.Lock) error) error {
+// holdWhileOpen campaigns for one of the node's names while the gate is open, and
+// releases it as soon as the gate closes, until ctx ends.
+func (n *node) holdWhileOpen(ctx context.Context, g *gate, prefix string, hold func(context.Context, *locker.Lock) error) error {
 	for {
-		open, leave, err := g.wait(ctx)
+		openCtx, release, err := g.wait(ctx)
 		if err != nil {
 			return nil
 		}
 		r := n.record
 		r.Since = time.Now()
-		err = n.client.Campaign(open, prefix+n.name, r.String(), hold)
-		closed := open.Err() != nil
-		leave()
+		err = n.client.Campaign(openCtx, prefix+n.name, r.String(), hold)
+		closed := openCtx.Err() != nil
+		release()
 		if stopped := (*stoppedError)(nil); errors.As(err, &stopped) {
-			n.log.Print(stopped) // now that the record is given up, which is not to wait for this
+			n.log.Print(stopped) // only now, so that logging does not delay the release of the record
 		}
 		if !closed {
 			return err
@@ -81,35 +81,35 @@ func (n *node) whenever(ctx context.Context, g *gate, prefix string, hold func(c
 	}
 }
 
-// stand is the time of a readiness.
-func (n *node) stand(ctx context.Context, ready *locker.Lock) error {
-	n.holds(ready.Token())
+// holdReady runs while the node holds its ready name.
+func (n *node) holdReady(ctx context.Context, ready *locker.Lock) error {
+	n.setReadyToken(ready.Token())
 	<-ctx.Done()
-	n.holds(0)
+	n.setReadyToken(0)
 	return nil
 }
 
-// serve is what the service is for. ctx ends when the record is lost, when the node is
-// unhealthy, when something it needs is down, and at the end of the program.
-func (n *node) serve(ctx context.Context, record *locker.Lock) error {
+// serve runs while the node holds its record. ctx ends when the record is lost, when the
+// node is unhealthy, when something it needs is down, and when the program ends.
+func (n *node) serve(ctx context.Context, lock *locker.Lock) error {
 	n.serving.Store(true)
-	n.log.Printf("serves, token %d", record.Token())
+	n.log.Printf("serving, token %d", lock.Token())
 	<-ctx.Done()
 	n.serving.Store(false)
-	if err := record.Err(); errors.Is(err, locker.ErrLost) {
-		n.log.Printf("has lost its record: %v; stops, and tries to get it back", err)
+	if err := lock.Err(); errors.Is(err, locker.ErrLost) {
+		n.log.Printf("lost its record: %v; stopped serving, trying to get it back", err)
 		return nil
 	}
 	return &stoppedError{context.Cause(ctx)}
 }
 
-// stoppedError says why a node has given up its record.
+// stoppedError reports why a node has released its record.
 type stoppedError struct{ cause error }
 
-func (e *stoppedError) Error() string { return "stops serving: " + e.cause.Error() }
+func (e *stoppedError) Error() string { return "stopped serving: " + e.cause.Error() }
 
-// watch keeps the picture of the mesh.
-func (n *node) watch(ctx context.Context) error {
+// watchMesh keeps the state of the mesh up to date.
+func (n *node) watchMesh(ctx context.Context) error {
 	for state, err := range n.client.WatchPrefix(ctx, "") {
 		if ctx.Err() != nil {
 			return nil
@@ -117,20 +117,20 @@ func (n *node) watch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		n.learn(state)
+		n.observe(state)
 	}
 	return nil
 }
 
-// learn takes in one change, and says so if the node needs the service.
-func (n *node) learn(state locker.State) {
-	if news := n.note(state); news != "" {
-		n.log.Print(news)
+// observe applies a change, and logs it if it concerns a service that the node needs.
+func (n *node) observe(state locker.State) {
+	if message := n.update(state); message != "" {
+		n.log.Print(message)
 	}
 }
 
-// note takes in one change and returns what there is to say of it.
-func (n *node) note(state locker.State) string {
+// update applies a change, and returns what to log about it.
+func (n *node) update(state locker.State) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	name, _, ok := parseName(state.Name)
@@ -138,67 +138,68 @@ func (n *node) note(state locker.State) string {
 		return ""
 	}
 	before := n.mesh.serves(name)
-	n.mesh.take(state)
+	n.mesh.apply(state)
 	n.notify()
 	now := n.mesh.serves(name)
 	switch {
 	case now == before || !slices.Contains(n.record.Needs, name):
 		return ""
 	case now:
-		return fmt.Sprintf("%s, which it needs, is up at %s", name, printable(n.mesh[name].Address))
+		return fmt.Sprintf("dependency %s is up at %s", name, printable(n.mesh[name].Address))
 	case n.record.Cascade:
-		return name + ", which it needs, is down"
+		return "dependency " + name + " is down"
 	}
-	return name + ", which it needs, is down; goes on without it"
+	return "dependency " + name + " is down; continuing without it"
 }
 
-// holds tells with which token the node holds its readiness, 0 if it does not.
-func (n *node) holds(token int64) {
+// setReadyToken sets the token with which the node holds its ready name, 0 if it does not
+// hold it.
+func (n *node) setReadyToken(token int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.token = token
 	n.notify()
 }
 
-// notify tells decide to look again. n.mu is held.
+// notify wakes decide. n.mu is held.
 func (n *node) notify() {
 	close(n.changed)
 	n.changed = make(chan struct{})
 }
 
 var (
-	errNotReady = errors.New("it waits to be ready: another of its name is, or etcd does not answer")
-	errSettling = errors.New("all it needs is ready, but not for long enough yet")
+	errNotReady = errors.New("waiting to become ready: another node has this name, or etcd does not answer")
+	errSettling = errors.New("waiting for the settle time to pass")
 )
 
-// decide opens and closes the way to serving: it closes at once, and opens after all has
-// been well for the settle time without a break. So what goes up and down quickly takes
-// nothing up and down with it more often than once in that time.
+// decide opens and closes the gate to serving. It closes the gate immediately, and opens
+// it once everything has been ready for the whole settle time. So a dependency that flaps
+// takes the node down no more than once in that time.
 func (n *node) decide(ctx context.Context) error {
-	var well time.Time // since when all that it needs is ready
-	for said := ""; ; {
-		changed, causes, ahead := n.look()
+	var readySince time.Time // since when everything it needs has been ready
+	for logged := ""; ; {
+		changed, causes, prerequisites := n.assess()
 		obstacle, settled := causes, (<-chan time.Time)(nil)
 		switch {
 		case causes != nil:
-			well = time.Time{}
-		case well.IsZero():
-			well = time.Now()
+			readySince = time.Time{}
+		case readySince.IsZero():
+			readySince = time.Now()
 		}
 		if causes == nil {
-			if left := n.settle - time.Since(well); left > 0 {
+			if left := n.settle - time.Since(readySince); left > 0 {
 				obstacle, settled = errSettling, time.After(left)
 			} else {
-				obstacle = ahead
+				obstacle = prerequisites
 			}
 		}
-		serving := n.serving.Load() // then the reason is told when it has stopped
-		n.way.set(obstacle)
-		problem := problemOf(causes)
-		if problem != "" && problem != said && !serving {
+		serving := n.serving.Load() // if so, serve reports the reason when it stops
+		n.canServe.set(obstacle)
+		problem := problemKey(causes)
+		if problem != "" && problem != logged && !serving {
 			n.log.Printf("cannot serve: %v", causes)
 		}
-		said = problem
+		logged = problem
 		select {
 		case <-changed:
 		case <-n.health.changed:
@@ -209,46 +210,46 @@ func (n *node) decide(ctx context.Context) error {
 	}
 }
 
-// problemOf tells one problem from another, whatever words it is in: nothing if causes are
-// none to speak of.
-func problemOf(causes error) string {
-	var down *downError
-	var unwell *unwellError
+// problemKey identifies a problem regardless of its wording. It returns "" if there is
+// nothing to report.
+func problemKey(causes error) string {
+	var unavailable *downError
+	var unhealthy *unhealthyError
 	switch {
-	case errors.As(causes, &down):
-		return down.Error()
-	case errors.As(causes, &unwell):
-		return "unwell"
+	case errors.As(causes, &unavailable):
+		return unavailable.Error()
+	case errors.As(causes, &unhealthy):
+		return "unhealthy"
 	}
 	return ""
 }
 
-// look returns what is closed when there is something new to see, what keeps the node from
-// serving, and what it needs that does not serve though it could.
-func (n *node) look() (changed <-chan struct{}, causes, ahead error) {
+// assess returns a channel that is closed at the next change, the reason why the node
+// cannot serve, and the services that must serve before it does.
+func (n *node) assess() (changed <-chan struct{}, causes, prerequisites error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	self := n.mesh.add(n.name)
-	// A picture that shows the hold of now is newer than the hold: after the node was cut
-	// off it does not trust what it saw before.
+	// Once the watch shows the current hold, the state is newer than that hold: after an
+	// interruption, the node does not trust what it saw before.
 	if n.token == 0 || !self.ready.Held || self.ready.Token != n.token {
-		return n.changed, cmp.Or(n.health.why(), errNotReady), nil
+		return n.changed, cmp.Or(n.health.err(), errNotReady), nil
 	}
-	if down := n.mesh.causes(n.name); len(down) > 0 {
-		causes = &downError{down}
+	if services := n.mesh.causes(n.name); len(services) > 0 {
+		causes = &downError{services}
 	}
-	if missing := n.mesh.ahead(n.name); n.record.Cascade && len(missing) > 0 {
-		ahead = &downError{missing}
+	if services := n.mesh.prerequisites(n.name); n.record.Cascade && len(services) > 0 {
+		prerequisites = &downError{services}
 	}
-	return n.changed, causes, ahead
+	return n.changed, causes, prerequisites
 }
 
-// downError says which services keep a node from serving.
+// downError lists the services that prevent a node from serving.
 type downError struct{ services []string }
 
 func (e *downError) Error() string {
 	if len(e.services) == 1 {
 		return e.services[0] + " is down"
 	}
-	return enumerate(e.services) + " are down"
+	return joinNames(e.services) + " are down"
 }

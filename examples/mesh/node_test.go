@@ -17,20 +17,21 @@ import (
 	"github.com/jagregory/locker/v2/embedtest"
 )
 
-// longTTL is more than any test waits: what goes within it has been given up.
+// longTTL is longer than any test waits: a record that is gone within it has been
+// released.
 const longTTL = 5 * time.Minute
 
-// village is a mesh of a test.
-type village struct {
+// testMesh is the mesh of a test.
+type testMesh struct {
 	t        *testing.T
 	etcd     *clientv3.Client
 	observer *locker.Client
 }
 
-func newVillage(t *testing.T) *village {
+func newTestMesh(t *testing.T) *testMesh {
 	t.Helper()
 	etcd := embedtest.Start(t).Client(t)
-	return &village{t, etcd, newClient(t, etcd)}
+	return &testMesh{t, etcd, newClient(t, etcd)}
 }
 
 func newClient(t *testing.T, etcd *clientv3.Client) *locker.Client {
@@ -47,35 +48,35 @@ func newClient(t *testing.T, etcd *clientv3.Client) *locker.Client {
 	return client
 }
 
-// node runs a node that is well, until the test ends.
-func (v *village) node(name string, cascade bool, settle time.Duration, needs ...string) *node {
-	v.t.Helper()
+// node runs a healthy node until the test ends.
+func (m *testMesh) node(name string, cascade bool, settle time.Duration, needs ...string) *node {
+	m.t.Helper()
 	r := record{Address: name + ":80", Needs: needs, Cascade: cascade}
-	n := newNode(newClient(v.t, v.etcd), name, r, settle, log.New(io.Discard, "", 0))
-	n.health.found(nil)
+	n := newNode(newClient(m.t, m.etcd), name, r, settle, log.New(io.Discard, "", 0))
+	n.health.setResult(nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.run(ctx) }()
-	v.t.Cleanup(func() {
+	m.t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			v.t.Errorf("%s ended with %v", name, err)
+			m.t.Errorf("%s ended with %v", name, err)
 		}
 	})
 	return n
 }
 
-// await waits until exactly these services hold their record.
-func (v *village) await(names ...string) {
-	v.t.Helper()
-	ctx, cancel := context.WithTimeout(v.t.Context(), patience)
+// await waits until exactly the given services hold their records.
+func (m *testMesh) await(names ...string) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.t.Context(), testTimeout)
 	defer cancel()
 	ticks := time.NewTicker(20 * time.Millisecond)
 	defer ticks.Stop()
 	for {
-		holders, err := v.observer.List(ctx, servingPrefix)
+		holders, err := m.observer.List(ctx, servingPrefix)
 		if err != nil {
-			v.t.Fatalf("the services are not %v: %v", names, err)
+			m.t.Fatalf("waited for %v to serve: %v", names, err)
 		}
 		var serving []string
 		for _, holder := range holders {
@@ -88,15 +89,15 @@ func (v *village) await(names ...string) {
 	}
 }
 
-// history collects the states of the services until the function it returns is called.
-func (v *village) history() func() []locker.State {
-	v.t.Helper()
-	ctx, cancel := context.WithCancel(v.t.Context())
+// history records the states of the services until the returned function is called.
+func (m *testMesh) history() func() []locker.State {
+	m.t.Helper()
+	ctx, cancel := context.WithCancel(m.t.Context())
 	var states []locker.State
 	began, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		for state, err := range v.observer.WatchPrefix(ctx, servingPrefix) {
+		for state, err := range m.observer.WatchPrefix(ctx, servingPrefix) {
 			if err != nil {
 				return
 			}
@@ -106,7 +107,7 @@ func (v *village) history() func() []locker.State {
 			}
 		}
 	}()
-	<-began // there is a service that is up already
+	<-began // a service is already up
 	return func() []locker.State {
 		cancel()
 		<-done
@@ -114,68 +115,68 @@ func (v *village) history() func() []locker.State {
 	}
 }
 
-func TestACascadeGoesDownAndComesBackInOrder(t *testing.T) {
+func TestCascade_GoesDownAndComesBackInOrder(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
-	base := v.node("base", false, 0)
-	v.node("middle", true, 50*time.Millisecond, "base")
-	v.node("top", true, 0, "middle")
-	v.node("apart", false, 0, "base")
-	v.await("apart", "base", "middle", "top")
-	history := v.history()
+	m := newTestMesh(t)
+	base := m.node("base", false, 0)
+	m.node("middle", true, 50*time.Millisecond, "base")
+	m.node("top", true, 0, "middle")
+	m.node("apart", false, 0, "base")
+	m.await("apart", "base", "middle", "top")
+	history := m.history()
 
-	base.health.turn(false)
-	v.await("apart")
-	base.health.turn(true)
-	v.await("apart", "base", "middle", "top")
+	base.health.setHealthy(false)
+	m.await("apart")
+	base.health.setHealthy(true)
+	m.await("apart", "base", "middle", "top")
 
-	up := make(map[string]bool)
+	isUp := make(map[string]bool)
 	for _, state := range history() {
 		name := strings.TrimPrefix(state.Name, servingPrefix)
-		up[name] = state.Held
+		isUp[name] = state.Held
 		need := map[string]string{"middle": "base", "top": "middle"}[name]
-		if state.Held && need != "" && !up[need] {
-			t.Errorf("%s is up at revision %d before %s is", name, state.Revision, need)
+		if state.Held && need != "" && !isUp[need] {
+			t.Errorf("%s is up at revision %d, before %s", name, state.Revision, need)
 		}
 	}
 }
 
-func TestACircleGoesDownAndComesBack(t *testing.T) {
+func TestCycle_GoesDownAndComesBack(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
-	base := v.node("base", true, 0)
-	a := v.node("a", true, 0, "b", "base")
-	v.node("b", true, 0, "c")
-	v.node("c", true, 0, "a")
+	m := newTestMesh(t)
+	base := m.node("base", true, 0)
+	a := m.node("a", true, 0, "b", "base")
+	m.node("b", true, 0, "c")
+	m.node("c", true, 0, "a")
 	all := []string{"a", "b", "base", "c"}
-	v.await(all...)
-	base.health.turn(false)
-	v.await()
-	base.health.turn(true)
-	v.await(all...)
-	a.health.turn(false) // itself of the circle
-	v.await("base")
-	a.health.turn(true)
-	v.await(all...)
+	m.await(all...)
+	base.health.setHealthy(false)
+	m.await()
+	base.health.setHealthy(true)
+	m.await(all...)
+	a.health.setHealthy(false) // part of the cycle
+	m.await("base")
+	a.health.setHealthy(true)
+	m.await(all...)
 }
 
-func TestANeedThatFlapsTakesOthersDownOnce(t *testing.T) {
+func TestCascade_FlappingTakesOthersDownOncePerSettleTime(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
+	m := newTestMesh(t)
 	const settle = time.Second
-	base := v.node("base", false, 0)
-	v.node("top", true, settle, "base")
-	v.await("base", "top")
-	history := v.history()
+	base := m.node("base", false, 0)
+	m.node("top", true, settle, "base")
+	m.await("base", "top")
+	history := m.history()
 	began := time.Now()
 	for range 20 {
-		base.health.turn(false)
+		base.health.setHealthy(false)
 		awaitServing(t, base, false)
-		base.health.turn(true)
+		base.health.setHealthy(true)
 		awaitServing(t, base, true)
 	}
 	flapped := time.Since(began)
-	v.await("base", "top")
+	m.await("base", "top")
 	ups, flaps := 0, 0
 	for _, state := range history() {
 		switch {
@@ -186,93 +187,93 @@ func TestANeedThatFlapsTakesOthersDownOnce(t *testing.T) {
 			flaps++
 		}
 	}
-	// The first up is that of the beginning. A watch that is read late may skip others.
+	// The first time is the initial state. A watch that is read late may skip others.
 	if most := 2 + int(flapped/settle); ups > most {
 		t.Errorf("top came up %d times in %v, want at most %d", ups, flapped, most)
 	}
 	if flaps < 3 {
-		t.Errorf("base came up only %d times, which proves nothing", flaps)
+		t.Errorf("base came up only %d times, too few for the test", flaps)
 	}
 }
 
-// awaitServing waits until a node serves, or does not.
+// awaitServing waits until a node is serving, or is not.
 func awaitServing(t *testing.T, n *node, want bool) {
 	t.Helper()
 	ticks := time.NewTicker(5 * time.Millisecond)
 	defer ticks.Stop()
-	limit := time.After(patience)
+	limit := time.After(testTimeout)
 	for n.report().Serving != want {
 		select {
 		case <-ticks.C:
 		case <-limit:
-			t.Fatalf("%s serves: %v", n.name, !want)
+			t.Fatalf("%s is serving: %v, want %v", n.name, !want, want)
 		}
 	}
 }
 
-func TestANodeBelievesNoPictureThatIsOlderThanItsHold(t *testing.T) {
+func TestNode_IgnoresStateOlderThanItsHold(t *testing.T) {
 	t.Parallel()
 	n := newNode(nil, "a", record{}, 0, log.New(io.Discard, "", 0))
-	n.health.found(nil)
+	n.health.setResult(nil)
 	ready := locker.State{Holder: locker.Holder{Name: "ready/a", Value: record{}.String(), Token: 5}, Held: true}
-	want := func(about string, cause error) {
+	want := func(when string, cause error) {
 		t.Helper()
-		if _, got, _ := n.look(); got != cause {
-			t.Errorf("%s: %v, want %v", about, got, cause)
+		if _, got, _ := n.assess(); got != cause {
+			t.Errorf("%s: %v, want %v", when, got, cause)
 		}
 	}
-	want("at first", errNotReady)
-	n.learn(ready)
-	want("while another holds it", errNotReady)
-	n.holds(6)
-	want("with a picture of before", errNotReady)
+	want("initially", errNotReady)
+	n.observe(ready)
+	want("while another node holds the name", errNotReady)
+	n.setReadyToken(6)
+	want("with state older than the hold", errNotReady)
 	ready.Token = 6
-	n.learn(ready)
-	want("with one of now", nil)
-	n.holds(0)
-	want("after it was lost", errNotReady)
+	n.observe(ready)
+	want("with current state", nil)
+	n.setReadyToken(0)
+	want("after a loss", errNotReady)
 }
 
-func TestAnotherOfTheSameNameTakesOver(t *testing.T) {
+func TestNode_StandbyOfTheSameNameTakesOver(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
-	first := v.node("a", false, 0)
-	v.await("a")
-	second := v.node("a", false, 0)
+	m := newTestMesh(t)
+	first := m.node("a", false, 0)
+	m.await("a")
+	second := m.node("a", false, 0)
 	if got := second.report(); got.Serving || !got.Healthy || got.Because != errNotReady.Error() {
-		t.Errorf("the second: %+v", got)
+		t.Errorf("report of the second node: %+v", got)
 	}
-	first.health.turn(false)
+	first.health.setHealthy(false)
 	awaitServing(t, second, true)
 	awaitServing(t, first, false)
-	first.health.turn(true)
-	second.health.turn(false)
+	first.health.setHealthy(true)
+	second.health.setHealthy(false)
 	awaitServing(t, first, true)
 }
 
-func TestARecordThatWasTakenAwayIsHeldAgain(t *testing.T) {
+func TestNode_AcquiresADeletedRecordAgain(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t).Client(t)
 	observer := newClient(t, etcd)
-	v := &village{t, etcd, observer}
-	said := newTranscript()
+	m := &testMesh{t, etcd, observer}
+	output := newRecorder()
 	defer func() {
 		if t.Failed() {
-			t.Logf("it has said:\n%s", said)
+			t.Logf("log of the node:\n%s", output)
 		}
 	}()
-	client, err := locker.New(etcd, locker.WithPrefix("mesh/"), locker.WithTTL(3*time.Second)) // looks after its record each second
+	client, err := locker.New(etcd, locker.WithPrefix("mesh/"), locker.WithTTL(3*time.Second)) // checks its record every second
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	n := newNode(client, "a", record{}, 0, log.New(said, "", 0))
-	n.health.found(nil)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	n := newNode(client, "a", record{}, 0, log.New(output, "", 0))
+	n.health.setResult(nil)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- n.run(ctx) }()
-	v.await("a")
+	m.await("a")
 	held, err := observer.Get(ctx, "service/a")
 	if err != nil {
 		t.Fatal(err)
@@ -280,7 +281,7 @@ func TestARecordThatWasTakenAwayIsHeldAgain(t *testing.T) {
 	if _, err := etcd.Delete(ctx, "mesh/", clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
 	}
-	said.await(t, 0, "stops") // by what it sees of itself, or told by the library
+	output.await(t, 0, "stopped serving") // because of its own watch, or of the loss that the library reports
 	for state, err := range observer.Watch(ctx, "service/a") {
 		if err != nil {
 			t.Fatal(err)
@@ -295,23 +296,23 @@ func TestARecordThatWasTakenAwayIsHeldAgain(t *testing.T) {
 	}
 }
 
-func TestANodeEndsWhenEtcdRefuses(t *testing.T) {
+func TestNode_EndsWhenEtcdRefuses(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t).Client(t)
 	n := newNode(newClient(t, etcd), "a", record{Address: strings.Repeat("long ", 1<<20)}, 0, log.New(io.Discard, "", 0))
-	n.health.found(nil)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	n.health.setResult(nil)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := n.run(ctx); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "larger than max") {
-		t.Errorf("with a record of 5 MB it ended with %v", err)
+		t.Errorf("with a record of 5 MB, run returned %v", err)
 	}
 }
 
-func TestTheControlPortTellsAndSwitches(t *testing.T) {
+func TestControl_ReportsAndSetsTheHealth(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
-	n := v.node("a", false, 0)
-	v.await("a")
+	m := newTestMesh(t)
+	n := m.node("a", false, 0)
+	m.await("a")
 	awaitServing(t, n, true)
 	server := httptest.NewServer(n.control())
 	defer server.Close()
@@ -336,66 +337,66 @@ func TestTheControlPortTellsAndSwitches(t *testing.T) {
 	if status, text := ask("GET", "/health", "none"); status != 200 || !strings.Contains(text, `"serving": true`) {
 		t.Errorf("healthy: %d %s", status, text)
 	}
-	if status, _ := ask("POST", "/unhealthy", "cross-site"); status != 403 || n.health.gate.why() != nil {
-		t.Errorf("the page of another site switched it: %d", status)
+	if status, _ := ask("POST", "/unhealthy", "cross-site"); status != 403 || n.health.gate.err() != nil {
+		t.Errorf("a page of another site changed the health: %d", status)
 	}
 	if status, _ := ask("POST", "/unhealthy", "none"); status != 204 {
 		t.Errorf("unhealthy: %d", status)
 	}
-	v.await()
+	m.await()
 	awaitServing(t, n, false)
-	if status, text := ask("GET", "/health", "none"); status != 503 || !strings.Contains(text, errSwitchedOff.Error()) {
+	if status, text := ask("GET", "/health", "none"); status != 503 || !strings.Contains(text, errMarkedUnhealthy.Error()) {
 		t.Errorf("unhealthy: %d %s", status, text)
 	}
 	if status, _ := ask("POST", "/healthy", "none"); status != 204 {
 		t.Errorf("healthy: %d", status)
 	}
-	v.await("a")
+	m.await("a")
 }
 
-// listener is called with each line of a log.
-type listener func(line string)
+// logFunc is called with each entry of a log.
+type logFunc func(entry string)
 
-func (l listener) Write(text []byte) (int, error) {
+func (l logFunc) Write(text []byte) (int, error) {
 	l(string(text))
 	return len(text), nil
 }
 
-func TestARecordIsGivenUpBeforeTheNodeSaysSo(t *testing.T) {
+func TestNode_ReleasesItsRecordBeforeLogging(t *testing.T) {
 	t.Parallel()
-	v := newVillage(t)
-	heard := make(chan struct{})
-	n := v.node("a", false, 0)
-	n.log.SetOutput(listener(func(line string) {
-		if strings.Contains(line, "stops serving: "+errSwitchedOff.Error()) {
-			<-heard // whoever reads the log takes his time
+	m := newTestMesh(t)
+	unblock := make(chan struct{})
+	n := m.node("a", false, 0)
+	n.log.SetOutput(logFunc(func(entry string) {
+		if strings.Contains(entry, "stopped serving: "+errMarkedUnhealthy.Error()) {
+			<-unblock // a slow reader of the log
 		}
 	}))
-	v.await("a")
+	m.await("a")
 	awaitServing(t, n, true)
-	defer close(heard)
-	n.health.turn(false)
-	v.await()
+	defer close(unblock)
+	n.health.setHealthy(false)
+	m.await()
 }
 
-func TestNothingWaitsForTheLogOfWhatIsNeeded(t *testing.T) {
+func TestNode_LogsWithoutHoldingItsMutex(t *testing.T) {
 	t.Parallel()
 	var n *node
-	var said []string
-	n = newNode(nil, "a", record{Needs: []string{"b"}}, 0, log.New(listener(func(line string) {
-		said = append(said, line)
+	var logged []string
+	n = newNode(nil, "a", record{Needs: []string{"b"}}, 0, log.New(logFunc(func(entry string) {
+		logged = append(logged, entry)
 		if !n.mu.TryLock() {
-			t.Errorf("what guards the picture is held while %q is printed", line)
+			t.Errorf("the mutex is held while %q is logged", entry)
 			return
 		}
 		n.mu.Unlock()
 	}), "", 0))
 	for _, name := range []string{"ready/b", "service/b"} {
-		n.learn(locker.State{Holder: locker.Holder{Name: name, Value: record{Address: "b\x1b[2J:80"}.String(), Token: 5}, Held: true})
+		n.observe(locker.State{Holder: locker.Holder{Name: name, Value: record{Address: "b\x1b[2J:80"}.String(), Token: 5}, Held: true})
 	}
-	n.learn(locker.State{Holder: locker.Holder{Name: "service/b"}})
-	want := []string{"b, which it needs, is up at b?[2J:80\n", "b, which it needs, is down; goes on without it\n"}
-	if !slices.Equal(said, want) {
-		t.Errorf("it said %q, want %q", said, want)
+	n.observe(locker.State{Holder: locker.Holder{Name: "service/b"}})
+	want := []string{"dependency b is up at b?[2J:80\n", "dependency b is down; continuing without it\n"}
+	if !slices.Equal(logged, want) {
+		t.Errorf("logged %q, want %q", logged, want)
 	}
 }

@@ -8,30 +8,30 @@ import (
 	"time"
 )
 
-// A service locks two names: it is ready while its own health check passes, whatever
-// becomes of others, and it serves while it is healthy in all. The second is what
-// others look at; the first keeps those that need each other from waiting for each
-// other.
+// A service locks two names. It holds the first while its own health check passes,
+// regardless of other services, and the second while it serves. Others look at the
+// second. The first ensures that services which need each other do not wait for each
+// other forever.
 const (
 	readyPrefix   = "ready/"
 	servingPrefix = "service/"
 )
 
-// validName is what a service may be called.
+// validName matches the valid names of services.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// mostNeeds is how many services one may need.
-const mostNeeds = 64
+// maxNeeds is the maximum number of services that one service may need.
+const maxNeeds = 64
 
 // record is the value of both names.
 type record struct {
 	Address string    `json:"address"`
 	Needs   []string  `json:"needs,omitempty"`
-	Cascade bool      `json:"cascade,omitempty"` // does not serve while something it needs is down
-	Since   time.Time `json:"since"`             // when the service wanted the name
+	Cascade bool      `json:"cascade,omitempty"` // whether it stops serving while something it needs is down
+	Since   time.Time `json:"since"`             // when the service began to wait for the name
 }
 
-// String is what is put into etcd.
+// String returns the value to store in etcd.
 func (r record) String() string {
 	text, err := json.Marshal(r)
 	if err != nil {
@@ -40,20 +40,20 @@ func (r record) String() string {
 	return string(text)
 }
 
-// parseRecord reads what is in etcd. What others may have put there is an address,
-// of a service that needs nothing.
+// parseRecord parses a value in etcd. A value written by another program is taken as the
+// address of a service that needs nothing.
 func parseRecord(value string) record {
 	var r record
 	if json.Unmarshal([]byte(value), &r) != nil {
 		return record{Address: value}
 	}
-	r.Needs = distinct(slices.DeleteFunc(r.Needs, func(name string) bool { return !validName.MatchString(name) }))
-	r.Needs = r.Needs[:min(len(r.Needs), mostNeeds)]
+	r.Needs = unique(slices.DeleteFunc(r.Needs, func(name string) bool { return !validName.MatchString(name) }))
+	r.Needs = r.Needs[:min(len(r.Needs), maxNeeds)]
 	return r
 }
 
-// distinct returns each name once, in the order in which they first come.
-func distinct(names []string) []string {
+// unique returns each name once, in the order of their first occurrence.
+func unique(names []string) []string {
 	var once []string
 	seen := make(map[string]bool)
 	for _, name := range names {
@@ -65,13 +65,13 @@ func distinct(names []string) []string {
 	return once
 }
 
-// parseName returns the service that a name in etcd belongs to.
-func parseName(name string) (service string, serving, ok bool) {
-	service, serving = strings.CutPrefix(name, servingPrefix)
+// parseName returns the service to which a name in etcd belongs.
+func parseName(key string) (name string, serving, ok bool) {
+	name, serving = strings.CutPrefix(key, servingPrefix)
 	if !serving {
-		if service, ok = strings.CutPrefix(name, readyPrefix); !ok {
+		if name, ok = strings.CutPrefix(key, readyPrefix); !ok {
 			return "", false, false
 		}
 	}
-	return service, serving, validName.MatchString(service)
+	return name, serving, validName.MatchString(name)
 }

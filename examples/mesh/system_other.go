@@ -7,11 +7,11 @@ import (
 	"os/exec"
 )
 
-// signalHelp is the part of the usage about signals.
-const signalHelp = "(This system has no signals to switch its health by.)"
+// signalHelp is the sentence of the usage about signals.
+const signalHelp = "(On this system, there are no signals to mark it.)"
 
-// obey has nothing to obey here.
-func (h *health) obey(context.Context) {}
+// handleSignals does nothing: there are no suitable signals on this system.
+func (h *health) handleSignals(context.Context) {}
 
-// inGroup leaves a command as it is: there are no process groups here.
-func inGroup(*exec.Cmd) {}
+// setProcessGroup does nothing: there are no process groups on this system.
+func setProcessGroup(*exec.Cmd) {}

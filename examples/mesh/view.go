@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// view is the state of the mesh at one version of the board, as the page and the JSON
-// show it.
+// view is the state of the mesh at one version of the board, as shown on the page and in
+// JSON.
 type view struct {
 	Version  string        `json:"version"`
 	Time     time.Time     `json:"time"`
 	Counts   []count       `json:"counts"`
-	Causes   []string      `json:"causes,omitempty"` // what is down by itself or was never seen, and takes others along
+	Causes   []string      `json:"causes,omitempty"` // services that are not ready or have never been seen
 	Services []serviceView `json:"services"`
-	Log      []change      `json:"log"` // the newest first
+	Log      []change      `json:"log"` // newest first
 
 	number int64
 }
@@ -32,7 +32,7 @@ type serviceView struct {
 	Reason    string    `json:"reason,omitempty"`
 	Because   []string  `json:"because,omitempty"`
 	Since     time.Time `json:"since"`
-	Value     string    `json:"value,omitempty"` // the last, as the rest, if it is not held
+	Value     string    `json:"value,omitempty"` // like Holder and Token, the last one if Held is false
 	Holder    string    `json:"holder,omitempty"`
 	Token     int64     `json:"token,omitempty"`
 	Held      bool      `json:"held"`
@@ -42,9 +42,9 @@ type serviceView struct {
 	Faults    *faults   `json:"faults,omitempty"` // only in the demonstration
 }
 
-// now returns the view of the present, with the changes after a version, and what is
-// closed at the next.
-func (b *board) now(after int64) (view, <-chan struct{}) {
+// snapshot returns the current view, with the changes after the given version, and a
+// channel that is closed at the next version.
+func (b *board) snapshot(after int64) (view, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	v := view{
@@ -72,18 +72,18 @@ func (b *board) now(after int64) (view, <-chan struct{}) {
 	return v, b.changed
 }
 
-// serviceView returns what is to be shown of a service. b.mu is held.
+// serviceView returns the view of a service. b.mu is held.
 func (b *board) serviceView(name string) serviceView {
 	s := b.mesh[name]
-	c, because := b.mesh.judge(name)
+	c, because := b.mesh.conditionOf(name)
 	v := serviceView{
 		Name:      name,
 		Condition: c,
 		Because:   because,
-		Since:     b.shown[name].since,
+		Since:     b.statuses[name].since,
 		Value:     s.Address,
-		Holder:    b.shown[name].holder,
-		Token:     b.shown[name].token,
+		Holder:    b.statuses[name].holder,
+		Token:     b.statuses[name].token,
 		Held:      s.serving.Held,
 		Cascade:   s.Cascade,
 		Needs:     append([]string{}, s.Needs...), // [] in JSON
@@ -91,13 +91,13 @@ func (b *board) serviceView(name string) serviceView {
 	}
 	switch {
 	case c != up:
-		v.Reason = reason(name, c, because)
+		v.Reason = describe(name, c, because)
 	case len(s.Needs) == 0:
-		v.Reason = "needs nothing"
+		v.Reason = "no dependencies"
 	case s.Cascade:
-		v.Reason = "goes down with what it needs"
+		v.Reason = "stops when a dependency is down"
 	default:
-		v.Reason = "goes on without what it needs"
+		v.Reason = "continues when a dependency is down"
 	}
 	for _, other := range b.names() {
 		if slices.Contains(b.mesh[other].Needs, name) {
@@ -107,9 +107,9 @@ func (b *board) serviceView(name string) serviceView {
 	return v
 }
 
-// resume returns the version after which a page that has seen a version wants changes. If
-// it is of another run, or so old that changes after it are forgotten, the page has to
-// begin anew.
+// resume returns the version that a client has seen, after which it needs the changes. It
+// returns false if that version belongs to another run, or if changes after it have been
+// removed, so that the client needs everything.
 func (b *board) resume(seen string) (after int64, ok bool) {
 	epoch, number, _ := strings.Cut(seen, "-")
 	after, err := strconv.ParseInt(number, 10, 64)
@@ -121,7 +121,8 @@ func (b *board) resume(seen string) (after int64, ok bool) {
 	return after, after >= b.dropped
 }
 
-// Sign is the sign that stands for the condition, beside its name and colour.
+// Sign returns the symbol of the condition, which is shown in addition to its name and
+// colour.
 func (c condition) Sign() string {
 	switch c {
 	case up:
@@ -134,14 +135,14 @@ func (c condition) Sign() string {
 	return "?"
 }
 
-// Class is the condition as a class of the style sheet.
+// Class returns the class of the condition in the style sheet.
 func (c condition) Class() string { return strings.ReplaceAll(string(c), " ", "-") }
 
-// Headline says in a sentence how the mesh is: what is wrong by itself, how many are down
-// because of that, and how many are down because of nobody any more.
+// Headline summarizes the view in one sentence: the services that are down for a cause of
+// their own, how many are down because of them, and how many are about to serve.
 func (v view) Headline() string {
 	var unseen, broken []string
-	ups, along, coming := 0, 0, 0
+	ups, affected, starting := 0, 0, 0
 	for _, s := range v.Services {
 		switch {
 		case s.Condition == up:
@@ -151,53 +152,53 @@ func (v view) Headline() string {
 		case v.isCause(s.Name):
 			broken = append(broken, s.Name)
 		case s.Condition == down && len(s.Because) == 0:
-			coming++
+			starting++
 		case s.Condition == down && slices.ContainsFunc(s.Because, v.isCause):
-			along++
+			affected++
 		}
 	}
 	switch {
 	case len(v.Services) == 0:
 		return "No service has been seen yet."
 	case ups == 1 && len(v.Services) == 1:
-		return "The one service is up."
+		return "The only service is up."
 	case ups == len(v.Services):
 		return fmt.Sprintf("All %d services are up.", ups)
 	}
 	var wrong []string
 	if len(unseen) > 0 {
-		wrong = append(wrong, enumerate(unseen)+" "+verb(len(unseen), "was", "were")+" never seen")
+		wrong = append(wrong, joinNames(unseen)+" "+pluralize(len(unseen), "has", "have")+" never been seen")
 	}
 	if len(broken) > 0 {
-		wrong = append(wrong, enumerate(broken)+" "+verb(len(broken), "is", "are")+" down")
+		wrong = append(wrong, joinNames(broken)+" "+pluralize(len(broken), "is", "are")+" down")
 	}
-	text := strings.Join(wrong, ", ")
+	text, pronoun := strings.Join(wrong, ", "), pluralize(len(unseen)+len(broken), "it", "them")
 	switch {
 	case len(wrong) == 0:
 		text = fmt.Sprintf("%d of %d services are up", ups, len(v.Services))
-	case along > 0 && len(broken) > 0:
-		text += fmt.Sprintf(", and because of that %d more", along)
-	case along > 0:
-		text += fmt.Sprintf(", and because of that %d %s down", along, verb(along, "is", "are"))
+	case affected > 0 && len(broken) > 0:
+		text += fmt.Sprintf(", and %d more because of %s", affected, pronoun)
+	case affected > 0:
+		text += fmt.Sprintf(", and %d %s down because of %s", affected, pluralize(affected, "service is", "services are"), pronoun)
 	}
-	if coming > 0 {
-		text += fmt.Sprintf("; %d %s about to serve", coming, verb(coming, "is", "are"))
+	if starting > 0 {
+		text += fmt.Sprintf("; %d %s about to serve", starting, pluralize(starting, "is", "are"))
 	}
 	return text + "."
 }
 
 func (v view) isCause(name string) bool { return slices.Contains(v.Causes, name) }
 
-// verb returns the form of a verb for so many.
-func verb(n int, one, more string) string {
+// pluralize returns one if n is 1, and otherwise many.
+func pluralize(n int, one, many string) string {
 	if n == 1 {
 		return one
 	}
-	return more
+	return many
 }
 
-// enumerate joins names as a sentence does.
-func enumerate(names []string) string {
+// joinNames joins names as in a sentence.
+func joinNames(names []string) string {
 	if len(names) < 2 {
 		return strings.Join(names, "")
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // Build returns the path of the etcd program of a version such as "v3.7.3". It is compiled once, from its
-// modules, and kept in the user's cache directory. What it does is told to w, which may be nil.
+// modules, and kept in the user's cache directory. It reports what it does to w, which may be nil.
 func Build(ctx context.Context, version string, w io.Writer) (program string, err error) {
 	return build(ctx, "etcd", "go.etcd.io/etcd/server/v3", version, w)
 }

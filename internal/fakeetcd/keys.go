@@ -267,7 +267,7 @@ type writing struct {
 // begin starts a change. The caller has the mutex until it ends.
 func (s *Server) begin() *writing { return &writing{Server: s} }
 
-// end makes the change one revision, if it is any, and tells the watches.
+// end makes the change one revision, if there is any, and sends it to the watches.
 func (w *writing) end() {
 	if len(w.events) > 0 {
 		w.revision++
@@ -296,7 +296,7 @@ func (w *writing) run(p plan) *pb.TxnResponse {
 	return resp
 }
 
-// now is the header of an operation: it tells the new revision as soon as there is one.
+// now is the header of an operation: it has the new revision as soon as there is one.
 func (w *writing) now() *pb.ResponseHeader {
 	at := w.revision
 	if len(w.events) > 0 {

@@ -107,7 +107,7 @@ func (s *Server) sendTo(ctx context.Context, wire pb.Watch_WatchServer, st *stre
 	}
 }
 
-// publish tells all watches what has changed at the present revision.
+// publish sends all watches what has changed at the present revision.
 func (s *Server) publish(events []*mvccpb.Event) {
 	for st := range s.streams {
 		for id, what := range st.watches {

@@ -147,6 +147,9 @@ func TestDo_ReturnsWithinABoundThoughTheTTLIsAYear(t *testing.T) {
 				if took := time.Since(began); took > longestClose || !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("it returned %v after %v", err, took)
 				}
+				if !strings.Contains(err.Error(), "goes on in the background until the lease has expired") {
+					t.Errorf("it returned %v, which does not say what becomes of the lock", err)
+				}
 			})
 		})
 	}
@@ -217,4 +220,68 @@ func TestClose_WaitsForWhatTheDeadlineHasStarted(t *testing.T) {
 		close(g.open)
 		locktest.Receive(sim, closed)
 	})
+}
+
+func TestTryLock_WaitsUntilNothingIsLeftOfAHoldThatWasLost(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		c := sim.Client()
+		s := locktest.NewSession(sim, c)
+		l := locktest.Lock(sim, c, "a", "", locker.WithSession(s))
+		locktest.Lock(sim, c, "other", "") // so that a shared session is open
+		revoking := make(chan error, 1)
+		sim.Always(fakeetcd.Revoke, fakeetcd.Fate{Before: time.Second})
+		go func() { revoking <- s.Close() }()
+		locktest.Receive(sim, l.Context().Done())
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(sim.Context(), time.Second/2)
+		defer cancel()
+		if _, err := c.TryLock(ctx, "a", ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it returned %v", err)
+		}
+		if took := time.Since(began); took < time.Second/2 || took > time.Second*3/4 {
+			t.Errorf("it returned after %v", took)
+		}
+		if _, err := c.TryLock(sim.Context(), "a", ""); err != nil {
+			t.Errorf("nobody holds the name: %v", err)
+		}
+		locktest.Want(t, locktest.Receive(sim, revoking), nil)
+		if _, err := sim.Client().TryLock(sim.Context(), "a", ""); !errors.Is(err, locker.ErrLocked) {
+			t.Errorf("another client: %v", err)
+		}
+	})
+}
+
+// The keys of a lease are asked for again like anything else of their size.
+func TestAdoptSession_CloseIsHedgedWhateverItAsks(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []fakeetcd.Kind{fakeetcd.TimeToLive, fakeetcd.Txn} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			locktest.Simulate(t, func(sim locktest.Simulation) {
+				etcd := sim.Connect()
+				c := locktest.NewClient(sim, etcd)
+				s, err := c.AdoptSession(foreignSession(sim, etcd))
+				if err != nil {
+					t.Fatal(err)
+				}
+				locktest.Lock(sim, c, "a", "", locker.WithSession(s))
+				lost := 0
+				sim.Server.Decide(func(call fakeetcd.Call) fakeetcd.Fate {
+					if call.Kind == kind && lost == 0 {
+						lost++
+						return fakeetcd.Fate{Lost: true}
+					}
+					return fakeetcd.Fate{}
+				})
+				began := time.Now()
+				if err := s.Close(); err != nil {
+					t.Errorf("after %v: %v", time.Since(began), err)
+				}
+				if took := time.Since(began); lost == 0 || took > 3*time.Second {
+					t.Errorf("it took %v (%d lost)", took, lost)
+				}
+			})
+		})
+	}
 }

@@ -38,3 +38,33 @@ func TestRenewal_ATTLThatEtcdChangesCountsFromTheNextOn(t *testing.T) {
 		})
 	}
 }
+
+func TestCache_OfACurrentCopyIsYoungWhateverTheTTL(t *testing.T) {
+	t.Parallel()
+	const bound = 3 * time.Second
+	for _, ttl := range []time.Duration{time.Second, 10 * time.Second, time.Minute, time.Hour} {
+		t.Run(fmt.Sprint(ttl), func(t *testing.T) {
+			t.Parallel()
+			locktest.Simulate(t, func(sim locktest.Simulation) {
+				k, err := sim.Client(locker.WithTTL(ttl)).NewCache(sim.Context(), "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer k.Close()
+				oldest := time.Duration(0)
+				for range 600 {
+					time.Sleep(100 * time.Millisecond)
+					oldest = max(oldest, k.Age())
+				}
+				if oldest > bound {
+					t.Errorf("a copy that was current had an age of %v", oldest)
+				}
+				sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+				time.Sleep(time.Minute)
+				if age := k.Age(); age < time.Minute-bound {
+					t.Errorf("a minute after the last answer the age is %v", age)
+				}
+			})
+		})
+	}
+}

@@ -1,5 +1,5 @@
-// Keeps the page live by the stream of events. What is shown is rendered by the server;
-// without this script the page loads itself again now and then.
+// Keeps the page up to date with the event stream. The server renders everything that is
+// shown; without this script the page reloads every few seconds.
 "use strict";
 
 const body = document.body;
@@ -8,30 +8,30 @@ const staleAfter = Number(body.dataset.staleAfter);
 const reconnectAfter = 1000;
 
 let version = body.dataset.version;
-let stream; // the present one, if any
-let begun; // when it was
-let lastWord = Date.now();
-let etcdSilent = 0; // for how long, when the server last spoke
+let stream; // the current one, if any
+let openedAt; // when it was opened
+let lastEvent = Date.now();
+let etcdAge = 0; // how long etcd had not answered at the last pulse, in ms
 let connected = false;
-let wasConnected = false; // ever
+let wasConnected = false; // at any time
 
 function connect() {
-  begun = Date.now();
+  openedAt = Date.now();
   stream = new EventSource("/events?after=" + encodeURIComponent(version));
   stream.addEventListener("update", (event) => {
-    heard();
+    received();
     update(JSON.parse(event.data));
   });
   stream.addEventListener("pulse", (event) => {
-    heard();
-    etcdSilent = Number(event.data);
+    received();
+    etcdAge = Number(event.data);
     showLive();
   });
   stream.addEventListener("error", reconnect);
 }
 
-function heard() {
-  lastWord = Date.now();
+function received() {
+  lastEvent = Date.now();
   connected = wasConnected = true;
 }
 
@@ -43,17 +43,17 @@ function reconnect() {
   setTimeout(connect, reconnectAfter);
 }
 
-// showLive says whether what is shown can be trusted. The text changes only with the
-// state, so that it is read out once.
+// showLive shows whether the page is current. The text changes only with the state, so
+// that screen readers read it once.
 function showLive() {
-  const silent = Date.now() - lastWord > staleAfter;
+  const silent = Date.now() - lastEvent > staleAfter;
   let state = "live", text = "live";
   if (silent) {
-    [state, text] = ["stale", "stale: no word from the dashboard, reconnecting"];
+    [state, text] = ["stale", "stale: no answer from the dashboard, reconnecting"];
   } else if (!connected) {
     state = text = wasConnected ? "reconnecting" : "connecting";
-  } else if (etcdSilent > staleAfter) {
-    [state, text] = ["stale", "stale: the dashboard has no word from etcd"];
+  } else if (etcdAge > staleAfter) {
+    [state, text] = ["stale", "stale: the dashboard gets no answer from etcd"];
   }
   if (live.textContent !== text) {
     live.dataset.live = body.dataset.live = state;
@@ -61,23 +61,23 @@ function showLive() {
   }
 }
 
-// A connection can die without an error, or be accepted and never answered. One that is
-// silent is given up.
+// A connection can die without an error, or be accepted and never answered. A silent one
+// is replaced.
 setInterval(() => {
   showLive();
-  if (stream && Date.now() - Math.max(begun, lastWord) > staleAfter) {
+  if (stream && Date.now() - Math.max(openedAt, lastEvent) > staleAfter) {
     reconnect();
   }
 }, 500);
 
-function update(news) {
-  version = news.version;
-  merge("headline", news.headline);
-  merge("services", news.services);
-  merge("graph", news.graph);
+function update(event) {
+  version = event.version;
+  merge("headline", event.headline);
+  merge("services", event.services);
+  merge("graph", event.graph);
   const log = document.getElementById("log");
-  const rows = parse("<table><tbody>" + news.log + "</tbody></table>").querySelectorAll("tr");
-  if (news.whole) {
+  const rows = parse("<table><tbody>" + event.log + "</tbody></table>").querySelectorAll("tr");
+  if (event.whole) {
     log.replaceChildren(...rows);
   } else {
     log.prepend(...rows);
@@ -87,8 +87,7 @@ function update(news) {
   }
 }
 
-// merge replaces the children of an element that are not what they were, and leaves the
-// focus where it is.
+// merge replaces the children of an element that have changed, and preserves the focus.
 function merge(id, html) {
   const parent = document.getElementById(id);
   const focused = document.activeElement && document.activeElement.id;
@@ -115,8 +114,8 @@ function parse(html) {
   return template.content;
 }
 
-// The buttons work as forms; with the stream there is no need to load the page again. That
-// the server is not there is being shown already.
+// The buttons work as forms. With the stream there is no need to reload the page, and no
+// need to report an unreachable server, because the page already shows that.
 document.addEventListener("submit", (event) => {
   event.preventDefault();
   fetch(event.target.action, { method: "POST", redirect: "manual" }).catch(() => {});
