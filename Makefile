@@ -2,9 +2,9 @@
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
 # Packages whose tests wait more than they compute, and those that compute. The first are tested together, and the
-# others after them, so that no lease runs out because a package needs the processors.
-WAITING     = ./... ./examples/... ./interop/faults
-COMPUTING   = ./bench/... ./chaos/... ./interop
+# others after them, so that no lease runs out because a package needs the processors. Those that take longest begin.
+WAITING     = ./internal/systest ./examples/mesh ./interop/faults ./... ./examples/...
+COMPUTING   = ./interop ./chaos/... ./bench/...
 PACKAGES    = $(WAITING) $(COMPUTING)
 
 # For make faults: how long, and the seed of a run to be repeated (none: another each time).
