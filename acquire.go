@@ -8,6 +8,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/connectivity"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
@@ -252,14 +253,18 @@ func (l *Lock) endWait(cause error) {
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
 	t := l.taking(try)
-	if !try && c.watches.Keeps(l.queue()) {
-		t = l.joining() // l has waited for the name lately, so it is probably not free
+	if !try && (c.watches.Keeps(l.queue()) || len(l.value) > largeValue || c.plain.Load()) {
+		t = l.joining() // somebody waited for the name lately, so it is probably not free
 	}
 	for {
 		t.Epoch = s.currentEpoch()
 		l.puts.begin(t.Epoch)
 		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: l.landed})
 		switch {
+		case errors.Is(err, rpctypes.ErrTooManyOps) && t.Instead != nil:
+			c.plain.Store(true)
+			t = l.joining()
+			continue
 		case err != nil:
 			return s.diagnose(err)
 		case !s.timeline.follows(resp.Header, l.since) || resp.Succeeded && resp.Header.Revision <= l.since:
@@ -290,6 +295,10 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		}
 	}
 }
+
+// largeValue is the size in bytes from which on a value is sent once rather than in two
+// transactions of which one is applied.
+const largeValue = 4 << 10
 
 // taking returns the transaction that puts the entry if the queue is empty. Otherwise it
 // joins the queue or, with try, reads why it does not.

@@ -370,6 +370,7 @@ type dam struct {
 
 func newDam(t testing.TB, c *locker.Client, w *wire) dam {
 	t.Helper()
+	locker.SendOneAtATime(c)
 	g := w.stop(t, false, func(req any) bool { return writes(req, "dam") })
 	d := dam{g, locktest.LockAsync(locktest.Within(t), c, "dam", "")}
 	locktest.Receive(t, g.arrived)

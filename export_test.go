@@ -6,6 +6,10 @@ import "time"
 // client is used.
 func HedgeAfter(c *Client, d time.Duration) { c.store.HedgeDelay, c.watches.HedgeDelay = d, d }
 
+// SendOneAtATime has a client send one transaction at a time, so that what comes meanwhile gathers. It is called
+// before the client is used.
+func SendOneAtATime(c *Client) { c.store.InFlight = 1 }
+
 // KeepWatchesFor sets how long an unused watch is kept. It is called before the client is used.
 func KeepWatchesFor(c *Client, d time.Duration) { c.watches.Idle = d }
 

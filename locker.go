@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -39,6 +40,7 @@ type Client struct {
 	tasks     tasks.Group
 
 	store    *txn.Store
+	plain    atomic.Bool // etcd takes too few operations for a transaction in another
 	watches  *watchmux.Mux
 	lines    *line.Lines[*Lock]
 	removals *tasks.Backlog // of entries that failed calls have left in queues
@@ -110,6 +112,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 		Tasks:       &c.tasks,
 		Base:        c.base,
 		HedgeDelay:  txn.DelayFor(c.ttl),
+		InFlight:    txn.InFlight,
 		Closed:      c.closedError,
 		Explain:     c.explain,
 		Interrupted: c.interrupted,

@@ -29,18 +29,22 @@ type write struct{ name, put, deleted string } // the name, escaped, and the key
 // handsOver reports whether one entry is deleted and another is put.
 func (w write) handsOver() bool { return w.put != "" && w.deleted != "" }
 
-// writesOf returns the writes of a transaction. Records are in no queue and do not count.
+// writesOf returns the writes of a transaction, whether it is flat or has them nested in it.
+// Records are in no queue and do not count.
 func writesOf(req any) (all []write) {
 	txn, _ := req.(*pb.TxnRequest)
-	var own write
 	for _, op := range txn.GetSuccess() {
 		all = append(all, writesOf(op.GetRequestTxn())...)
 		put, deleted := string(op.GetRequestPut().GetKey()), string(op.GetRequestDeleteRange().GetKey())
+		name, _, _ := strings.Cut(strings.TrimPrefix(put+deleted, locker.DefaultPrefix), "/")
+		if name == "" {
+			continue
+		}
+		if n := len(all); n == 0 || all[n-1].name != name {
+			all = append(all, write{name: name})
+		}
+		own := &all[len(all)-1]
 		own.put, own.deleted = own.put+put, own.deleted+deleted
-		own.name, _, _ = strings.Cut(strings.TrimPrefix(own.put+own.deleted, locker.DefaultPrefix), "/")
-	}
-	if own.name != "" {
-		all = append(all, own)
 	}
 	return all
 }

@@ -15,7 +15,7 @@ import (
 func inFlight(t *testing.T, script func(n int, keys string) []error, f func(t *testing.T, g *grouped)) {
 	t.Helper()
 	inGroup(t, script, func(t *testing.T, g *grouped) {
-		g.group.most = mostInFlight
+		g.InFlight = InFlight
 		f(t, g)
 	})
 }

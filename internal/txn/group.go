@@ -21,7 +21,6 @@ type group struct {
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	limit    int        // of operations in one transaction
-	most     int        // transactions in flight at a time
 	inFlight int        // transactions that have left and have not kept the others waiting for too long
 	underWay int        // writes in those
 	usual    int        // how many writes are usually under way or waiting
@@ -30,9 +29,9 @@ type group struct {
 	byName   map[string]*pending
 }
 
-// mostInFlight is how many transactions are in flight at a time. More have not been faster:
-// etcd applies one after the other.
-const mostInFlight = 2
+// InFlight is how many transactions should be in flight at a time. More have not been
+// faster: etcd applies one after the other.
+const InFlight = 2
 
 // pending are the writes to the queue of one name that have yet to leave, the oldest first.
 // Some of them may have been forgotten.
@@ -148,7 +147,7 @@ func (t Txn) operations(flat bool) int {
 }
 
 func (g *group) init(s *Store) {
-	g.store, g.limit, g.most, g.byName = s, MaxTogether, mostInFlight, make(map[string]*pending)
+	g.store, g.limit, g.byName = s, MaxTogether, make(map[string]*pending)
 }
 
 // submit takes in w, which is sent until etcd has answered for certain or w is forgotten. A
@@ -224,12 +223,12 @@ func (g *group) forget(w *Write) (last error) {
 func (g *group) ready() bool {
 	waiting := g.order.Len()
 	switch {
-	case waiting == 0 || g.inFlight >= g.most:
+	case waiting == 0 || g.inFlight >= g.store.InFlight:
 		return false
 	case g.inFlight == 0:
 		return true
 	}
-	return waiting >= min(g.usual/g.most, g.limit)
+	return waiting >= min(g.usual/g.store.InFlight, g.limit)
 }
 
 // take returns the batch that leaves now, nil if there is none: the oldest writes of each

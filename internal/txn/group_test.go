@@ -134,7 +134,7 @@ func inGroup(t *testing.T, script func(n int, keys string) []error, f func(t *te
 	inBubble(t, func(t *testing.T, r *requests) {
 		g := &grouped{r, &scriptedKV{start: r.start, script: script}}
 		r.KV = g.kv
-		g.group.most = 1 // flight_test.go has more
+		g.InFlight = 1 // flight_test.go has more
 		f(t, g)
 	})
 }

@@ -52,6 +52,7 @@ func inBubble(t *testing.T, f func(t *testing.T, r *requests)) {
 			Tasks:       new(tasks.Group),
 			Base:        base,
 			HedgeDelay:  testDelay,
+			InFlight:    InFlight,
 			Closed:      func() error { return nil },
 			Explain:     func(err error) error { return err },
 			Interrupted: func(ctx context.Context) error { return Ended(ctx, nil) },

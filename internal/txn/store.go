@@ -19,6 +19,7 @@ type Config struct {
 	Tasks      *tasks.Group    // counts the goroutines and timers of the Store
 	Base       context.Context // of requests, which may outlast the calls that wait for them
 	HedgeDelay time.Duration   // how long a request has no answer before it is hedged
+	InFlight   int             // how many transactions are in flight at a time
 
 	// Closed returns an error once no request can be answered any more, else nil.
 	Closed func() error
