@@ -85,12 +85,13 @@ func Receive[T any](t testing.TB, ch <-chan T) T {
 // Eventually calls condition until it is true, or fails the test.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(Timeout); !condition(); <-tick.C {
+	wait := 2 * time.Millisecond // longer each time, so that what takes long costs little
+	for deadline := time.Now().Add(Timeout); !condition(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came true: %s", what)
 		}
+		time.Sleep(wait)
+		wait = min(wait*5/4, 25*time.Millisecond)
 	}
 }
 
