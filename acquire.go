@@ -63,7 +63,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 			continue
 		}
 		if own := c.pool.holding(err); own != nil {
-			if err = c.awaitEnd(ctx, own); err == nil {
+			if err = l.awaitEnd(ctx, own); err == nil {
 				continue
 			}
 		}
@@ -182,16 +182,16 @@ func (c *Client) lockedHere(ctx context.Context, name string) error {
 	return &LockedError{Holder: holder}
 }
 
-// awaitEnd waits until nothing is left of a session that is over: its holds are, so nobody
-// has their names any more.
-func (c *Client) awaitEnd(ctx context.Context, s *Session) error {
+// awaitEnd waits until nothing is left of a session that is over, so that its holds do not
+// refuse TryLock.
+func (l *Lock) awaitEnd(ctx context.Context, s *Session) error {
 	select {
 	case <-s.done:
 		return nil
 	case <-ctx.Done():
-		return c.interrupted(ctx)
-	case <-c.ctx.Done():
-		return c.interrupted(c.ctx)
+		return l.client.interrupted(ctx)
+	case <-l.ctx.Done(): // it ends with its own session, and with the client
+		return context.Cause(l.ctx)
 	}
 }
 

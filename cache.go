@@ -36,7 +36,7 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 		return nil, wrap(op, prefix, err)
 	}
 	defer end()
-	life, cancel := context.WithCancelCause(c.ctx)
+	followCtx, cancel := context.WithCancelCause(c.ctx)
 	k := &Cache{cancel: func() { cancel(nil) }, done: make(chan struct{}), holders: make(map[string]Holder), changed: make(chan struct{})}
 	filled := make(chan struct{})
 	fill := sync.OnceFunc(func() { close(filled) })
@@ -44,7 +44,7 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	c.tasks.Run(func() {
 		defer close(k.done)
 		f := follower{client: c, below: c.keys.Below(prefix), stays: true, progress: true}
-		refused = f.run(life, func(sent time.Time, revision int64, changed []State) {
+		refused = f.run(followCtx, func(sent time.Time, revision int64, changed []State) {
 			k.update(sent, revision, changed, c.watches.Current)
 			fill()
 		})

@@ -29,8 +29,8 @@ type Compat struct {
 const compatTTL = 5 * time.Second
 
 // NewCompat returns the original's calls on etcd, with the original's defaults: the
-// directory "locker" and a TTL of 5 s. It makes no request. If etcd is nil, or cannot be
-// used for another reason, every call returns ErrInvalid.
+// directory "locker" and a TTL of 5 s. It makes no request. If etcd is nil, or New would
+// refuse it for another reason, every call returns the error of New.
 //
 // Deprecated: use [New].
 func NewCompat(etcd *clientv3.Client) *Compat {

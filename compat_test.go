@@ -88,7 +88,7 @@ func bySend(t testing.TB, quit chan bool) {
 	t.Helper()
 	select {
 	case quit <- true:
-	case <-time.After(locktest.Patience):
+	case <-time.After(locktest.Timeout):
 		t.Fatal("nothing receives from quit")
 	}
 }

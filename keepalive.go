@@ -27,7 +27,7 @@ func (s *Session) grant(ctx context.Context) error {
 	done := make(chan error, 1)
 	// What is granted after the lease was revoked would stay. Therefore the end of the call
 	// does not cut off an attempt.
-	attempts, cancel := context.WithCancel(s.cleanUpCtx)
+	attemptCtx, cancel := context.WithCancel(s.cleanUpCtx)
 	attempt := func(ctx context.Context) (renewal, error) {
 		r := renewal{sent: time.Now()}
 		resp, err := c.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(s.lease), TTL: seconds})
@@ -45,15 +45,15 @@ func (s *Session) grant(ctx context.Context) error {
 		defer cancel()
 		select {
 		case <-ctx.Done():
-			_ = backoff.Sleep(attempts, c.store.LateAnswerWait())
-		case <-attempts.Done():
+			_ = backoff.Sleep(attemptCtx, c.store.LateAnswerWait())
+		case <-attemptCtx.Done():
 		}
 	})
 	s.grants.Add(1)
 	c.tasks.Run(func() {
 		defer s.grants.Done()
 		defer cancel()
-		_, err := txn.AskFor(ctx, attempts, c.store, 0, attempt)
+		_, err := txn.AskFor(ctx, attemptCtx, c.store, 0, attempt)
 		once.Do(func() { done <- err })
 	})
 	var err error
@@ -93,7 +93,7 @@ func (s *Session) renewOnce(ctx context.Context) error {
 func (s *Session) start(r renewal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.renewed, s.ttl = r, r.life()
+	s.renewed, s.ttl = r, r.lifetime()
 	s.deadline = s.until(r)
 	s.setAlarm()
 	if s.over {
@@ -112,7 +112,7 @@ func (s *Session) setAlarm() {
 // until returns the deadline after a renewal. etcd counts the TTL from a moment after the
 // request was sent, so it cannot delete before the deadline.
 func (s *Session) until(r renewal) time.Time {
-	return r.sent.Add(r.life() - s.client.marginOf(r.life()))
+	return r.sent.Add(r.lifetime() - s.client.marginOf(r.lifetime()))
 }
 
 // renewal is the outcome of one request to renew the lease.
@@ -125,7 +125,7 @@ type renewal struct {
 }
 
 // life returns how long the lease lives from the renewal on.
-func (r renewal) life() time.Duration { return time.Duration(r.ttl) * time.Second }
+func (r renewal) lifetime() time.Duration { return time.Duration(r.ttl) * time.Second }
 
 // longestRenewalWait bounds the interval at which a renewal without an answer is asked for
 // again: a lease of a year has time, but should be renewed soon after an outage.
@@ -142,7 +142,7 @@ const longestRenewalWait = 30 * time.Second
 func (s *Session) renew(kept *keepAlive) *keepAlive {
 	var (
 		wait    = s.client.store.HedgeDelay
-		longest = max(wait, min(s.renewed.life()/6, longestRenewalWait)) // several of these fit before the deadline
+		longest = max(wait, min(s.renewed.lifetime()/6, longestRenewalWait)) // several of these fit before the deadline
 		again   = time.NewTimer(0)
 		answers = make(chan renewal)
 		asked   []*keepAlive // on their way

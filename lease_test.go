@@ -21,7 +21,7 @@ func TestHold_OutlivesTheContextThatAcquiredIt(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	c := b.Client(t)
-	ctx, cancel := context.WithTimeout(context.WithValue(locktest.Within(t), contextKey{}, "kept"), locktest.Patience/2)
+	ctx, cancel := context.WithTimeout(context.WithValue(locktest.Within(t), contextKey{}, "kept"), locktest.Timeout/2)
 	l, err := c.Lock(ctx, "a", "v")
 	if err != nil {
 		t.Fatal(err)

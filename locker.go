@@ -65,8 +65,9 @@ type config struct {
 // Requests use the connections, the retries and the user of the etcd client. The limits
 // MaxCallSendMsgSize and MaxCallRecvMsgSize of its [clientv3.Config] are not kept by what
 // Locker reads, writes and watches: the size of a request is for etcd to limit (its
-// --max-request-bytes), and an answer may be of any size. They hold for Lock.Commit. If an interceptor calls the Err method of a transaction's context before it passes
-// the transaction on, that looks as if the transaction had been repeated, and writes are in
+// --max-request-bytes), and an answer may be of any size. They hold for Lock.Commit. If an
+// interceptor calls the Err method of a transaction's context before it passes the
+// transaction on, that looks as if the transaction had been repeated, and writes are in
 // doubt.
 //
 // Errors: ErrInvalid as *InvalidError for a nil client, for one whose KV or Watcher was

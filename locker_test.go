@@ -493,7 +493,7 @@ func wantEtcdClosedSoon(t testing.TB, what string, call func() error) {
 	select {
 	case err := <-locktest.Async(call):
 		wantEtcdClosed(t, what, err)
-	case <-time.After(locktest.Patience / 2):
+	case <-time.After(locktest.Timeout / 2):
 		t.Errorf("%s does not return", what)
 	}
 }

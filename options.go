@@ -95,8 +95,7 @@ func WithLocalHandover(n int) Option {
 // WithLogger sets where the client logs what no call returns: sessions that were lost or
 // not confirmed gone, locks deleted by others, and a Cache that etcd refuses to fill again,
 // at level Warn; sessions opened, and renewals and watches that had to be repeated, at level
-// Debug. The default is to log
-// nothing. l must not be nil.
+// Debug. The default is to log nothing. l must not be nil.
 func WithLogger(l *slog.Logger) Option {
 	return func(c *Client) error {
 		c.log = l

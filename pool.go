@@ -151,7 +151,8 @@ func (p *pool) all() []*Session {
 }
 
 // holding returns the session that has the entry that err, of a TryLock, is about; nil
-// unless that session is over, and its entries are about to be removed.
+// unless that session is over, and its lease is about to be revoked. While a function of Do
+// is still at work under one of its holds, nobody else should have its names.
 func (p *pool) holding(err error) *Session {
 	var locked *LockedError
 	if !errors.As(err, &locked) {
@@ -160,7 +161,7 @@ func (p *pool) holding(err error) *Session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for s := range p.sessions {
-		if s.lease == locked.Holder.Lease && s.ctx.Err() != nil {
+		if s.lease == locked.Holder.Lease && s.ctx.Err() != nil && len(s.callbacks) == 0 && s.adopted == nil {
 			return s
 		}
 	}
@@ -186,8 +187,8 @@ func (s *Session) admit(l *Lock) error {
 	isOver, full := s.over, len(s.locks) >= entriesPerLease
 	if !isOver && !full {
 		s.locks[l] = struct{}{}
-		l.reach(admitted)
 		l.session, l.key, l.since = s, s.client.keys.Entry(l.name, s.member), s.timeline.revision.Load()
+		l.reach(admitted)
 	}
 	s.mu.Unlock()
 	switch {

@@ -243,7 +243,7 @@ func (t *timeline) same(header *pb.ResponseHeader) bool {
 // session if etcd has gone back to an earlier time.
 func (s *Session) audit() {
 	// What takes longer is left to the next audit: the next renewal must not wait.
-	until := s.renewed.sent.Add(s.renewed.life() / 3)
+	until := s.renewed.sent.Add(s.renewed.lifetime() / 3)
 	ctx, cancel := context.WithTimeout(s.ctx, min(time.Until(until), cleanupWait))
 	defer cancel()
 	if s.renewed.odd { // perhaps only because the member that has answered is behind the others

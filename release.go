@@ -247,7 +247,7 @@ const cleanupWait = 10 * time.Second
 var (
 	errAdoptedEnded = errors.New("the adopted session has ended")
 	errDrained      = errors.New("the session is over, and etcd has not answered")
-	errReleaseLate  = fmt.Errorf("release not confirmed, it goes on in the background until the lease has expired: %w", context.DeadlineExceeded)
+	errReleaseLate  = fmt.Errorf("release not confirmed, it goes on in the background for at most the TTL: %w", context.DeadlineExceeded)
 	errAdoptedLate  = fmt.Errorf("etcd has not confirmed the lease in time: %w", context.DeadlineExceeded)
 )
 
@@ -285,7 +285,7 @@ func (s *Session) unconfirmed(err error) error {
 // cleanUp removes everything of a session that is over from etcd. When it gives up, the
 // lease has expired by itself, unless it was adopted.
 func (s *Session) cleanUp() error {
-	ctx, cancel := context.WithTimeout(s.cleanUpCtx, max(s.ttl, s.renewed.life()))
+	ctx, cancel := context.WithTimeout(s.cleanUpCtx, max(s.ttl, s.renewed.lifetime()))
 	defer cancel()
 	ctx, stop := tasks.Either(ctx, s.client.etcd.Ctx())
 	defer stop()
@@ -313,7 +313,7 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 	deadline, _ := ctx.Deadline()
 	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), cleanupWait)*3/4)
 	defer cancel()
-	interval := s.renewed.life() / 3
+	interval := s.renewed.lifetime() / 3
 	again := time.NewTimer(time.Until(s.renewed.sent.Add(interval)))
 	defer again.Stop()
 	pause := backoff.Pause{}

@@ -38,7 +38,7 @@ func newMute(t *testing.T) (*mute, *locker.Client) {
 		}
 		return call()
 	})
-	c := locktest.NewClient(t, etcd, locker.WithTTL(3*locktest.Patience)) // a call that waits for the TTL fails its test
+	c := locktest.NewClient(t, etcd, locker.WithTTL(3*locktest.Timeout)) // a call that waits for the TTL fails its test
 	t.Cleanup(func() { m.silent.Store(false) })
 	return m, c
 }
@@ -113,7 +113,7 @@ func TestUnlock_WaitsWithAContextThatEndsByIt(t *testing.T) {
 	for i := range 20 {
 		outer := locktest.Lock(t, c, "outer", "v")
 		err := c.Do(outer.Context(), "inner", "v", func(ctx context.Context, l *locker.Lock) error {
-			ctx, cancel := context.WithTimeout(ctx, locktest.Patience)
+			ctx, cancel := context.WithTimeout(ctx, locktest.Timeout)
 			defer cancel()
 			if i%2 == 0 {
 				l = outer

@@ -248,7 +248,7 @@ func (s *Session) run() {
 			}
 		})
 	}
-	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.life()/3))) == nil; {
+	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.lifetime()/3))) == nil; {
 		if s.check() == nil {
 			kept = s.renew(kept)
 			s.audit()

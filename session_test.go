@@ -196,7 +196,7 @@ func TestLine_TheNextGoroutineHoldsAfterALoss(t *testing.T) {
 		select {
 		case next = <-second:
 		case next = <-third:
-		case <-time.After(locktest.Patience):
+		case <-time.After(locktest.Timeout):
 			t.Fatal("no waiter was served")
 		}
 		if next.Err != nil {

@@ -188,6 +188,7 @@ type follower struct {
 // not answer if that is known, or, unless the follower stays, when etcd refuses.
 func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
 	p := queueView{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
+	logged := ""
 	for pause, filled := (backoff.Pause{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
 		w, err := f.client.watches.Open(ctx, watchmux.Target{Key: f.below, Below: true, Progress: f.progress})
@@ -218,11 +219,19 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		if pause.Wait(ctx) != nil {
 			return f.client.interrupted(ctx)
 		}
-		if refused != nil { // it stays
-			f.client.log.Warn("etcd refuses what a cache reads", "below", f.below, "error", refused)
-		} else {
-			f.client.log.Debug("watch has ended, reading everything again", "below", f.below)
-		}
+		f.logRestart(refused, &logged)
+	}
+}
+
+// logRestart logs why the follower reads again: each refusal once, until another follows.
+func (f follower) logRestart(refused error, logged *string) {
+	switch {
+	case refused == nil:
+		*logged = ""
+		f.client.log.Debug("watch has ended, reading everything again", "below", f.below)
+	case refused.Error() != *logged:
+		*logged = refused.Error()
+		f.client.log.Warn("etcd refuses what a Cache reads", "below", f.below, "error", refused)
 	}
 }
 

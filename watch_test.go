@@ -114,7 +114,7 @@ func TestWatch_ASlowLoopGetsTheNewestState(t *testing.T) {
 	if _, err := b.Etcd.Put(locktest.Within(t), l.Key(), "last", clientv3.WithLease(locktest.LeaseOf(l))); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(locktest.Patience, cancel) // not counting the time that the changes took
+	time.AfterFunc(locktest.Timeout, cancel) // not counting the time that the changes took
 	brisk.Until("last")
 	if kept := retained(t, "clientv3.(*watchGrpcStream)", "locker/v2.(*queueView)", "locker/v2.(*pending)", "locker/v2.follower"); kept > changes*size/4 {
 		t.Errorf("%d bytes are kept for loops that are busy, of %d that were written", kept, changes*size)

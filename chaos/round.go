@@ -119,7 +119,7 @@ func (r round) shutDown(ctx context.Context, s *scene, h *history) (err error) {
 	s.finish(ctx, r.ttl, h)
 	h.ended = now()
 	for by := h.ended.add(2*r.longest() + time.Second); ; {
-		if err := pause(ctx, min(by.since(now()), 5*time.Second)); err != nil {
+		if err := pause(ctx, min(by.since(now()), time.Second)); err != nil {
 			return err
 		}
 		if h.left, err = s.left(ctx); err != nil {

@@ -61,9 +61,15 @@ func newBundle(t *testing.T, c *cluster) bundle {
 	return b
 }
 
+// How often a test looks whether something has come true: less often the longer it takes.
+const (
+	shortestPoll = 5 * time.Millisecond
+	longestPoll  = 40 * time.Millisecond
+)
+
 // awaitCount waits until exactly n keys begin with prefix.
 func awaitCount(ctx context.Context, etcd *clientv3.Client, prefix string, n int64) error {
-	for {
+	for wait := shortestPoll; ; wait = min(wait*5/4, longestPoll) {
 		resp, err := etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err != nil {
 			return err
@@ -72,7 +78,7 @@ func awaitCount(ctx context.Context, etcd *clientv3.Client, prefix string, n int
 			return nil
 		}
 		select {
-		case <-time.After(5 * time.Millisecond):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return fmt.Errorf("found %d keys, want %d", resp.Count, n)
 		}
@@ -190,11 +196,10 @@ func receive[T any](t *testing.T, from <-chan T) (value T) {
 // waiting until".
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	ctx, tick := testContext(t), time.NewTicker(5*time.Millisecond)
-	defer tick.Stop()
-	for !condition() {
+	ctx := testContext(t)
+	for wait := shortestPoll; !condition(); wait = min(wait*5/4, longestPoll) {
 		select {
-		case <-tick.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
 			t.Fatalf("timed out waiting until %s", what)
 		}

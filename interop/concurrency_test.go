@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -13,7 +14,7 @@ import (
 func TestAdoptSession_ExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := testContext(t), b.client(t)
-		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(ctx), concurrency.WithTTL(10))
+		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(context.WithoutCancel(ctx)), concurrency.WithTTL(10))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +50,7 @@ func TestAdoptSession_ExcludesItsMutexAndKeepsItsLease(t *testing.T) {
 func TestInterop_AnElectionOfEtcdAlternatesWithLocks(t *testing.T) {
 	everywhere(t, func(t *testing.T, b bundle) {
 		ctx, c := testContext(t), b.client(t)
-		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(ctx), concurrency.WithTTL(10))
+		session, err := concurrency.NewSession(connect(t, b.config(service)), concurrency.WithContext(context.WithoutCancel(ctx)), concurrency.WithTTL(10))
 		if err != nil {
 			t.Fatal(err)
 		}

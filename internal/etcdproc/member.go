@@ -162,7 +162,7 @@ func (m *Member) ready(ctx context.Context) error {
 			return fmt.Errorf("it has ended; the last that it said:\n%s", m.log)
 		default:
 		}
-		if err := pause(ctx, 10*time.Millisecond); err != nil {
+		if err := pause(ctx, 30*time.Millisecond); err != nil {
 			return fmt.Errorf("it is not ready: %w; the last that it said:\n%s", err, m.log)
 		}
 	}

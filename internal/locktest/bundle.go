@@ -20,11 +20,12 @@ type Bundle struct {
 }
 
 // Setup starts an etcd. That takes 20 ms of a processor, so sharing one would gain nothing. Several members
-// wait longer for each other than those of embedtest do, so that a busy machine alone causes no election.
+// wait longer for each other than those of embedtest do, so that a busy machine alone causes no election, and
+// send fewer heartbeats.
 func Setup(t testing.TB, opts ...embedtest.Option) Bundle {
 	calm := embedtest.WithConfig(func(c *embed.Config) {
 		if strings.Contains(c.InitialCluster, ",") {
-			c.ElectionMs = 600
+			c.TickMs, c.ElectionMs = 100, 600
 		}
 	})
 	server := embedtest.Start(t, append([]embedtest.Option{calm}, opts...)...)

@@ -38,9 +38,9 @@ func preset(name, value string) {
 	}
 }
 
-// Patience is how long a test waits for anything before it fails: long, because the machine may be busy
+// Timeout is how long a test waits for anything before it fails: long, because the machine may be busy
 // with other things. Only a test that fails waits that long.
-const Patience = 2 * time.Minute
+const Timeout = 2 * time.Minute
 
 // Brief is the TTL of tests that wait for a lease to run out: as short as it can be without leases that are
 // lost only because the machine is busy.
@@ -58,7 +58,7 @@ const Prompt = 15 * time.Second
 
 // Within returns the context of a test: it ends when the test does, or has taken too long.
 func Within(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Timeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -76,7 +76,7 @@ func Receive[T any](t testing.TB, ch <-chan T) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(Patience):
+	case <-time.After(Timeout):
 		t.Fatal("nothing came")
 		panic("unreachable")
 	}
@@ -85,12 +85,13 @@ func Receive[T any](t testing.TB, ch <-chan T) T {
 // Eventually calls condition until it is true, or fails the test.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(Patience); !condition(); <-tick.C {
+	wait := 2 * time.Millisecond // longer each time, so that what takes long costs little
+	for deadline := time.Now().Add(Timeout); !condition(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came true: %s", what)
 		}
+		time.Sleep(wait)
+		wait = min(wait*5/4, 25*time.Millisecond)
 	}
 }
 

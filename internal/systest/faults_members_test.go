@@ -147,7 +147,7 @@ func TestHold_AndWaitersSurviveConstantCompaction(t *testing.T) {
 	gather(t, b, b.Server.Client, locker.WithTTL(locktest.Steady)).passOn(t, b)
 	clients := []*locker.Client{b.Client(t), b.Client(t)}
 	seen := observe(t, b.Client(t), "turns")
-	end := time.Now().Add(locktest.Patience)
+	end := time.Now().Add(locktest.Timeout)
 	for i := 0; i < 50 || compacted.Load() < 50 && time.Now().Before(end); i++ {
 		l := locktest.Lock(t, clients[i%2], "turns", strconv.Itoa(i))
 		waiting := locktest.LockAsync(locktest.Within(t), clients[(i+1)%2], "turns", "")

@@ -50,7 +50,7 @@ func TestLock_ManyGoroutinesNeverHoldANameAtOnce(t *testing.T) {
 	for i := range h.clients {
 		h.open(t, i)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), *hammerFor+locktest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), *hammerFor+locktest.Timeout)
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -67,7 +67,7 @@ func TestModel_SequencesOfCallsAgreeWithItWhenRequestsAndAnswersAreLost(t *testi
 	})
 }
 
-// play makes the steps one after the other, lets everything settle in between, and
+// play makes the steps one after the other, lets everything quiesce in between, and
 // returns an error where the library and the model differ.
 func play(t *testing.T, sequence []modelStep, p pace, fate func(fakeetcd.Call) fakeetcd.Fate) (err error) {
 	locktest.Simulate(t, func(sim locktest.Simulation) {
@@ -98,7 +98,7 @@ type caller struct {
 
 // pace is how fast things happen.
 type pace struct {
-	settle  time.Duration // until nothing changes any more
+	quiesce time.Duration // until nothing changes any more
 	noticed time.Duration // until a client knows what has become of its leases and entries
 }
 
@@ -132,13 +132,13 @@ func newWorld(sim locktest.Simulation, p pace) *world {
 
 // rest waits until everything under way has happened, the audit of a renewal included.
 func (w *world) rest(d time.Duration) {
-	time.Sleep(max(d, w.settle))
+	time.Sleep(max(d, w.quiesce))
 	synctest.Wait()
 }
 
 // make makes a step, in the model and in the library.
 func (w *world) make(s modelStep) (err error) {
-	ctx, cancel := context.WithTimeout(w.Context(), w.settle+time.Second)
+	ctx, cancel := context.WithTimeout(w.Context(), w.quiesce+time.Second)
 	defer cancel()
 	switch s.Do {
 	case "Lock", "Lock on own session":
@@ -241,7 +241,7 @@ func (w *world) use(ctx context.Context, s modelStep) (err error) {
 		}
 	case "Commit":
 		_, err = c.lock.Commit(ctx, clientv3.OpPut("committed", c.value))
-		if w.settle > 0 && want == nil && errors.Is(err, context.DeadlineExceeded) {
+		if w.quiesce > 0 && want == nil && errors.Is(err, context.DeadlineExceeded) {
 			return nil // its request or its answer was lost
 		}
 	}
@@ -291,7 +291,7 @@ func (w *world) close() error {
 
 // compare returns an error for each difference of etcd, or of what the library reports, from the model.
 func (w *world) compare() error {
-	ctx, cancel := context.WithTimeout(w.Context(), w.settle+time.Second)
+	ctx, cancel := context.WithTimeout(w.Context(), w.quiesce+time.Second)
 	defer cancel()
 	var errs []error
 	for _, c := range w.callers {

@@ -147,7 +147,7 @@ func TestDo_ReturnsWithinABoundThoughTheTTLIsAYear(t *testing.T) {
 				if took := time.Since(began); took > longestClose || !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("it returned %v after %v", err, took)
 				}
-				if !strings.Contains(err.Error(), "goes on in the background until the lease has expired") {
+				if !strings.Contains(err.Error(), "goes on in the background for at most the TTL") {
 					t.Errorf("it returned %v, which does not say what becomes of the lock", err)
 				}
 			})
@@ -284,4 +284,44 @@ func TestAdoptSession_CloseIsHedgedWhateverItAsks(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestTryLock_ThatWaitsForADeadHoldEndsWithItsOwnSession(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		c := sim.Client()
+		dead, own := locktest.NewSession(sim, c), locktest.NewSession(sim, c)
+		l := locktest.Lock(sim, c, "a", "", locker.WithSession(dead))
+		sim.Always(fakeetcd.Revoke, fakeetcd.Fate{Before: 2 * time.Second})
+		closing := locktest.Async(dead.Close)
+		locktest.Receive(sim, l.Context().Done())
+		began := time.Now()
+		time.AfterFunc(time.Second, func() { _ = own.Close() })
+		if _, err := c.TryLock(sim.Context(), "a", "", locker.WithSession(own)); !errors.Is(err, locker.ErrClosed) {
+			t.Errorf("it returned %v", err)
+		}
+		if took := time.Since(began); took > time.Second+time.Second/10 {
+			t.Errorf("it returned after %v", took)
+		}
+		locktest.Want(t, locktest.Receive(sim, closing), nil)
+	})
+}
+
+func TestTryLock_DoesNotWaitForAFunctionOfDo(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		c := sim.Client()
+		s := locktest.NewSession(sim, c)
+		closing := make(chan error, 1)
+		_ = c.Do(sim.Context(), "a", "", func(ctx context.Context, _ *locker.Lock) error {
+			go func() { closing <- s.Close() }()
+			locktest.Receive(sim, ctx.Done())
+			began := time.Now()
+			if _, err := c.TryLock(sim.Context(), "a", ""); !errors.Is(err, locker.ErrLocked) || time.Since(began) > 0 {
+				t.Errorf("under the function it returned %v after %v", err, time.Since(began))
+			}
+			return nil
+		}, locker.WithSession(s))
+		locktest.Want(t, locktest.Receive(sim, closing), nil)
+	})
 }

@@ -124,7 +124,7 @@ func makeHistory(t testing.TB, b locktest.Bundle) truth {
 				rnd := rand.New(rand.NewPCG(seed, uint64(i*goroutines+j)))
 				wg.Go(func() {
 					for n := range calls {
-						ctx, cancel := context.WithTimeout(t.Context(), locktest.Patience)
+						ctx, cancel := context.WithTimeout(t.Context(), locktest.Timeout)
 						call := c.Lock
 						switch rnd.IntN(6) {
 						case 0:

@@ -164,16 +164,16 @@ func Ask[T any](ctx context.Context, s *Store, request func(context.Context) (T,
 }
 
 // AskFor is Ask for a request that may take longer than a small answer does: allowed is
-// added to the hedge delay. Its attempts end with the context attempts. If that outlives
+// added to the hedge delay. Its attempts end with attemptCtx. If that outlives
 // ctx, each attempt is given the time to be answered, also after another was.
-func AskFor[T any](ctx, attempts context.Context, s *Store, allowed time.Duration, request func(context.Context) (T, error)) (answer T, err error) {
+func AskFor[T any](ctx, attemptCtx context.Context, s *Store, allowed time.Duration, request func(context.Context) (T, error)) (answer T, err error) {
 	last := error(context.DeadlineExceeded) // there was no answer
 	late := time.Duration(0)
-	if attempts != ctx {
+	if attemptCtx != ctx {
 		late = s.LateAnswerWait()
 	}
 	for pause := (backoff.Pause{}); ctx.Err() == nil; _ = pause.Wait(ctx) {
-		answer, err = hedge(attempts, s, allowed, late, request)
+		answer, err = hedge(attemptCtx, s, allowed, late, request)
 		if err == nil || !Transient(err) {
 			return answer, err
 		}

@@ -86,7 +86,7 @@ func TestWatch_LeavesAFrozenMemberSoonHoweverLongTheTTL(t *testing.T) {
 		r.Held(observed)
 		next := locktest.LockOf(t, waiter)
 		locktest.Eventually(t, "the cache has it", func() bool { got, _ := k.Get("observed"); return got == locktest.HolderBy(observed) })
-		took := time.Since(began) // each step may take locktest.Patience, which is far less than a quarter of the TTL
+		took := time.Since(began) // each step may take locktest.Timeout, which is far less than a quarter of the TTL
 		refreshed(t, "the copy is known to be current", k)
 		if moves := moved.all()[before:]; len(moves) > 1 || len(moves) == 1 && moves[0].from == moves[0].to {
 			t.Errorf("with one member frozen the stream moved %+v", moves)
