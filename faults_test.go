@@ -109,6 +109,7 @@ func TestGroupCommit_ReleasesSucceedBesideLocksThatAreRefusedForSpace(t *testing
 	t.Parallel()
 	b := locktest.Setup(t, embedtest.WithConfig(func(c *embed.Config) { c.QuotaBackendBytes = 2 << 20 }))
 	c, w := wired(t, b, locker.WithTTL(locktest.Unhurried))
+	locker.SendOneAtATime(c)
 	locks := fill(t, c, "held", 10)
 	blocker := locktest.Lock(t, c, "dam", "")
 	b.FillUp(t)
@@ -170,6 +171,7 @@ func TestGroupCommit_AStuckTransactionHoldsUpOthersForAMomentOnly(t *testing.T) 
 	t.Parallel()
 	b := locktest.Setup(t)
 	c, w := wired(t, b, locker.WithTTL(locktest.Unhurried))
+	locker.SendOneAtATime(c)
 	stuck := make(chan struct{})
 	w.fail(1, func(req any) bool { return writes(req, "stuck") }, func(ctx context.Context, _ func() error) error {
 		close(stuck)
@@ -260,12 +262,20 @@ func TestGroupCommit_ATransactionThatComesAfterItWasCanceledHasNoEffect(t *testi
 	var late locktest.LateRequests
 	var lose atomic.Bool
 	lose.Store(true)
-	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	var c *locker.Client
+	gather := sync.OnceFunc(func() {
+		for locker.Gathering(c) < 10 && !t.Failed() {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	c = locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
 		if lose.Load() && strings.Contains(fmt.Sprint(writesOf(req)), "name") {
+			gather()
 			return late.Hold(req)
 		}
 		return call()
-	}))
+	}), locker.WithTTL(locktest.Unhurried))
+	locker.SendOneAtATime(c)
 	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
 	before := b.Records(t)
 	ctx, cancel := context.WithCancel(locktest.Within(t))
