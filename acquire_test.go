@@ -252,18 +252,7 @@ func TestQueue_MoreWaitersThanTheLookaheadAreServedInOrder(t *testing.T) {
 			waiters[i] = locktest.LockAsync(ctx, c, "a", "")
 			b.Queued(t, "a", i+2)
 		}
-		for i, waiter := range waiters {
-			for j, later := range waiters[i:] {
-				select {
-				case got := <-later:
-					t.Fatalf("waiter %d was served while another held: %v", i+j, got.Err)
-				default:
-				}
-			}
-			locktest.Unlock(t, present)
-			present = locktest.LockOf(t, waiter)
-		}
-		locktest.Unlock(t, present)
+		locktest.Unlock(t, wantServedInOrder(t, present, waiters))
 	}
 }
 

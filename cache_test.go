@@ -1,13 +1,17 @@
 package locker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
@@ -275,5 +279,16 @@ func TestCacheChanged_ReportsEachChangeBelowThePrefixAndNothingElse(t *testing.T
 	locktest.Eventually(t, "the cache keeps up", func() bool { return k.Revision() >= other.Token() })
 	if changed(before) {
 		t.Error("a lock that is not below the prefix was reported as a change")
+	}
+}
+
+func TestCache_LogsEachRefusalOnce(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	c := locktest.Setup(t).Client(t, locker.WithLogger(slog.New(slog.NewTextHandler(&out, nil)))) // from Info on
+	denied, full := rpctypes.ErrPermissionDenied, rpctypes.ErrNoSpace
+	locker.LogRestarts(c, denied, denied, full, nil, full, full)
+	if n := strings.Count(out.String(), "level=WARN"); n != 3 {
+		t.Errorf("%d warnings:\n%s", n, out.String())
 	}
 }

@@ -18,3 +18,12 @@ func Gathering(c *Client) int { return c.store.Waiting() }
 
 // Waiting returns how many goroutines of the client wait in line behind the one that is in etcd's queue.
 func Waiting(c *Client, name string) int { return c.lines.Waiting(name) }
+
+// LogRestarts has a Cache of the client log that it reads again, after each of the refusals; nil is a watch that has
+// ended.
+func LogRestarts(c *Client, refusals ...error) {
+	logged := ""
+	for _, refused := range refusals {
+		follower{client: c}.logRestart(refused, &logged)
+	}
+}

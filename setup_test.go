@@ -245,8 +245,9 @@ func fill(t *testing.T, c *locker.Client, prefix string, n int, opts ...locker.L
 	return locks
 }
 
-// wantServedInOrder unlocks one lock after the other, and fails the test unless the waiters hold in that order.
-func wantServedInOrder(t *testing.T, present *locker.Lock, waiters []<-chan locktest.Outcome) {
+// wantServedInOrder unlocks one lock after the other, and fails the test unless the waiters hold in that order. It
+// returns the lock of the last one, which is held.
+func wantServedInOrder(t *testing.T, present *locker.Lock, waiters []<-chan locktest.Outcome) *locker.Lock {
 	t.Helper()
 	for i, waiter := range waiters {
 		for j, later := range waiters[i:] {
@@ -263,6 +264,7 @@ func wantServedInOrder(t *testing.T, present *locker.Lock, waiters []<-chan lock
 		}
 		present = got.Lock
 	}
+	return present
 }
 
 // countedEtcd returns a connection, and the number of requests and streams that were begun on it.
