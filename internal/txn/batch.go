@@ -60,6 +60,9 @@ func (b *batch) waitedFor() bool {
 func (b *batch) hurry() {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
+	if b.cleanUp != nil && b.cleanUp.Stop() {
+		b.cleanUp = nil
+	}
 	b.endIn(endedWait)
 }
 
@@ -73,7 +76,7 @@ func (b *batch) late(inCaller bool) {
 	if inCaller {
 		b.group.mu.Lock()
 		defer b.group.mu.Unlock()
-		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.size()))
+		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.group.store.carried.Load()))
 	}
 }
 
@@ -102,10 +105,10 @@ func (b *batch) run(inCaller bool) {
 	late := s.Tasks.After(s.HedgeDelay, func() { b.late(inCaller) })
 	firstLate := s.LateAnswerWait()
 	if inCaller {
-		firstLate = 0 // as soon as there is an answer, the caller returns
+		firstLate = endedWait // after an answer, the caller returns soon
 	}
 	h := newHedged(b.ctx, s, Allowance(size), firstLate, s.LateAnswerWait(), b.attempt)
-	_, err := h.first()
+	h.first()
 	if late.Stop() {
 		b.group.makeWay(b)
 	}
@@ -115,7 +118,7 @@ func (b *batch) run(inCaller bool) {
 		b.retry(err)
 		b.end()
 	}
-	if inCaller && (h.began() || err != nil && Transient(err)) {
+	if inCaller && (h.hedged || !h.own.certain()) {
 		s.Tasks.Run(finish)
 	} else {
 		finish()
@@ -125,13 +128,10 @@ func (b *batch) run(inCaller bool) {
 // retry has the writes that somebody still waits for gather again after a pause, if the
 // batch has failed with err.
 func (b *batch) retry(err error) {
-	if err == nil || !Transient(err) {
-		return
-	}
 	b.group.mu.Lock()
-	waited := b.waitedFor()
+	waitedFor := b.waitedFor()
 	b.group.mu.Unlock()
-	if !waited {
+	if err == nil || !Transient(err) || !waitedFor {
 		return
 	}
 	pause := time.Duration(0)
@@ -139,15 +139,15 @@ func (b *batch) retry(err error) {
 		pause = max(pause, w.pause.Next())
 	}
 	if backoff.Sleep(b.group.store.Base, pause) == nil {
-		b.group.again(b.writes)
+		b.group.again(b, b.writes)
 	}
 }
 
 // end releases what the batch takes.
 func (b *batch) end() {
+	b.cancel()
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
-	b.cancel()
 	b.ended = true
 	if b.cleanUp != nil {
 		b.cleanUp.Stop()
@@ -157,25 +157,25 @@ func (b *batch) end() {
 // attempt sends the batch; if it was sent before, only those of its writes that somebody
 // still waits for.
 func (b *batch) attempt(ctx context.Context) (struct{}, error) {
-	writes := b.begin()
+	writes, t := b.begin()
 	if len(writes) == 0 {
 		return struct{}{}, nil
 	}
 	repeats := &Repeats{Context: ctx}
-	resp, err := b.group.store.send(repeats, together(writes, b.flat))
+	resp, err := b.group.store.send(repeats, t)
 	err = clientv3.ContextError(ctx, err)
 	b.answer(writes, Outcome{Resp: resp, Err: err, repeated: repeats.Any()})
 	return struct{}{}, err
 }
 
-// begin returns the writes of an attempt, and counts the attempt for each.
-func (b *batch) begin() []*Write {
+// begin returns the writes of an attempt and their transaction, and counts the attempt for
+// each: what is sent are the epochs that were counted.
+func (b *batch) begin() (writes []*Write, t Txn) {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
 	if b.answered {
-		return nil // the hedge comes too late
+		return nil, Txn{} // the hedge comes too late
 	}
-	var writes []*Write
 	for _, w := range b.writes {
 		if b.tried && (w.forgotten || w.resolved) {
 			continue
@@ -187,7 +187,7 @@ func (b *batch) begin() []*Write {
 		writes = append(writes, w)
 	}
 	b.tried = true
-	return writes
+	return writes, together(writes, b.flat)
 }
 
 // send makes one attempt at a transaction. The error is gRPC's.
@@ -204,11 +204,14 @@ func (s *Store) send(repeats *Repeats, t Txn) (*pb.TxnResponse, error) {
 // not that of its record any more, and then reads the present ones; a flat one also if a
 // compare of any of the writes does not hold.
 func together(writes []*Write, flat bool) Txn {
-	if len(writes) == 1 {
+	switch len(writes) {
+	case 0:
+		return Txn{}
+	case 1:
 		return writes[0].Txn
 	}
 	all := Txn{Then: make([]*pb.RequestOp, 0, len(writes))}
-	epochs := make(map[*Record]int64, 1)
+	guarded := make(guards, 1)
 	for _, w := range writes {
 		if flat {
 			all.When = append(all.When, w.When...)
@@ -216,8 +219,7 @@ func together(writes []*Write, flat bool) Txn {
 		} else {
 			all.Then = append(all.Then, opTxn(w.request(false)))
 		}
-		if epoch, ok := epochs[w.Record]; w.Record != nil && (!ok || epoch != w.Epoch) {
-			epochs[w.Record] = w.Epoch
+		if guarded.add(w) {
 			all.When = append(all.When, w.guard())
 			all.Otherwise = append(all.Otherwise, OpRange(RevisionsOf(w.Record.Key)))
 		}
@@ -225,10 +227,8 @@ func together(writes []*Write, flat bool) Txn {
 	return all
 }
 
-// answer gives each write its part of the outcome of an attempt. Writes that were refused
-// because of their epoch gather again with the present one, and those of a flat transaction
-// to be nested in the next. If etcd has refused the whole transaction, perhaps because of
-// one write, each write is sent alone.
+// answer gives each write its part of the outcome of an attempt, unless they have to be sent
+// again, see separate.
 func (b *batch) answer(writes []*Write, o Outcome) {
 	switch {
 	case len(writes) == 1:
@@ -242,7 +242,9 @@ func (b *batch) answer(writes []*Write, o Outcome) {
 			b.resolve(w, o)
 		}
 	default:
+		b.group.mu.Lock()
 		b.group.learn(b, false)
+		b.group.mu.Unlock()
 		responses := o.Resp.Responses
 		for _, w := range writes {
 			own, n := o, 1
@@ -258,9 +260,20 @@ func (b *batch) answer(writes []*Write, o Outcome) {
 	}
 }
 
+// epochs are the mod revisions of records, by their keys.
+type epochs map[string]int64
+
+// of returns the present epoch of a write, 0 if its record is gone.
+func (e epochs) of(w *Write) int64 {
+	if w.Record == nil {
+		return w.Epoch
+	}
+	return e[w.Record.Key]
+}
+
 // epochsOf returns the mod revisions of the records that a refused transaction has read.
-func epochsOf(resp *pb.TxnResponse) map[string]int64 {
-	epochs := make(map[string]int64, len(resp.Responses))
+func epochsOf(resp *pb.TxnResponse) epochs {
+	epochs := make(epochs, len(resp.Responses))
 	for i := range resp.Responses {
 		for _, kv := range Found(resp, i) {
 			epochs[string(kv.Key)] = kv.ModRevision
@@ -296,14 +309,11 @@ func (b *batch) resolve(w *Write, o Outcome) {
 	}
 }
 
-// separate sends writes again after they were refused together: those for which a newer
-// epoch is known, and those of a flat transaction, together; the others each alone.
-func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
+// separate sends writes again after they were refused together. If a compare did not hold,
+// those that may have been refused because of another gather again: with the present epoch,
+// and nested if they were flat. Otherwise, and if its record is gone, each is sent alone.
+func (b *batch) separate(writes []*Write, o Outcome, epochs epochs) {
 	g := b.group
-	nest := b.flat && o.Err == nil
-	if nest {
-		g.learn(b, true)
-	}
 	g.mu.Lock()
 	if errors.Is(o.Err, rpctypes.ErrTooManyOps) {
 		operations := 0
@@ -314,6 +324,11 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	}
 	again := b.separated
 	b.separated, b.answered = true, true
+	stale := slices.ContainsFunc(writes, func(w *Write) bool { return epochs.of(w) != w.Epoch })
+	gather := o.Err == nil && (b.flat || stale)
+	if gather && !stale && !again {
+		g.learn(b, true)
+	}
 	var gathered, over []*Write
 	var alone []*batch
 	for _, w := range writes {
@@ -321,15 +336,15 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 		if !doubtful {
 			w.attempts--
 		}
-		newer := w.Record != nil && epochs[w.Record.Key] > w.Epoch
-		if newer && !again {
-			w.Epoch = epochs[w.Record.Key]
-			w.Record.Learn(w.Epoch)
-		}
-		switch {
+		switch present := epochs.of(w); {
 		case again || w.forgotten || w.resolved:
 			over = append(over, w)
-		case newer || nest:
+		case gather && present >= w.Epoch:
+			if present > w.Epoch {
+				w.Epoch = present
+				w.Record.Learn(present)
+			}
+			w.refused = b.flat && !stale
 			gathered = append(gathered, w)
 		case doubtful:
 			w.begin() // one attempt is over, another follows
@@ -344,7 +359,7 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs map[string]int64) {
 	if o.Err == nil {
 		refused.Err = ErrUnsent
 	}
-	g.again(gathered)
+	g.again(b, gathered)
 	for _, w := range append(over, gathered...) { // not before again has counted the next attempt
 		w.land(refused)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,6 +173,25 @@ func TestGroup_AFlatTransactionThatIsRefusedIsNestedNext(t *testing.T) {
 	})
 }
 
+func TestGroup_WhatAFlatTransactionWasRefusedForGoesBeforeOthers(t *testing.T) {
+	script := func(n int, _ string) []error {
+		if n == 1 {
+			return []error{errNotThen}
+		}
+		return []error{nil}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		g.all("x a b")
+		g.at(moment + moment/2)
+		g.all("c d")
+		g.at(time.Second)
+		g.sent(sent{0, "x"}, sent{moment, "a b"}, sent{2 * moment, "a b c d"})
+		if got, want := fmt.Sprint(g.flat()), "[true false]"; got != want {
+			t.Errorf("flat were %v, want %v", got, want)
+		}
+	})
+}
+
 func TestGroup_AFlatTransactionHasRoomForTheGuardsOfItsWrites(t *testing.T) {
 	inGroup(t, nil, func(t *testing.T, g *grouped) {
 		g.submit("x", "x", 0)
@@ -250,15 +270,19 @@ func (g *grouped) write(ctx context.Context, key string) <-chan error {
 }
 
 func TestStart_ReturnsSoonAfterItsContextHasEnded(t *testing.T) {
+	never := times(errNeverComes, errNeverComes, errNeverComes, errNeverComes, errNeverComes, errNeverComes)
 	for name, test := range map[string]struct {
-		ends time.Duration
-		want error
+		script func(int, string) []error
+		ends   time.Duration
+		want   error
 	}{
-		"an answer that is about to come is waited for": {moment - endedWait/2, nil},
-		"another is not": {moment - 2*endedWait, context.Canceled},
+		"an answer that is about to come is waited for": {nil, moment - endedWait/2, nil},
+		"another is not":                  {nil, moment - 2*endedWait, context.Canceled},
+		"nor one that is late already":    {never, testDelay + testDelay/2, context.Canceled},
+		"nor if it had ended at the call": {nil, 0, context.Canceled},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inFlight(t, nil, func(t *testing.T, g *grouped) {
+			inFlight(t, test.script, func(t *testing.T, g *grouped) {
 				ctx, cancel := context.WithCancel(t.Context())
 				time.AfterFunc(test.ends, cancel)
 				err := <-g.write(ctx, "a")
@@ -267,6 +291,122 @@ func TestStart_ReturnsSoonAfterItsContextHasEnded(t *testing.T) {
 				}
 				if late := g.now() - test.ends; late > endedWait {
 					t.Errorf("returned %v after the end", late)
+				}
+				g.at(time.Minute)
+				g.idle()
+			})
+		})
+	}
+}
+
+func TestStart_WithAnEndedContextLeavesTheWriteToTheBackground(t *testing.T) {
+	inFlight(t, nil, func(t *testing.T, g *grouped) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		w := &Write{Txn: Txn{Name: "a", Then: []*pb.RequestOp{OpPut("a", "", 0)}}}
+		g.Start(ctx, w)
+		if took := g.now(); took != 0 {
+			t.Errorf("Start took %v", took)
+		}
+		g.at(time.Second)
+		if !w.Applied() || !w.Result().Only {
+			t.Errorf("the outcome is %+v", w.Result())
+		}
+		g.idle()
+	})
+}
+
+func TestStart_AnotherWriteDoesNotDependOnTheContextOfTheCaller(t *testing.T) {
+	inFlight(t, nil, func(t *testing.T, g *grouped) {
+		const large = maxBytesTogether * 2 / 3 // two are too large for one transaction
+		g.submit("x", "x", 0)
+		g.group.usual = 4 // so the second transaction waits for two writes
+		other := g.submit("a", "a", large)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(moment/2, cancel)
+		w := &Write{Txn: Txn{Name: "b", Then: []*pb.RequestOp{OpPut("b", strings.Repeat("v", large), 0)}}}
+		g.Start(ctx, w)
+		g.at(time.Minute)
+		other.is(t, nil, true)
+		if !w.Applied() {
+			t.Errorf("the outcome is %+v", w.Result())
+		}
+		g.idle()
+	})
+}
+
+func TestForget_OfAWriteInDoubtThatWaitsToBeSentAgainSaysSo(t *testing.T) {
+	script := func(_ int, keys string) []error {
+		if keys == "a" {
+			return []error{errPassing}
+		}
+		return []error{errNeverComes}
+	}
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		a := g.submit("a", "a", 0)
+		g.at(moment / 2)
+		stuck := g.submit("b", "b", 0) // leaves when a has failed
+		for g.Waiting() != 1 || len(g.keys()) != 2 {
+			g.at(g.now() + time.Millisecond)
+		}
+		if got := g.Forget(&a.Write); got != errPassing {
+			t.Errorf("Forget returns %v, want %v", got, errPassing)
+		}
+		a.landings(t)
+		g.Forget(&stuck.Write)
+		g.at(time.Minute)
+		g.idle()
+	})
+}
+
+// A write that is on its way with another transaction by the time its first has failed is not sent by both.
+func TestGroup_AWriteThatHasMovedOnIsNotSentAgainForItsFirstTransaction(t *testing.T) {
+	inGroup(t, nil, func(t *testing.T, g *grouped) {
+		a := g.submit("a", "a", 0)
+		g.group.mu.Lock()
+		first := a.batch
+		a.batch = g.group.newBatch(nil) // as separate does it
+		g.group.mu.Unlock()
+		g.group.again(first, []*Write{&a.Write})
+		g.at(time.Second)
+		a.is(t, nil, true)
+		if n := len(g.keys()); n != 1 {
+			t.Errorf("it was sent %d times", n)
+		}
+		g.idle()
+	})
+}
+
+func TestGroup_AMissingRecordDoesNotSeparateTheWritesOfOthers(t *testing.T) {
+	for _, flat := range []bool{true, false} {
+		t.Run(fmt.Sprintf("flat %v", flat), func(t *testing.T) {
+			refused := 0
+			script := func(_ int, keys string) []error {
+				if refused == 0 && keys == "a b c d" {
+					refused++
+					return []error{errOldEpoch} // r is of newEpoch now, gone is not there
+				}
+				return []error{nil}
+			}
+			inGroup(t, script, func(t *testing.T, g *grouped) {
+				if !flat {
+					g.group.flat.skip = 1
+				}
+				g.kv.gone = "gone"
+				guarded := func(name, key string, epoch int64) *followed {
+					record := &Record{Key: key, Learn: func(int64) {}}
+					return g.submitTxn(Txn{Name: name, Record: record, Epoch: epoch, Then: []*pb.RequestOp{OpPut(name, "", 0)}})
+				}
+				g.submit("x", "x", 0)
+				all := []*followed{guarded("a", "r", newEpoch), guarded("b", "gone", 5), g.submit("c", "c", 0), guarded("d", "s", 5)}
+				g.at(time.Second)
+				got := g.keys()
+				slices.Sort(got[2:]) // they are sent at the same time
+				if want := []string{"x", "a b c d", "a c d", "b"}; !slices.Equal(got, want) {
+					t.Errorf("sent %q, want %q", got, want)
+				}
+				for _, w := range all {
+					w.is(t, nil, true)
 				}
 				g.idle()
 			})
@@ -279,7 +419,7 @@ func TestStart_AnAnswerOfTheHedgeReleasesTheCaller(t *testing.T) {
 		if err := <-g.write(t.Context(), "a"); err != nil {
 			t.Errorf("returned %v", err)
 		}
-		if got, want := g.now(), testDelay+moment; got < want || got > want+time.Millisecond {
+		if got, want := g.now(), testDelay+moment+endedWait; got < want || got > want+time.Millisecond {
 			t.Errorf("returned after %v, want %v", got, want)
 		}
 		g.idle()

@@ -3,6 +3,7 @@ package txn
 import (
 	"container/list"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,11 +35,11 @@ type group struct {
 const InFlight = 2
 
 // pending are the writes to the queue of one name that have yet to leave, the oldest first.
-// Some of them may have been forgotten.
+// Some of them may have been forgotten. While one of the name is in flight, they are not in
+// the group's order: they keep their own by waiting for it.
 type pending struct {
 	name   string
 	writes []*Write
-	busy   bool // the one before them is in flight: they keep their order by waiting for it
 }
 
 // optimism decides whether the next transaction is flat: one list of compares and one of
@@ -87,6 +88,7 @@ type Write struct {
 	// Guarded by the group's mutex.
 	left      bool   // it is not waiting to be sent any more
 	batch     *batch // with which it has left
+	refused   bool   // by a flat transaction, so it is nested in the next
 	forgotten bool   // nobody waits for it: it is not tried again
 	resolved  bool   // result is set
 	attempts  int    // not counting those that were refused for certain
@@ -130,10 +132,16 @@ func (w *Write) land(o Outcome) {
 
 // size is roughly what t adds to the size of a request, in bytes.
 func (t Txn) size() (n int64) {
+	for _, cmp := range t.When {
+		n += int64(len(cmp.Key) + len(cmp.RangeEnd))
+	}
 	for _, op := range t.Then {
 		if put := op.GetRequestPut(); put != nil {
 			n += int64(len(put.Key) + len(put.Value))
 		}
+	}
+	if t.Instead != nil {
+		n *= 2
 	}
 	return n
 }
@@ -166,13 +174,13 @@ func (g *group) submit(w *Write) *batch {
 	return g.take()
 }
 
-// again sends writes once more, before those that have arrived later.
-func (g *group) again(writes []*Write) {
+// again sends writes of b once more, before those that have arrived later.
+func (g *group) again(b *batch, writes []*Write) {
 	g.mu.Lock()
 	var batches []*batch
 	for _, w := range writes {
 		switch {
-		case w.forgotten || w.resolved:
+		case w.forgotten || w.resolved || w.batch != b: // it is over, or on its way with another
 			continue
 		case w.Name == "":
 			batches = append(batches, g.newBatch([]*Write{w}))
@@ -202,16 +210,18 @@ func (g *group) pending(name string) *pending {
 // forget implements Store.Forget.
 func (g *group) forget(w *Write) (last error) {
 	g.mu.Lock()
-	unsent := !w.left
+	waited, sent := !w.left, w.attempts > 0 || w.left
 	w.left, w.forgotten = true, true
 	last = w.last
 	if w.batch != nil {
 		w.batch.forgotByAll()
 	}
 	g.mu.Unlock()
-	switch {
-	case unsent:
+	if waited {
 		w.land(Outcome{Err: ErrUnsent})
+	}
+	switch {
+	case !sent:
 		return ErrUnsent
 	case last == nil:
 		return context.DeadlineExceeded
@@ -240,9 +250,10 @@ func (g *group) take() *batch {
 	}
 	now := g.underWay + g.order.Len()
 	g.usual = max(now, g.usual-(g.usual-now+7)/8)
-	flat := g.order.Len() > 1 && g.flat.next()
+	first := g.order.Front().Value.(*pending).next()
+	flat := g.order.Len() > 1 && g.flat.next() && (first == nil || !first.refused)
 	var writes []*Write
-	var record *Record // that guards the last of them
+	guarded := make(guards, 1)
 	for operations, size := 0, int64(0); g.order.Len() > 0; {
 		place := g.order.Front()
 		p := place.Value.(*pending)
@@ -250,16 +261,14 @@ func (g *group) take() *batch {
 		if w != nil {
 			operations += w.operations(flat)
 			size += w.size()
-			if flat && w.Record != nil && w.Record != record { // its guard is another compare
+			if guarded.add(w) && flat {
 				operations++
-				record = w.Record
 			}
 			if len(writes) > 0 && (operations > g.limit || size > maxBytesTogether) {
 				break
 			}
 			writes = append(writes, w)
 			p.writes = p.writes[1:]
-			p.busy = true
 		}
 		g.order.Remove(place)
 		if w == nil {
@@ -311,9 +320,8 @@ func (g *group) waiting() (n int) {
 }
 
 // learn takes in that a transaction was applied, or refused because of a compare.
+// The caller holds the mutex.
 func (g *group) learn(b *batch, refused bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	switch o := &g.flat; {
 	case !b.flat:
 	case refused:
@@ -324,8 +332,21 @@ func (g *group) learn(b *batch, refused bool) {
 	}
 }
 
+// guards are the records, and their epochs, that a transaction compares.
+type guards map[*Record]int64
+
+// add reports whether the guard of w is one more compare.
+func (g guards) add(w *Write) bool {
+	epoch, ok := g[w.Record]
+	if w.Record == nil || ok && epoch == w.Epoch {
+		return false
+	}
+	g[w.Record] = w.Epoch
+	return true
+}
+
 // makeWay lets the writes that wait for b leave: it was answered, or has kept them waiting
-// for too long.
+// for too long. Those that are to be nested are the first, and so among themselves.
 func (g *group) makeWay(b *batch) {
 	g.mu.Lock()
 	if !b.counted {
@@ -335,14 +356,19 @@ func (g *group) makeWay(b *batch) {
 	b.counted = false
 	g.inFlight--
 	g.underWay -= len(b.writes)
+	var refused []*pending
 	for _, w := range b.writes {
-		p := g.byName[w.Name]
-		p.busy = false
-		if len(p.writes) > 0 {
-			g.order.PushBack(p)
-		} else {
+		switch p := g.byName[w.Name]; {
+		case len(p.writes) == 0:
 			delete(g.byName, w.Name)
+		case p.writes[0].refused:
+			refused = append(refused, p)
+		default:
+			g.order.PushBack(p)
 		}
+	}
+	for _, p := range slices.Backward(refused) {
+		g.order.PushFront(p)
 	}
 	batches := g.takeAll()
 	g.mu.Unlock()

@@ -23,6 +23,7 @@ type scriptedKV struct {
 	pb.KVClient
 	start  time.Time
 	script func(n int, keys string) []error // for the n-th, which writes these keys: one error for each time it is sent
+	gone   string                           // a record that is not there
 
 	mu       sync.Mutex // guards what follows
 	sent     []sent
@@ -76,8 +77,10 @@ func (k *scriptedKV) Txn(ctx context.Context, request *pb.TxnRequest, opts ...gr
 	case errOldEpoch:
 		resp := &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: int64(n + 1)}}
 		for _, op := range request.Failure {
-			record := &mvccpb.KeyValue{Key: op.GetRequestRange().Key, ModRevision: newEpoch}
-			read := &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{record}}
+			read, record := new(pb.RangeResponse), &mvccpb.KeyValue{Key: op.GetRequestRange().Key, ModRevision: newEpoch}
+			if string(record.Key) != k.gone {
+				read.Kvs = append(read.Kvs, record)
+			}
 			resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: read}})
 		}
 		return resp, nil

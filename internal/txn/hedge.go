@@ -53,10 +53,8 @@ func (s *Store) LateAnswerWait() time.Duration { return 4 * s.HedgeDelay }
 // come, the other attempt has late to be answered too, and is then cut off.
 func hedge[T any](ctx context.Context, s *Store, allowed, late time.Duration, attempt func(context.Context) (T, error)) (answer T, err error) {
 	h := newHedged(ctx, s, allowed, late, late, attempt)
-	if answer, err = h.first(); h.began() {
-		return h.rest()
-	}
-	return answer, err
+	h.first()
+	return h.rest()
 }
 
 // hedged is a request that is hedged, in two steps: first and rest.
@@ -72,7 +70,7 @@ type hedged[T any] struct {
 	wanted context.Context // ends with the first attempt: no other is begun after that
 	done   context.CancelFunc
 	timer  *tasks.Alarm // of the second attempt
-	hedged bool         // it was too late to stop the timer
+	hedged bool         // another attempt may have been made beside the first
 	second chan answered[T]
 
 	own     answered[T] // of the first attempt
@@ -93,9 +91,8 @@ func newHedged[T any](ctx context.Context, s *Store, allowed, firstLate, secondL
 	return h
 }
 
-// first makes the first attempt and returns its outcome. If began reports that others were
-// made, rest must follow, which returns the outcome of all.
-func (h *hedged[T]) first() (T, error) {
+// first makes the first attempt. rest must follow.
+func (h *hedged[T]) first() {
 	ctx, drop := context.WithCancel(h.ctx)
 	defer drop()
 	interval, start := h.store.HedgeDelay+h.allowed, time.Now()
@@ -104,17 +101,11 @@ func (h *hedged[T]) first() (T, error) {
 	h.own = answered[T]{answer, err}
 	h.certain.Store(h.own.certain())
 	h.done()
-	if h.hedged = !h.timer.Stop(); !h.hedged {
-		h.cancel()
-	}
-	return answer, err
+	h.hedged = !h.timer.Stop()
 }
 
-// began reports whether other attempts may have been made beside the first.
-func (h *hedged[T]) began() bool { return h.hedged }
-
-// rest waits for the other attempts: for an answer if the first has none, otherwise only to
-// leave no doubt.
+// rest waits for the other attempts, if there are any: for an answer if the first has none,
+// otherwise only to leave no doubt.
 func (h *hedged[T]) rest() (T, error) {
 	defer h.cancel()
 	if !h.hedged {

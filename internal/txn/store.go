@@ -117,7 +117,7 @@ func (s *Store) Start(ctx context.Context, w *Write) {
 	b := s.group.submit(w)
 	switch {
 	case b == nil:
-	case len(b.writes) > 1: // others must not depend on ctx
+	case len(b.writes) > 1 || b.writes[0] != w || ctx.Err() != nil: // others must not depend on ctx
 		s.group.start(b)
 	default:
 		stop := context.AfterFunc(ctx, b.hurry)
@@ -143,9 +143,9 @@ func (s *Store) Await(ctx context.Context, w *Write) (resp *pb.TxnResponse, only
 	return w.result.Resp, w.result.Only, w.result.Err
 }
 
-// Forget gives up waiting for w. If w has not been sent, it never will be, and Forget
-// returns ErrUnsent. Otherwise w may have been applied, or may yet be, but is not tried
-// again; Forget returns what is known of why there was no answer.
+// Forget gives up waiting for w, which is not tried again. If w was never sent, or only
+// refused for certain, Forget returns ErrUnsent. Otherwise w may have been applied, or may
+// yet be; Forget returns what is known of why there was no answer.
 func (s *Store) Forget(w *Write) (last error) { return s.group.forget(w) }
 
 // Waiting returns how many writes are yet to be sent, for tests.
