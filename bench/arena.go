@@ -17,7 +17,7 @@ type arena struct {
 	endpoints []string
 	peers     peerAddresses
 	id        string // part of all names, of the same length for each side
-	scale     scale
+	workload  workload
 
 	mu      sync.Mutex // guards closers
 	closers []func() error

@@ -32,11 +32,11 @@ var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (roun
 		if _, err := etcd.Get(ctx, "connected"); err != nil {
 			return nil, err
 		}
-		c, err := newLocker(a, etcd, locker.WithTTL(a.scale.bulkTTL))
+		c, err := newLocker(a, etcd, locker.WithTTL(a.workload.bulkTTL))
 		if err != nil {
 			return nil, err
 		}
-		names := a.names("n", a.scale.bulk)
+		names := a.names("n", a.workload.bulk)
 		began := time.Now()
 		err = each(ctx, len(names), 1000, func(ctx context.Context, i int) error {
 			_, err := c.Lock(ctx, names[i], "") // released by Close
@@ -46,7 +46,7 @@ var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (roun
 			return nil, err
 		}
 		f := figures{acquireTime: time.Since(began).Seconds()}
-		if f[renewals], err = renewalsOf(ctx, counter, a.scale.bulkTTL/3); err != nil {
+		if f[renewals], err = renewalsOf(ctx, counter, a.workload.bulkTTL/3); err != nil {
 			return nil, err
 		}
 		began = time.Now()
@@ -79,7 +79,7 @@ var bulkPuts = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 		return nil, err
 	}
 	return func(ctx context.Context) (figures, error) {
-		names := a.names("n", a.scale.bulk)
+		names := a.names("n", a.workload.bulk)
 		var leases []clientv3.LeaseID
 		began := time.Now()
 		var puts []clientv3.Op

@@ -24,7 +24,7 @@ var putEvent = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 		return nil, err
 	}
 	return func(ctx context.Context) (figures, error) {
-		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+		return sample(ctx, a.workload.period, func(ctx context.Context) (time.Duration, error) {
 			if err := pause(ctx, watchDelay); err != nil {
 				return 0, err
 			}
@@ -72,7 +72,7 @@ var changes = side{name: ours, open: func(ctx context.Context, a *arena) (round,
 	}
 	i := 0
 	return func(ctx context.Context) (figures, error) {
-		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+		return sample(ctx, a.workload.period, func(ctx context.Context) (time.Duration, error) {
 			if err := pause(ctx, watchDelay); err != nil {
 				return 0, err
 			}

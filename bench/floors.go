@@ -28,7 +28,7 @@ func flatTransactions(writes int) side {
 		}
 		return func(ctx context.Context) (figures, error) {
 			var locks atomic.Int64
-			until, cancel := context.WithTimeout(ctx, a.scale.period)
+			until, cancel := context.WithTimeout(ctx, a.workload.period)
 			defer cancel()
 			g, running := errgroup.WithContext(ctx)
 			for i := range 2 {
@@ -89,14 +89,14 @@ var deletesInTurn = side{name: floor, open: func(ctx context.Context, a *arena) 
 		}
 	}
 	return func(ctx context.Context) (figures, error) {
-		turns := int(a.scale.period.Seconds() * 2000) // of each client: more than etcd can do
+		turns := int(a.workload.period.Seconds() * 2000) // of each client: more than etcd can do
 		for i, etcd := range clients {
 			if err := putMany(ctx, etcd, prefixes[i], turns); err != nil {
 				return nil, err
 			}
 		}
 		began, done := time.Now(), 0
-		for ; done < 2*turns && time.Since(began) < a.scale.period; done++ {
+		for ; done < 2*turns && time.Since(began) < a.workload.period; done++ {
 			own := done % 2
 			if _, err := clients[own].Delete(ctx, fmt.Sprintf("%s%06d", prefixes[own], done/2)); err != nil {
 				return nil, err
@@ -160,7 +160,7 @@ var replacements = side{name: floor, open: func(ctx context.Context, a *arena) (
 	turn := 0
 	return func(ctx context.Context) (figures, error) {
 		began, first := time.Now(), turn
-		for ; time.Since(began) < a.scale.period; turn++ {
+		for ; time.Since(began) < a.workload.period; turn++ {
 			old, next := keys[turn%2], keys[(turn+1)%2]
 			resp, err := etcd.Txn(ctx).
 				If(clientv3.Compare(clientv3.CreateRevision(old), "=", revision)).

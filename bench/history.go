@@ -14,7 +14,7 @@ var freshName = side{name: "fresh name", open: func(ctx context.Context, a *aren
 	i := 0
 	return func(ctx context.Context) (figures, error) {
 		i++
-		return sample(ctx, a.scale.period, timeLockUnlock(clients[0](a.name("n", i))))
+		return sample(ctx, a.workload.period, timeLockUnlock(clients[0](a.name("n", i))))
 	}, nil
 }}
 
@@ -27,12 +27,12 @@ var usedName = side{name: ours, open: func(ctx context.Context, a *arena) (round
 	name := a.name("n", 0)
 	// Half of the acquisitions are by another client, whose entries have another key.
 	for _, c := range clients {
-		if err := lockOften(ctx, c, name, a.scale.history/2); err != nil {
+		if err := lockOften(ctx, c, name, a.workload.history/2); err != nil {
 			return nil, err
 		}
 	}
 	m := clients[0](name)
-	return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, timeLockUnlock(m)) }, nil
+	return func(ctx context.Context) (figures, error) { return sample(ctx, a.workload.period, timeLockUnlock(m)) }, nil
 }}
 
 // lockOften locks and unlocks name the given number of times, in several goroutines of

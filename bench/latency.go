@@ -44,7 +44,7 @@ func uncontended(s service) side {
 			return nil, err
 		}
 		m := clients[0](a.name("n", 0))
-		return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, timeLockUnlock(m)) }, nil
+		return func(ctx context.Context) (figures, error) { return sample(ctx, a.workload.period, timeLockUnlock(m)) }, nil
 	}}
 }
 
@@ -77,7 +77,7 @@ var putDelete = side{name: floor, open: func(ctx context.Context, a *arena) (rou
 	if _, err := once(ctx); err != nil { // connects
 		return nil, err
 	}
-	return func(ctx context.Context) (figures, error) { return sample(ctx, a.scale.period, once) }, nil
+	return func(ctx context.Context) (figures, error) { return sample(ctx, a.workload.period, once) }, nil
 }}
 
 // watchDelay is the time that a watch has before the change that it is to observe.
@@ -96,7 +96,7 @@ var deleteEvent = side{name: floor, open: func(ctx context.Context, a *arena) (r
 		return nil, err
 	}
 	return func(ctx context.Context) (figures, error) {
-		return sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+		return sample(ctx, a.workload.period, func(ctx context.Context) (time.Duration, error) {
 			if _, err := deleter.Put(ctx, key, ""); err != nil {
 				return 0, err
 			}
@@ -148,7 +148,7 @@ var handOver = side{name: ours, open: func(ctx context.Context, a *arena) (round
 		if err := holder.Lock(ctx); err != nil {
 			return nil, err
 		}
-		f, err := sample(ctx, a.scale.period, func(ctx context.Context) (time.Duration, error) {
+		f, err := sample(ctx, a.workload.period, func(ctx context.Context) (time.Duration, error) {
 			took, err := timeHandOver(ctx, holder, waiter, func(ctx context.Context) error {
 				return awaitEntries(ctx, observer, lockerPrefix+name+"/", 2)
 			})

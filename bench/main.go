@@ -98,9 +98,9 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	size := fullScale
+	size := fullWorkload
 	if s.quick {
-		size = quickScale
+		size = quickWorkload
 	}
 	if s.rounds > 0 {
 		size.rounds = s.rounds
@@ -109,7 +109,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	r := &runner{scale: size, peers: s.peers, id: fmt.Sprintf("%04x", rand.N(1<<16)), progress: newProgress(stderr)}
+	r := &runner{workload: size, peers: s.peers, id: fmt.Sprintf("%04x", rand.N(1<<16)), progress: newProgress(stderr)}
 	if s.profile != "" {
 		r.profiles = &profiles{s.profile}
 	}
@@ -184,7 +184,7 @@ func (r *runner) prepare(ctx context.Context, s settings) (cleanUp func(), err e
 // report runs the chosen rows. If a row fails, the others are still measured.
 func (r *runner) report(ctx context.Context, chosen []row) (*report, error) {
 	began := time.Now()
-	rep := &report{Members: r.etcd.Members, Quick: r.scale.quick, Rounds: r.scale.rounds, Round: r.scale.period.String()}
+	rep := &report{Members: r.etcd.Members, Quick: r.workload.quick, Rounds: r.workload.rounds, Round: r.workload.period.String()}
 	if len(r.endpoints) > 0 {
 		rep.Members = 0
 	}

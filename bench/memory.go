@@ -40,7 +40,7 @@ var heldLocks = side{name: ours, open: func(ctx context.Context, a *arena) (roun
 		return nil, err
 	}
 	return func(ctx context.Context) (figures, error) {
-		locks := make([]*locker.Lock, a.scale.holds)
+		locks := make([]*locker.Lock, a.workload.holds)
 		before := usageNow()
 		err := each(ctx, len(locks), 100, func(ctx context.Context, i int) (err error) {
 			locks[i], err = c.Lock(ctx, a.name("n", i), "")
@@ -67,7 +67,7 @@ func waitingLocks(s service, prefix string) side {
 		if err != nil {
 			return nil, err
 		}
-		names := a.names("n", a.scale.waiters)
+		names := a.names("n", a.workload.waiters)
 		return func(ctx context.Context) (figures, error) {
 			held := make([]mutex, len(names))
 			err := each(ctx, len(names), 100, func(ctx context.Context, i int) error {

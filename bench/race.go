@@ -83,8 +83,8 @@ func raceSide(s service, clients int, enter func(ctx context.Context, a *arena) 
 		if err != nil {
 			return nil, err
 		}
-		runUp := a.scale.runUp + time.Duration(clients)*timeToQueue
-		return func(ctx context.Context) (figures, error) { return race(ctx, mutexes, runUp, a.scale.period) }, nil
+		runUp := a.workload.runUp + time.Duration(clients)*timeToQueue
+		return func(ctx context.Context) (figures, error) { return race(ctx, mutexes, runUp, a.workload.period) }, nil
 	}}
 }
 

@@ -102,7 +102,7 @@ func TestFigure_ThatIsMissingIsAnErrorAndNotZero(t *testing.T) {
 
 func TestRows_HaveDistinctSidesAndSomethingToCompareWith(t *testing.T) {
 	t.Parallel()
-	for _, size := range []scale{fullScale, quickScale} {
+	for _, size := range []workload{fullWorkload, quickWorkload} {
 		all := rows(size)
 		if len(all) != 17 { // P7 has two
 			t.Errorf("got %d rows, want 17", len(all))
@@ -126,7 +126,7 @@ func TestRows_HaveDistinctSidesAndSomethingToCompareWith(t *testing.T) {
 
 func TestRows_AreChosenByTheirIDs(t *testing.T) {
 	t.Parallel()
-	chosen, err := choose(rows(quickScale), "p7,P4")
+	chosen, err := choose(rows(quickWorkload), "p7,P4")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestRows_AreChosenByTheirIDs(t *testing.T) {
 	if got := strings.Join(ids, " "); got != "P4 P7 P7" {
 		t.Errorf("chose %q", got)
 	}
-	if _, err := choose(rows(quickScale), "P4,P99"); err == nil || !strings.Contains(err.Error(), "P99") {
+	if _, err := choose(rows(quickWorkload), "P4,P99"); err == nil || !strings.Contains(err.Error(), "P99") {
 		t.Errorf("unknown row: %v", err)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 // runner runs rows.
 type runner struct {
-	scale     scale
+	workload  workload
 	etcd      etcdproc.Options // of the cluster that is started for each row
 	endpoints []string         // of a running cluster to use instead
 	peers     peerAddresses
@@ -74,7 +74,7 @@ func (r *runner) participants(w row, endpoints []string) []*participant {
 	for i, s := range w.sides {
 		if !s.peer || r.peers.known(s.name) {
 			id := fmt.Sprintf("%s%02d%s", r.id, i, w.id)
-			participants = append(participants, &participant{side: s, arena: &arena{endpoints: endpoints, peers: r.peers, scale: r.scale, id: id}})
+			participants = append(participants, &participant{side: s, arena: &arena{endpoints: endpoints, peers: r.peers, workload: r.workload, id: id}})
 		}
 	}
 	return participants
@@ -83,7 +83,7 @@ func (r *runner) participants(w row, endpoints []string) []*participant {
 // runRounds runs all rounds, the participants alternating, and returns the figures by
 // side and round.
 func (r *runner) runRounds(ctx context.Context, w row, participants []*participant) (map[string][]figures, error) {
-	n := cmp.Or(w.rounds, r.scale.rounds)
+	n := cmp.Or(w.rounds, r.workload.rounds)
 	measured := make(map[string][]figures)
 	for i := range n {
 		for _, p := range participants {
@@ -141,13 +141,13 @@ func withCause(ctx context.Context, err error) error {
 // collects garbage first, so that the round does not pay for that of others.
 func (r *runner) runRound(ctx context.Context, p *participant, name string) (f figures, err error) {
 	runtime.GC()
-	ctx, cancel := p.bound(ctx, r.scale.period+peerTimeout)
+	ctx, cancel := p.bound(ctx, r.workload.period+peerTimeout)
 	defer cancel()
 	defer func() { err = withCause(ctx, err) }()
 	if p.name != ours || r.profiles == nil {
 		return p.round(ctx)
 	}
-	err = r.profiles.during(ctx, name, p.arena.endpoints[0], r.scale.period, func() (err error) {
+	err = r.profiles.during(ctx, name, p.arena.endpoints[0], r.workload.period, func() (err error) {
 		f, err = p.round(ctx)
 		return err
 	})

@@ -98,7 +98,7 @@ func fakeSide(name string, peer bool, order *[]string, err error) side {
 
 func fakeRunner() *runner {
 	return &runner{
-		scale: scale{rounds: 3}, endpoints: []string{"nowhere"}, version: "none", id: "0000",
+		workload: workload{rounds: 3}, endpoints: []string{"nowhere"}, version: "none", id: "0000",
 		peers: peerAddresses{redis: "nowhere"}, progress: newProgress(&bytes.Buffer{}),
 	}
 }

@@ -25,7 +25,7 @@ const cached = 1000 // names in the cache
 // benchmark runs a benchmark of the testing package for the period of a round.
 func benchmark(ctx context.Context, a *arena, fn func(b *testing.B)) (figures, error) {
 	testing.Init()
-	if err := flag.Set("test.benchtime", a.scale.period.String()); err != nil {
+	if err := flag.Set("test.benchtime", a.workload.period.String()); err != nil {
 		return nil, err
 	}
 	r := testing.Benchmark(fn)

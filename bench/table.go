@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// scale is the amount of work that the rows do.
-type scale struct {
+// workload is the amount of work that the rows do.
+type workload struct {
 	rounds  int
 	quick   bool          // too little work for figures that mean much
 	runUp   time.Duration // before counting starts in a race; extended for each client
@@ -21,18 +21,18 @@ type scale struct {
 }
 
 var (
-	fullScale = scale{
+	fullWorkload = workload{
 		rounds: 5, runUp: 500 * time.Millisecond, period: 3 * time.Second, history: 100_000, holds: 20_000, waiters: 5_000,
 		bulk: 100_000, bulkTTL: 10 * time.Second, crowd: 1_000,
 	}
-	quickScale = scale{
+	quickWorkload = workload{
 		rounds: 3, quick: true, runUp: 100 * time.Millisecond, period: 200 * time.Millisecond, history: 1_000, holds: 2_000, waiters: 500,
 		bulk: 5_000, bulkTTL: 3 * time.Second, crowd: 200, few: 1,
 	}
 )
 
 // rows returns the rows of the table: what is measured, for which sides, and the targets.
-func rows(s scale) []row {
+func rows(s workload) []row {
 	return []row{
 		{
 			id: "P1", work: "lock + unlock, one goroutine, free name",
