@@ -254,16 +254,16 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
 	t := l.taking(try)
 	if !try && (c.watches.Keeps(l.queue()) || len(l.value) > largeValue || c.plain.Load()) {
-		t = l.joining() // somebody waited for the name lately, so it is probably not free
+		t = l.joining(l.entry()) // somebody waited for the name lately, so it is probably not free
 	}
 	for {
-		t.Epoch = s.currentEpoch()
+		t = s.inEpoch(t)
 		l.puts.begin(t.Epoch)
 		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: l.landed})
 		switch {
 		case errors.Is(err, rpctypes.ErrTooManyOps) && t.Instead != nil:
 			c.plain.Store(true)
-			t = l.joining()
+			t = l.joining(l.entry())
 			continue
 		case err != nil:
 			return s.diagnose(err)
@@ -303,24 +303,25 @@ const largeValue = 4 << 10
 // taking returns the transaction that puts the entry if the queue is empty. Otherwise it
 // joins the queue or, with try, reads why it does not.
 func (l *Lock) taking(try bool) txn.Txn {
-	t := txn.Txn{Name: l.name, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{l.entry()}}
+	put := l.entry()
+	t := txn.Txn{Name: l.name, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{put}}
 	if try {
 		t.Otherwise = l.reasons()
 	} else {
-		t.Instead = l.joining
+		t.Instead = func() txn.Txn { return l.joining(put) }
 	}
-	return l.session.inEpoch(t)
+	return t
 }
 
 // joining returns the transaction that puts the entry at the end of the queue, and reads
 // what is ahead of it.
-func (l *Lock) joining() txn.Txn {
-	return l.session.inEpoch(txn.Txn{
+func (l *Lock) joining(put *pb.RequestOp) txn.Txn {
+	return txn.Txn{
 		Name:      l.name,
 		When:      []*pb.Compare{txn.CmpCreate(l.key, 0)},
-		Then:      []*pb.RequestOp{l.entry(), txn.OpRange(l.newest(0))},
+		Then:      []*pb.RequestOp{put, txn.OpRange(l.newest(0))},
 		Otherwise: l.reasons(),
-	})
+	}
 }
 
 // entry returns the put of the entry.
@@ -385,75 +386,61 @@ func (l *Lock) positionAt() (p position, revision int64) {
 // queue. It does not poll. While there are only a few predecessors, it watches the
 // deletions in the queue, and removes each predecessor at its first deletion after the
 // revision at which it was read, so that a key that is used again is not mistaken for it.
-// While there are many, it watches the nearest one only, and looks again when that is gone.
+// While there are many, it waits for the nearest one only, and looks again when that is
+// gone.
 func (l *Lock) waitForHead(ctx context.Context) (err error) {
 	c := l.client
 	p, revision := l.positionAt()
-	ahead, since := p.ahead, int64(0)
+	ahead := p.ahead
 	if revision != 0 && len(ahead) == 0 {
 		return nil
 	}
-	if p.total > farAway {
-		since = revision
-	}
-	// A watch from before the entry was put misses nothing: there is no need to look.
-	w := c.watches.Again(l.queue())
+	w := c.watches.Again(l.queue()) // from before the entry was put: it misses nothing
 	defer func() {
-		if w != nil && (err != nil || !w.Below) {
+		if err != nil {
 			w.Close()
-			w = nil
-		}
-		if err == nil {
+		} else {
 			c.watches.Keep(l.queue(), w)
 		}
 	}()
 	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {
-		what := l.horizon(ahead, since)
-		if w != nil && w.Target == what && revision != 0 {
-			var alive bool
-			if ahead, alive, err = l.passBy(ctx, w, ahead, revision); err != nil {
+		var unwatched error // why there is no watch any more
+		switch {
+		case len(ahead) > lookahead:
+			w.Close()
+			w = nil
+			if err := l.outlast(ctx, ahead[0], revision, p.total > farAway); err != nil {
 				return err
 			}
-			since = 0
-			switch {
-			case alive && !what.Below: // the nearest predecessor is gone, and usually all others
-				pause = backoff.Pause{}
-				w.Close()
-				w = nil
-				if ahead, revision, err = l.look(ctx); err != nil {
-					return err
-				}
-				continue
-			case alive:
-				pause = backoff.Pause{}
+			if ahead, revision, err = l.look(ctx); err != nil { // usually none is left
+				return err
+			}
+			p.total = len(ahead)
+		case w != nil && revision != 0:
+			if ahead, unwatched, err = l.passBy(ctx, w, ahead, revision); err != nil {
+				return err
+			}
+		default: // first the watch, then the look: so nothing is missed in between
+			w.Close()
+			w, unwatched = c.watches.Open(ctx, watchmux.Target{Key: l.queue(), Below: true, Deletions: true})
+			if unwatched == nil && w.Opened == revision {
 				continue
 			}
+			if ahead, revision, err = l.look(ctx); err != nil {
+				return err
+			}
+			if unwatched == nil && w.Opened > revision {
+				// etcd has come back empty or from a backup in between, and the watch would
+				// report what was before that.
+				unwatched = watchmux.ErrEnded
+			}
+		}
+		if unwatched != nil {
+			w.Close()
+			w = nil
 			if pause.Wait(ctx) != nil {
 				return c.interrupted(ctx)
 			}
-		}
-		// First the watch, then the look: so nothing is missed in between.
-		w.Close()
-		var unwatched error
-		w, unwatched = c.watches.Open(ctx, what)
-		if unwatched == nil && revision != 0 {
-			if unchanged := l.unchanged(ctx, w, revision); unchanged != 0 {
-				revision = unchanged
-				continue
-			}
-		}
-		since = 0
-		if ahead, revision, err = l.look(ctx); err != nil {
-			return err
-		}
-		if unwatched == nil && w.Opened > revision {
-			// etcd has come back empty or from a backup in between, and the watch would
-			// report what was before that.
-			w.Close()
-			w, unwatched = nil, watchmux.ErrEnded
-		}
-		if unwatched != nil && pause.Wait(ctx) != nil {
-			return c.interrupted(ctx)
 		}
 	}
 	return nil
@@ -469,53 +456,76 @@ const (
 	farAway = 200
 )
 
-// horizon returns what to watch, given the predecessors: from now on, or since a revision.
-func (l *Lock) horizon(ahead []string, since int64) watchmux.Target {
-	if len(ahead) > lookahead {
-		return watchmux.Target{Key: ahead[0], Deletions: true, Since: since}
-	}
-	return watchmux.Target{Key: l.queue(), Below: true, Deletions: true}
-}
-
-// unchanged returns a revision, not before that at which w was opened, up to which what is
-// watched has not changed since revision; 0 if it has changed, or that is not known.
-func (l *Lock) unchanged(ctx context.Context, w *watchmux.Watch, revision int64) int64 {
-	if w.Opened == revision || w.Opened > revision && w.Since != 0 {
-		return revision
-	}
-	if w.Below {
-		return 0
-	}
-	resp, err := l.client.store.Read(ctx, txn.RevisionsOf(w.Key))
-	if err != nil || len(resp.Kvs) == 0 || resp.Kvs[0].CreateRevision > revision || resp.Header.Revision < w.Opened {
-		return 0
-	}
-	return resp.Header.Revision
-}
-
 // passBy removes from ahead the entries that are deleted after revision, until none is left
-// or something else has to be watched. alive is false if the watch has ended.
-func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, revision int64) (_ []string, alive bool, err error) {
-	many := len(ahead) > lookahead
-	for len(ahead) > 0 && many == (len(ahead) > lookahead) {
+// or the watch has ended.
+func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, revision int64) (_ []string, unwatched, err error) {
+	for len(ahead) > 0 {
 		answer, ended := w.Next(ctx)
 		if ctx.Err() != nil {
-			return nil, false, l.client.interrupted(ctx)
+			return nil, nil, l.client.interrupted(ctx)
 		}
 		if ended != nil {
-			return ahead, false, nil
+			return ahead, ended, nil
 		}
 		for _, ev := range answer.Events {
 			if ev.Kv.ModRevision <= revision {
 				continue
 			}
 			if string(ev.Kv.Key) == l.key {
-				return nil, false, l.entryDeleted(ctx)
+				return nil, nil, l.entryDeleted(ctx)
 			}
 			ahead = slices.DeleteFunc(ahead, func(key string) bool { return key == string(ev.Kv.Key) })
 		}
 	}
-	return ahead, true, nil
+	return nil, nil, nil
+}
+
+// outlast returns nil once the entry that had key at a revision is gone, or may be. If late
+// is set, there is time for a watch that begins at that revision, which spares a read.
+func (l *Lock) outlast(ctx context.Context, key string, revision int64, late bool) error {
+	c := l.client
+	for pause := (backoff.Pause{}); ; late = false {
+		what := watchmux.Target{Key: key, Deletions: true}
+		if late {
+			what.Since = revision
+		}
+		w, unwatched := c.watches.Open(ctx, what)
+		if unwatched != nil || w.Opened < revision || w.Opened > revision && !late {
+			resp, err := c.store.Read(ctx, txn.RevisionsOf(key))
+			if err != nil {
+				w.Close()
+				return err
+			}
+			stands := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= revision
+			if now := resp.Header.Revision; !stands || now < revision || unwatched == nil && now < w.Opened {
+				w.Close()
+				return nil
+			}
+			revision = resp.Header.Revision
+		}
+		gone := unwatched == nil && l.deleted(ctx, w, revision)
+		w.Close()
+		if gone {
+			return nil
+		}
+		if pause.Wait(ctx) != nil {
+			return c.interrupted(ctx)
+		}
+	}
+}
+
+// deleted waits until w reports a deletion after revision; it returns false if w or ctx
+// ends first.
+func (l *Lock) deleted(ctx context.Context, w *watchmux.Watch, revision int64) bool {
+	for {
+		answer, err := w.Next(ctx)
+		if err != nil {
+			return false
+		}
+		if slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv.ModRevision > revision }) {
+			return true
+		}
+	}
 }
 
 // look reads which entries are ahead now, and the revision of that.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -253,6 +254,74 @@ func TestQueue_MoreWaitersThanTheLookaheadAreServedInOrder(t *testing.T) {
 			b.Queued(t, "a", i+2)
 		}
 		locktest.Unlock(t, wantServedInOrder(t, present, waiters))
+	}
+}
+
+func TestQueue_AWaiterFarBehindMissesNoDeparture(t *testing.T) {
+	t.Parallel()
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	proxy := b.Server.Proxy(t)
+	c, w, _ := watched(t, proxy.ClientConfig(), locker.WithTTL(locktest.Unhurried))
+	nothing := func([]string) {}
+	remove := func(keys ...string) {
+		for _, key := range keys {
+			if _, err := b.Etcd.Delete(ctx, key); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	// What happens right after its entry was put, and while it waits, to the keys ahead, the oldest first.
+	early := map[string]func(keys []string){
+		"nothing":                     nothing,
+		"the nearest leaves":          func(keys []string) { remove(keys[len(keys)-1]) },
+		"the nearest five leave":      func(keys []string) { remove(keys[len(keys)-5:]...) },
+		"the nearest joins once more": func(keys []string) { remove(keys[len(keys)-1]); locktest.PutKey(t, b.Etcd, keys[len(keys)-1], "") },
+		"somebody else joins": func([]string) {
+			locktest.PutKey(t, b.Etcd, locker.DefaultPrefix+"a/f", "")
+			remove(locker.DefaultPrefix + "a/f")
+		},
+		"compaction": func([]string) { b.Server.Compact(t) },
+	}
+	late := map[string]func(keys []string){
+		"in order":            nothing,
+		"the nearest first":   func(keys []string) { slices.Reverse(keys) },
+		"at random":           func(keys []string) { rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) },
+		"after a reset":       func([]string) { proxy.Reset() },
+		"after a compaction":  func([]string) { proxy.Reset(); b.Server.Compact(t) },
+		"with late joiners":   func([]string) { locktest.PutKey(t, b.Etcd, locker.DefaultPrefix+"a/f", "") },
+		"all but one at once": func(keys []string) { remove(keys[1:]...) },
+	}
+	for _, n := range []int{locker.Lookahead + 1, locker.Lookahead + 12, locker.FarAway + 12} {
+		for before, early := range early {
+			for during, late := range late {
+				if n > locker.FarAway && during != "in order" && during != "after a reset" {
+					continue // they differ only in how the watch begins
+				}
+				keys := make([]string, n)
+				for i := range keys {
+					keys[i] = fmt.Sprintf("%sa/%016x", locker.DefaultPrefix, i+1)
+					locktest.PutKey(t, b.Etcd, keys[i], "")
+				}
+				w.fail(1, func(req any) bool { return locktest.Enqueues(req, "a") }, func(_ context.Context, call func() error) error {
+					err := call()
+					early(keys)
+					return err
+				})
+				waiter := locktest.LockAsync(ctx, c, "a", "")
+				locktest.Eventually(t, "it has joined", func() bool { return !w.pending() && len(b.Entries(t)) > n/2 })
+				oldest := keys[0]
+				late(keys)
+				remove(keys[1:]...)
+				if keys[0] == oldest && len(waiter) > 0 {
+					t.Fatalf("%d ahead, %s, %s: it was served while another held", n, before, during)
+				}
+				remove(keys[0])
+				l := locktest.LockOf(t, waiter)
+				remove(locker.DefaultPrefix + "a/f")
+				b.WantHeldAlone(t, l)
+				locktest.Unlock(t, l)
+			}
+		}
 	}
 }
 

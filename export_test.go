@@ -10,6 +10,9 @@ func HedgeAfter(c *Client, d time.Duration) { c.store.HedgeDelay, c.watches.Hedg
 // before the client is used.
 func SendOneAtATime(c *Client) { c.store.InFlight = 1 }
 
+// Lookahead and FarAway are how many predecessors a waiter has that is near, or very far.
+const Lookahead, FarAway = lookahead, farAway
+
 // KeepWatchesFor sets how long an unused watch is kept. It is called before the client is used.
 func KeepWatchesFor(c *Client, d time.Duration) { c.watches.Idle = d }
 

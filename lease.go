@@ -357,8 +357,11 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	if next != nil && l.shareHold(next) {
 		return nil
 	}
-	w := l.startRemoval(ctx, next)
-	if l.removed(ctx, w) {
+	// If nothing is left of the session, there is nothing to wait for either.
+	waiting, stopWaiting := tasks.Either(ctx, l.session.cleanUpCtx)
+	defer stopWaiting()
+	w := l.startRemoval(waiting, next)
+	if l.removed(waiting, w) {
 		l.detach(next)
 		return nil
 	}

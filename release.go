@@ -22,7 +22,11 @@ import (
 func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 	s := l.session
 	defer l.detach(next)
-	ctx, cancel := context.WithTimeout(s.cleanUpCtx, s.ttl)
+	begun := time.Now()
+	if w != nil {
+		begun = w.Submitted()
+	}
+	ctx, cancel := context.WithDeadline(s.cleanUpCtx, begun.Add(s.ttl))
 	defer cancel()
 	found, err := l.dequeue(ctx, next, w)
 	if err != nil {
@@ -115,7 +119,7 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 		return nil
 	}
 	created, err := l.invalidatePuts(ctx)
-	if err == nil {
+	if err == nil && created != l.token.Load() {
 		l.queuedAt(created, created, position{})
 	}
 	return err
@@ -173,43 +177,43 @@ func (l *Lock) handOver(next *Lock) *txn.Write {
 // removed waits for the hedge delay, or until ctx ends, and reports whether the entry was
 // removed. Usually it was, and there is nothing left to do.
 func (l *Lock) removed(ctx context.Context, w *txn.Write) bool {
-	if !w.Applied() {
-		late := time.NewTimer(time.Until(w.Submitted().Add(l.client.store.HedgeDelay)))
-		defer late.Stop()
-		select {
-		case <-w.Done():
-		case <-ctx.Done():
-		case <-late.C:
-		}
-	}
-	if !w.Applied() {
+	if !l.answeredSoon(ctx, w) || !w.Applied() {
 		return false
 	}
 	l.session.timeline.saw(w.Result().Resp.Header)
 	return true
 }
 
-// handsOver reports whether a removal is in favour of a next.
-func handsOver(w *txn.Write) bool { return w.Record != nil }
-
-// awaitHandOver waits for the outcome of a hand-over, until it is older than the hedge
-// delay. If there is no answer by then, the two locks go separate ways, and next finds out by itself whether its
-// entry is in the queue nevertheless.
-//
-// released reports whether the entry of l was deleted; unknown, that it may have been.
-func (l *Lock) awaitHandOver(ctx context.Context, w *txn.Write) (released, unknown bool) {
-	c := l.client
-	late := time.NewTimer(time.Until(w.Submitted().Add(c.store.HedgeDelay)))
+// answeredSoon waits until the outcome of w is certain, w is older than the hedge delay, or
+// ctx ends; and reports whether the outcome is certain.
+func (l *Lock) answeredSoon(ctx context.Context, w *txn.Write) bool {
+	if w.Decided() {
+		return true
+	}
+	late := time.NewTimer(time.Until(w.Submitted().Add(l.client.store.HedgeDelay)))
 	defer late.Stop()
 	select {
 	case <-w.Done():
-		o := w.Result()
-		released = o.Err == nil && o.Resp.Succeeded
-		return released, !released && (!o.Only || o.State() == txn.InDoubt)
-	case <-late.C:
 	case <-ctx.Done():
+	case <-late.C:
 	}
-	return false, c.store.Forget(w) != txn.ErrUnsent
+	return w.Decided()
+}
+
+// handsOver reports whether a removal is in favour of a next.
+func handsOver(w *txn.Write) bool { return w.Record != nil }
+
+// awaitHandOver waits for the outcome of a hand-over. If there is no answer soon, the two
+// locks go separate ways, and next finds out by itself whether its entry is in the queue
+// nevertheless.
+//
+// released reports whether the entry of l was deleted; unknown, that it may have been.
+func (l *Lock) awaitHandOver(ctx context.Context, w *txn.Write) (released, unknown bool) {
+	if !l.answeredSoon(ctx, w) {
+		return false, l.client.store.Forget(w) != txn.ErrUnsent
+	}
+	o := w.Result()
+	return w.Applied(), !w.Applied() && (!o.Only || o.State() == txn.InDoubt)
 }
 
 // shareHold passes the hold of l, which has ended, on to next as it is: with the same entry

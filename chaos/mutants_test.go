@@ -74,8 +74,8 @@ var mutants = []mutant{
 		name: "a waiter does not read again after its watch was closed",
 		edits: []edit{
 			{"acquire.go", "	for pause := (backoff.Pause{}); revision == 0 ||", "	closed := false\n	for pause := (backoff.Pause{}); revision == 0 ||"},
-			{"acquire.go", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n		}\n		// First", "			if pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			closed = true\n		}\n		// First"},
-			{"acquire.go", "		since = 0\n		if ahead, revision, err = l.look(ctx); err != nil {\n", "		since = 0\n		if closed {\n			if unwatched != nil && pause.Wait(ctx) != nil {\n				return c.interrupted(ctx)\n			}\n			continue\n		}\n		if ahead, revision, err = l.look(ctx); err != nil {\n"},
+			{"acquire.go", "			if unwatched == nil && w.Opened == revision {", "			if unwatched == nil && (closed || w.Opened == revision) {"},
+			{"acquire.go", "		if unwatched != nil {\n", "		if unwatched != nil {\n			closed = true\n"},
 		},
 		flags:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
 		caughtBy: []string{"the head of the queue gets the lock in time"},

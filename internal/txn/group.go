@@ -106,10 +106,10 @@ func (w *Write) Done() <-chan struct{} { return w.done }
 func (w *Write) Result() Outcome { return w.result }
 
 // Applied reports whether etcd has answered that w was applied.
-func (w *Write) Applied() bool { return w.decided() && w.result.Err == nil && w.result.Resp.Succeeded }
+func (w *Write) Applied() bool { return w.Decided() && w.result.Err == nil && w.result.Resp.Succeeded }
 
-// decided reports whether the outcome of w is certain.
-func (w *Write) decided() bool {
+// Decided reports whether the outcome of w is certain.
+func (w *Write) Decided() bool {
 	select {
 	case <-w.done:
 		return true

@@ -129,7 +129,7 @@ func (s *Store) Start(ctx context.Context, w *Write) {
 // Await blocks until etcd has answered for certain, or ctx has ended; then it forgets w,
 // which may have been applied, or may yet be, but is not tried again.
 func (s *Store) Await(ctx context.Context, w *Write) (resp *pb.TxnResponse, only bool, err error) {
-	if !w.decided() {
+	if !w.Decided() {
 		select {
 		case <-w.Done():
 		case <-ctx.Done():
