@@ -357,13 +357,14 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	if next != nil && l.shareHold(next) {
 		return nil
 	}
-	// If nothing is left of the session, there is nothing to wait for either.
-	waiting, stopWaiting := tasks.Either(ctx, l.session.cleanUpCtx)
-	defer stopWaiting()
-	w := l.startRemoval(waiting, next)
-	if l.removed(waiting, w) {
+	w := l.startRemoval(ctx, next)
+	if l.removed(ctx, w) {
 		l.detach(next)
 		return nil
+	}
+	if ctx.Err() != nil {
+		c.removals.Run(func() { _ = l.cleanUp(next, w) }) // it has done what can be done
+		return wrap(op, l.name, txn.Ended(ctx, c.explain(ctx.Err())))
 	}
 	done := make(chan error, 1)
 	c.tasks.Run(func() { done <- l.cleanUp(next, w) })
