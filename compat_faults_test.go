@@ -321,19 +321,6 @@ func outlast(t testing.TB, b locktest.Bundle, ttl time.Duration) {
 	locktest.Eventually(t, "the lease runs out", func() bool { return !b.Leases(t)[lease.ID] })
 }
 
-// gate lets each transaction pass once wait has returned.
-func gate(wait func(method string)) embedtest.Intercept {
-	return func(ctx context.Context, method string, _ any, call func() error) error {
-		if strings.HasSuffix(method, "/Txn") {
-			wait(method)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-		}
-		return call()
-	}
-}
-
 func TestCompat_ActsAtOnceWhereTheOriginalWaitedForItsTick(t *testing.T) {
 	t.Parallel()
 	const tick, tries = 3 * time.Second, 5 // a busy machine is slow now and then, the original always was

@@ -7,7 +7,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -269,16 +268,14 @@ func TestCompatLock_QuitsByASendAndByAClose(t *testing.T) {
 		})
 		t.Run("during the first attempt, by "+way, func(t *testing.T) {
 			t.Parallel()
-			b, begun, passed, once := locktest.Setup(t), make(chan struct{}), make(chan struct{}), sync.Once{}
-			etcd := b.Server.ClientWith(t, gate(func(string) {
-				once.Do(func() { close(begun) })
-				<-passed
-			}))
-			k := contend(newCompat(t, locktest.NewClient(t, etcd)), "a", "v", 1)
-			locktest.Receive(t, begun)
+			b := locktest.Setup(t)
+			c, w := wired(t, b)
+			g := w.stop(t, false, func(req any) bool { return locktest.Enqueues(req, "a") })
+			k := contend(newCompat(t, c), "a", "v", 1)
+			locktest.Receive(t, g.arrived)
 			quit(t, k.quit)
 			k.ended(t)
-			close(passed)
+			g.open()
 			b.Queued(t, "a", 0)
 		})
 	}

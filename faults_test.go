@@ -648,16 +648,14 @@ func TestUnlock_SucceedsTogetherWithWhatFilledTheSpace(t *testing.T) {
 	b := locktest.Setup(t)
 	held := make(chan struct{})
 	var holding atomic.Bool
-	full := applied(func(req any) bool {
-		txn, ok := req.(*pb.TxnRequest)
-		return ok && len(txn.Success) > 1 && txn.Success[0].GetRequestTxn() != nil
-	})
+	full := applied(batched)
 	c := locktest.NewClient(t, b.Server.ClientWith(t, func(ctx context.Context, method string, req any, call func() error) error {
 		if locktest.Enqueues(req, "first") && holding.CompareAndSwap(true, false) {
 			<-held // so that the writes that follow gather
 		}
 		return full(ctx, method, req, call)
 	}))
+	locker.SendOneAtATime(c)
 	a := locktest.Lock(t, c, "a", "")
 	holding.Store(true)
 	first := locktest.LockAsync(locktest.Within(t), c, "first", "")
