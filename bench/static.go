@@ -76,7 +76,8 @@ var mapGet = side{name: "map", open: func(ctx context.Context, a *arena) (round,
 	var mu sync.RWMutex
 	holders := make(map[string]locker.Holder)
 	for _, name := range names {
-		holders[name] = locker.Holder{Name: name}
+		key := strings.Clone(name) // as in a Cache: to compare equal pointers would be faster
+		holders[key] = locker.Holder{Name: key}
 	}
 	get := func(name string) (locker.Holder, bool) {
 		mu.RLock()
