@@ -25,6 +25,8 @@ type machine struct {
 	Go        string  `json:"go"`
 	Etcd      string  `json:"etcd"`
 	Date      string  `json:"date"`
+
+	Peers []string `json:"peers,omitempty"` // servers with their settings, and libraries
 }
 
 // describeMachine describes this machine and the disk that dir is on. Details that cannot
@@ -57,8 +59,12 @@ func describeMachine(dir string) (machine, error) {
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf("%s, %d cores, %.0f GiB; %s, fsync %.2f ms; %s; Go %s, etcd %s; %s",
+	text := fmt.Sprintf("%s, %d cores, %.0f GiB; %s, fsync %.2f ms; %s; Go %s, etcd %s; %s",
 		m.CPU, m.Cores, m.MemoryGiB, m.Disk, m.SyncMs, m.Kernel, m.Go, m.Etcd, m.Date)
+	if len(m.Peers) > 0 {
+		text += "; " + strings.Join(m.Peers, ", ")
+	}
+	return text
 }
 
 // filesystem returns the type and the device of the file system that dir is on.

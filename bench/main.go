@@ -69,7 +69,7 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	flags.IntVar(&s.members, "members", 1, "number of etcd processes, 1 or 3")
 	flags.StringVar(&s.program, "etcd", "", "etcd `program` to run (default: "+etcdVersion+", compiled once)")
 	flags.StringVar(&s.endpoints, "endpoints", "", "comma-separated `addresses` of a running cluster to use instead")
-	flags.StringVar(&s.out, "out", "", "write results.json, results.md and results.svg to this `directory`, such as bench/results")
+	flags.StringVar(&s.out, "out", "", "write results.json, results.md and results.svg (results-3.* with -members 3) to this `directory`, such as bench/results")
 	flags.StringVar(&s.profile, "profile", "", "write CPU profiles of this process and of etcd during Locker's rounds to this `directory`")
 	flags.StringVar(&s.peers.redis, "redis", "", "`address` of a Redis server; also measures redislock, redsync and rueidislock")
 	flags.StringVar(&s.peers.zookeeper, "zookeeper", "", "`address` of a ZooKeeper server; also measures its lock recipe")
@@ -78,6 +78,9 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	}
 	if flags.NArg() > 0 {
 		return s, fmt.Errorf("unexpected argument %q; see -h", flags.Arg(0))
+	}
+	if s.members != 1 && s.members != 3 {
+		return s, fmt.Errorf("-members is %d, want 1 or 3", s.members)
 	}
 	if s.scale {
 		var err error
@@ -111,7 +114,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	r := &runner{workload: size, peers: s.peers, id: fmt.Sprintf("%04x", rand.N(1<<16)), progress: newProgress(stderr)}
 	if s.profile != "" {
-		r.profiles = &profiles{s.profile}
+		r.profiles = &profiles{dir: s.profile}
 	}
 	if s.scale {
 		return r.runScale(ctx, s, stdout)
@@ -121,10 +124,15 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return err
 	}
 	defer cleanUp()
+	servers, err := r.peers.describe(ctx)
+	if err != nil {
+		return err
+	}
 	rep, err := r.report(ctx, chosen)
 	if err != nil {
 		return err
 	}
+	rep.Machine.Peers = servers
 	if err := rep.writeText(stdout); err != nil {
 		return err
 	}

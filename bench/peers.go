@@ -41,10 +41,15 @@ func ofPeers(do func(s service) side) []side {
 	return sides
 }
 
-var redislockService = service{name: "redislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
-	c := redis.NewClient(&redis.Options{Addr: a.peers.redis})
+// newRedis returns a client that does not make 256 goroutines wait for connections.
+func newRedis(a *arena) *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: a.peers.redis, PoolSize: 256})
 	a.onClose(c.Close)
-	locks := redislock.New(c)
+	return c
+}
+
+var redislockService = service{name: "redislock", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
+	locks := redislock.New(newRedis(a))
 	return func(name string) mutex { return &redislockMutex{locks: locks, name: name} }, nil
 }}
 
@@ -62,9 +67,7 @@ func (m *redislockMutex) Lock(ctx context.Context) (err error) {
 func (m *redislockMutex) Unlock(ctx context.Context) error { return m.held.Release(ctx) }
 
 var redsyncService = service{name: "redsync", peer: true, join: func(ctx context.Context, a *arena) (client, error) {
-	c := redis.NewClient(&redis.Options{Addr: a.peers.redis})
-	a.onClose(c.Close)
-	rs := redsync.New(goredis.NewPool(c))
+	rs := redsync.New(goredis.NewPool(newRedis(a)))
 	return func(name string) mutex {
 		return redsyncMutex{rs.NewMutex(name, redsync.WithExpiry(peerTTL), redsync.WithTries(math.MaxInt), redsync.WithRetryDelay(polling))}
 	}, nil
@@ -115,7 +118,9 @@ var zookeeperService = service{name: "zookeeper", peer: true, join: func(ctx con
 		return nil, err
 	}
 	a.onClose(func() error { conn.Close(); return nil })
-	return func(name string) mutex { return zookeeperMutex{zk.NewLock(conn, "/"+name, zk.WorldACL(zk.PermAll))} }, nil
+	return func(name string) mutex {
+		return &zookeeperMutex{recipe: zk.NewLock(conn, "/"+name, zk.WorldACL(zk.PermAll))}
+	}, nil
 }}
 
 // noLogger is a zk.Logger that discards everything.
@@ -123,15 +128,28 @@ type noLogger struct{}
 
 func (noLogger) Printf(string, ...any) {}
 
-// zookeeperMutex cannot be interrupted: a waiter at the end of a round is served before
-// the next round starts.
-type zookeeperMutex struct{ lock *zk.Lock }
-
-func (m zookeeperMutex) Lock(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+// zookeeperMutex is the lock recipe, which cannot be interrupted: a Lock that was stays in
+// the queue, and the next one takes over its place.
+type zookeeperMutex struct {
+	recipe interface {
+		Lock() error
+		Unlock() error
 	}
-	return m.lock.Lock()
+	queued chan error // receives when the recipe's Lock returns; nil if none has begun
 }
 
-func (m zookeeperMutex) Unlock(context.Context) error { return m.lock.Unlock() }
+func (m *zookeeperMutex) Lock(ctx context.Context) error {
+	if m.queued == nil {
+		m.queued = make(chan error, 1)
+		go func(queued chan<- error) { queued <- m.recipe.Lock() }(m.queued)
+	}
+	select {
+	case err := <-m.queued:
+		m.queued = nil
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (m *zookeeperMutex) Unlock(context.Context) error { return m.recipe.Unlock() }

@@ -15,13 +15,18 @@ import (
 
 // profiles writes CPU profiles of this process and of etcd's first member during Locker's
 // rounds.
-type profiles struct{ dir string }
+type profiles struct {
+	dir   string
+	taken int // number of the last ones, part of their names: two rows may have the same ID
+}
 
 // during profiles fn, which takes about period.
 func (p *profiles) during(ctx context.Context, name, endpoint string, period time.Duration, fn func() error) (err error) {
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}
+	p.taken++
+	name = fmt.Sprintf("%s-%02d", name, p.taken)
 	own, err := os.Create(filepath.Join(p.dir, name+".client.pprof"))
 	if err != nil {
 		return err
