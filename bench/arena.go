@@ -18,6 +18,7 @@ type arena struct {
 	peers     peerAddresses
 	id        string // part of all names, of the same length for each side
 	workload  workload
+	traffic   traffic // on what connections has returned
 
 	mu      sync.Mutex // guards closers
 	closers []func() error
@@ -31,6 +32,18 @@ func (a *arena) connect(opts ...grpc.DialOption) (*clientv3.Client, error) {
 	}
 	a.onClose(etcd.Close)
 	return etcd, nil
+}
+
+// connections returns n connections that are established, and whose messages are counted.
+func (a *arena) connections(ctx context.Context, n int) ([]*clientv3.Client, error) {
+	connections := make([]*clientv3.Client, n)
+	return connections, each(ctx, n, 16, func(ctx context.Context, i int) (err error) {
+		if connections[i], err = a.connect(grpc.WithStatsHandler(&a.traffic)); err != nil {
+			return err
+		}
+		_, err = connections[i].Get(ctx, "connected")
+		return err
+	})
 }
 
 // name returns the i-th name of a kind. A kind is one letter.

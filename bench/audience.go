@@ -2,45 +2,58 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/jagregory/locker/v2"
 )
 
 // audience is watchers of values that are numbers.
 type audience struct {
-	size  int64
-	value atomic.Int64   // that is awaited
-	left  atomic.Int64   // watchers that have yet to see it
-	last  chan time.Time // receives when the last one has seen it
+	size   int64
+	group  *errgroup.Group
+	ctx    context.Context // ends when one watcher fails, and with end
+	cancel context.CancelFunc
+	value  atomic.Int64   // that is awaited
+	left   atomic.Int64   // watchers that have yet to see it
+	last   chan time.Time // receives when the last one has seen it
 }
 
-func newAudience(size int) *audience {
-	return &audience{size: int64(size), last: make(chan time.Time, 1)}
+func newAudience(ctx context.Context, size int) *audience {
+	w := &audience{size: int64(size), last: make(chan time.Time, 1)}
+	ctx, w.cancel = context.WithCancel(ctx)
+	w.group, w.ctx = errgroup.WithContext(ctx)
+	return w
 }
 
 // gather starts the watchers, a few at a time, and waits until each has seen a value.
-func (w *audience) gather(ctx context.Context, s *site, clients []*locker.Client, prefix string) error {
-	return each(ctx, int(w.size), joiningTogether, func(starting context.Context, i int) error {
+func (w *audience) gather(clients []*locker.Client, prefix string) error {
+	return each(w.ctx, int(w.size), joiningTogether, func(ctx context.Context, i int) error {
 		first := make(chan struct{})
-		s.group.Go(func() error { return w.watch(ctx, clients[i%len(clients)], prefix, first) })
+		w.group.Go(func() error { return w.watch(clients[i%len(clients)], prefix, first) })
 		select {
 		case <-first:
 			return nil
-		case <-starting.Done():
-			return context.Cause(starting)
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	})
 }
 
+// end ends all watches. Errors do not matter any more.
+func (w *audience) end() {
+	w.cancel()
+	_ = w.group.Wait()
+}
+
 // watch is one watcher. It closes first when it has seen any value.
-func (w *audience) watch(ctx context.Context, c *locker.Client, prefix string, first chan<- struct{}) error {
+func (w *audience) watch(c *locker.Client, prefix string, first chan<- struct{}) error {
 	seen := int64(-1)
-	for state, err := range c.WatchPrefix(ctx, prefix) {
+	for state, err := range c.WatchPrefix(w.ctx, prefix) {
 		if err != nil {
 			return err
 		}
@@ -56,7 +69,7 @@ func (w *audience) watch(ctx context.Context, c *locker.Client, prefix string, f
 			w.saw(value)
 		}
 	}
-	return errors.New("a watch has ended")
+	return errWatchEnded
 }
 
 // saw notes that one more watcher has seen a value.
@@ -74,12 +87,12 @@ func (w *audience) expect(value int64) {
 
 // changes sets value after value, at least so many and for so long, and returns the times
 // that change has returned, in milliseconds.
-func (w *audience) changes(ctx context.Context, lock *locker.Lock, least int, period time.Duration) (times []float64, err error) {
+func (w *audience) changes(lock *locker.Lock, least int, period time.Duration) (times []float64, err error) {
 	for began := time.Now(); len(times) < least || time.Since(began) < period; {
-		if err := pause(ctx, watchDelay); err != nil {
+		if err := pause(w.ctx, watchDelay); err != nil {
 			return nil, err
 		}
-		took, err := w.change(ctx, lock, len(times)+1)
+		took, err := w.change(lock, len(times)+1)
 		if err != nil {
 			return nil, err
 		}
@@ -89,16 +102,16 @@ func (w *audience) changes(ctx context.Context, lock *locker.Lock, least int, pe
 }
 
 // change sets the value, and returns the time until the last watcher has seen it.
-func (w *audience) change(ctx context.Context, lock *locker.Lock, value int) (time.Duration, error) {
+func (w *audience) change(lock *locker.Lock, value int) (time.Duration, error) {
 	w.expect(int64(value))
 	began := time.Now()
-	if err := lock.SetValue(ctx, strconv.Itoa(value)); err != nil {
+	if err := lock.SetValue(w.ctx, strconv.Itoa(value)); err != nil {
 		return 0, err
 	}
 	select {
 	case last := <-w.last:
 		return last.Sub(began), nil
-	case <-ctx.Done():
-		return 0, fmt.Errorf("%d of %d watchers have not seen a change: %w", w.left.Load(), w.size, context.Cause(ctx))
+	case <-w.ctx.Done():
+		return 0, fmt.Errorf("%d of %d watchers have not seen a change: %w", w.left.Load(), w.size, context.Cause(w.ctx))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/jagregory/locker/v2"
 )
@@ -16,23 +17,16 @@ const (
 	closeTime   figure = "close time"   // seconds
 )
 
-const (
-	putsPerTxn   = 124  // etcd allows 128 operations
-	keysPerLease = 1000 // as in Locker
-)
+const keysPerLease = 1000 // as in Locker
 
 // bulkLocks measures very many locks held by one client.
 var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (round, error) {
+	connections, err := a.connections(ctx, 1)
+	if err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context) (figures, error) {
-		counter := newMessageCounter()
-		etcd, err := a.connect(counter.options()...)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := etcd.Get(ctx, "connected"); err != nil {
-			return nil, err
-		}
-		c, err := newLocker(a, etcd, locker.WithTTL(a.workload.bulkTTL))
+		c, err := newLocker(a, connections[0], locker.WithTTL(a.workload.bulkTTL))
 		if err != nil {
 			return nil, err
 		}
@@ -46,7 +40,7 @@ var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (roun
 			return nil, err
 		}
 		f := figures{acquireTime: time.Since(began).Seconds()}
-		if f[renewals], err = renewalsOf(ctx, counter, a.workload.bulkTTL/3); err != nil {
+		if f[renewals], err = renewalsOf(ctx, c, &a.traffic, a.workload.bulkTTL/3); err != nil {
 			return nil, err
 		}
 		began = time.Now()
@@ -56,49 +50,34 @@ var bulkLocks = side{name: ours, open: func(ctx context.Context, a *arena) (roun
 	}, nil
 }}
 
-// renewalsOf counts renewals for two intervals and returns the mean number per lease and
-// interval.
-func renewalsOf(ctx context.Context, c *messageCounter, interval time.Duration) (float64, error) {
+// renewalsOf counts the renewals of a client for two intervals and returns the mean number
+// per lease and interval.
+func renewalsOf(ctx context.Context, c *locker.Client, t *traffic, interval time.Duration) (float64, error) {
 	const intervals = 2
-	leases := c.messages("/LeaseGrant")
-	before := c.messages("/LeaseKeepAlive")
+	leases, err := c.Owners(ctx)
+	if err != nil {
+		return 0, err
+	}
+	before := t.renewals.Load()
 	if err := pause(ctx, intervals*interval); err != nil {
 		return 0, err
 	}
-	return float64(c.messages("/LeaseKeepAlive")-before) / float64(leases) / intervals, nil
+	return float64(t.renewals.Load()-before) / float64(len(leases)) / intervals, nil
 }
 
 // bulkPuts is the floor of bulkLocks: as many puts with leases, in transactions that are
-// as large as etcd allows, one after the other.
+// as large as those of Locker.
 var bulkPuts = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
-	etcd, err := a.connect()
+	connections, err := a.connections(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := etcd.Get(ctx, "connected"); err != nil {
-		return nil, err
-	}
+	etcd, names := connections[0], a.names("n", a.workload.bulk)
 	return func(ctx context.Context) (figures, error) {
-		names := a.names("n", a.workload.bulk)
-		var leases []clientv3.LeaseID
 		began := time.Now()
-		var puts []clientv3.Op
-		for i, name := range names {
-			if i%keysPerLease == 0 {
-				lease, err := etcd.Grant(ctx, 600)
-				if err != nil {
-					return nil, err
-				}
-				leases = append(leases, lease.ID)
-			}
-			lease := leases[len(leases)-1]
-			puts = append(puts, clientv3.OpPut(fmt.Sprintf("%s%s/%016x", floorPrefix, name, lease), "", clientv3.WithLease(lease)))
-			if len(puts) == putsPerTxn || i == len(names)-1 {
-				if _, err := etcd.Txn(ctx).Then(puts...).Commit(); err != nil {
-					return nil, err
-				}
-				puts = puts[:0]
-			}
+		leases, err := putWithLeases(ctx, etcd, names)
+		if err != nil {
+			return nil, err
 		}
 		f := figures{acquireTime: time.Since(began).Seconds()}
 		return f, each(ctx, len(leases), 4, func(ctx context.Context, i int) error {
@@ -107,3 +86,47 @@ var bulkPuts = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 		})
 	}, nil
 }}
+
+// putWithLeases puts a key for each name. As with Locker, two transactions are in flight,
+// also while the next lease is granted.
+func putWithLeases(ctx context.Context, etcd *clientv3.Client, names []string) (leases []clientv3.LeaseID, err error) {
+	batches := make(chan []clientv3.Op)
+	g, ctx := errgroup.WithContext(ctx)
+	for range 2 {
+		g.Go(func() error {
+			for puts := range batches {
+				if _, err := apply(ctx, etcd, nil, puts); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		defer close(batches)
+		var puts []clientv3.Op
+		for i, name := range names {
+			if i%keysPerLease == 0 {
+				lease, err := etcd.Grant(ctx, floorTTL)
+				if err != nil {
+					return err
+				}
+				leases = append(leases, lease.ID)
+			}
+			lease := leases[len(leases)-1]
+			puts = append(puts, clientv3.OpPut(fmt.Sprintf("%s%s/%016x", floorPrefix, name, lease), "", clientv3.WithLease(lease)))
+			if len(puts) < putsPerTxn && i < len(names)-1 {
+				continue
+			}
+			select {
+			case batches <- puts:
+				puts = nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		return nil
+	})
+	err = g.Wait()
+	return leases, err
+}

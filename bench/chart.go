@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"image/color"
 	"io"
 	"math"
@@ -17,12 +16,13 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// The chart has a bar for each side of each line that measures a rate, on a logarithmic
-// scale.
+// The chart has a bar for each side of each rate, on a logarithmic scale.
 var (
+	// barColors are for the floor, Locker, Mutex and the peers, of which there are four.
 	barColors = []color.Color{
-		color.RGBA{0x1f, 0x6f, 0xb4, 0xff}, color.RGBA{0xb8, 0xbe, 0xc6, 0xff}, color.RGBA{0xe0, 0x9f, 0x3e, 0xff},
-		color.RGBA{0xc2, 0x57, 0x3a, 0xff}, color.RGBA{0x8a, 0x9a, 0x5b, 0xff}, color.RGBA{0x7d, 0x5b, 0xa6, 0xff},
+		color.RGBA{0xdd, 0xe1, 0xe6, 0xff}, color.RGBA{0x1f, 0x6f, 0xb4, 0xff}, color.RGBA{0x8d, 0x95, 0xa0, 0xff},
+		color.RGBA{0xe0, 0x9f, 0x3e, 0xff}, color.RGBA{0xc2, 0x57, 0x3a, 0xff}, color.RGBA{0x8a, 0x9a, 0x5b, 0xff},
+		color.RGBA{0x7d, 0x5b, 0xa6, 0xff},
 	}
 	textFont = font.Font{Typeface: "Liberation", Variant: "Sans", Size: 11}
 )
@@ -58,7 +58,7 @@ func (rep *report) writeChart(w io.Writer) error {
 			values[j] = math.Log10(m.Median)
 			p.X.Max = max(p.X.Max, values[j]+0.6) // leaves room for its label
 			labels.XYs = append(labels.XYs, plotter.XY{X: values[j], Y: float64(j)})
-			labels.Labels = append(labels.Labels, label(r, name))
+			labels.Labels = append(labels.Labels, number(m.Median))
 		}
 		if err := addBars(p, name, values, labels, offset, barColors[i%len(barColors)]); err != nil {
 			return err
@@ -85,27 +85,19 @@ func (rep *report) writeChart(w io.Writer) error {
 
 // rates returns the results to draw, from bottom to top, and the names of their sides.
 func (rep *report) rates() (rates []result, sides []string) {
-	for _, r := range rep.Results {
+	for _, r := range rep.figures() {
 		if r.Unit != "locks/s" && r.Unit != "hand-overs/s" {
 			continue
 		}
 		rates = append(rates, r)
-		for _, name := range append([]string{r.Of, r.baseline()}, r.Peers...) {
-			if name != "" && !slices.Contains(sides, name) {
+		for _, name := range append([]string{floor, ours, etcdMutex}, r.Peers...) {
+			if r.Sides[name] != nil && !slices.Contains(sides, name) {
 				sides = append(sides, name)
 			}
 		}
 	}
 	slices.Reverse(rates)
 	return rates, sides
-}
-
-func label(r result, name string) string {
-	text := number(r.Sides[name].Median)
-	if name == r.Of && r.Against != "" {
-		text += fmt.Sprintf(" (%s ×)", number(r.Ratio))
-	}
-	return text
 }
 
 func addBars(p *plot.Plot, name string, values plotter.Values, labels plotter.XYLabels, offset vg.Length, c color.Color) error {

@@ -2,8 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"math"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -11,46 +10,73 @@ import (
 	"github.com/jagregory/locker/v2"
 )
 
-// The columns of -scale. etcd's CPU is a percentage of one core, its memory what is
-// resident.
+// The columns of -scale. CPU is a percentage of one core, and etcd's memory what is
+// resident. A figure that cannot be told from noise is NaN.
 const (
-	etcdBusy figure = "etcd CPU while idle, %"
+	etcdBusy     figure = "etcd CPU while idle, %"
+	idleSent     figure = "messages/s while idle"
+	idleBytes    figure = "bytes/s while idle"
+	bytesPerItem figure = "bytes/s each"
 
 	heapPerLock      figure = "client heap per lock, bytes"
-	etcdPerLock      figure = "etcd memory per lock, bytes"
+	etcdPerLock      figure = "etcd RSS per lock, bytes"
 	databasePerLock  figure = "etcd database per lock, bytes"
 	messagesPerLocks figure = "messages/s per 1,000 locks"
-	bytesPerLock     figure = "bytes/s per lock"
+
+	memoryPerSession   figure = "client memory per session, KiB"
+	etcdPerSession     figure = "etcd RSS per session, KiB"
+	databasePerSession figure = "etcd database per session, bytes"
+	messagesPerSession figure = "messages/s per session"
 
 	handOverTime        figure = "Unlock starts → next holds, p50, ms"
 	messagesPerHandOver figure = "messages per hand-over"
 	cpuPerHandOver      figure = "etcd CPU per hand-over, ms"
-	sortedRead          figure = "etcd's sorted read of the queue, ms"
-	memoryPerWaiter     figure = "client memory per waiter, KiB"
-	etcdPerWaiter       figure = "etcd memory per waiter, KiB"
-	messagesPerWaiter   figure = "messages/s per waiter while idle"
+	sortedRead          figure = "a waiter's read of the queue, ms"
+	messagesPerWaiter   figure = "messages/s per client while idle"
 
 	messagesPerClient figure = "messages/s per client"
-	bytesPerClient    figure = "bytes/s per client"
 	memoryPerClient   figure = "client memory per client, KiB"
-	etcdPerClient     figure = "etcd memory per client, KiB"
+	etcdPerClient     figure = "etcd RSS per client, KiB"
 
-	changeTime       figure = "SetValue starts → last has seen it, p50, ms"
-	cpuPerChange     figure = "etcd CPU per change, ms"
-	memoryPerWatcher figure = "client memory per watcher, KiB"
-	etcdPerWatcher   figure = "etcd memory per watcher, KiB"
+	changeTime        figure = "SetValue starts → last has seen it, p50, ms"
+	cpuPerChange      figure = "etcd CPU per change, ms"
+	receivedPerChange figure = "messages received per change"
+	bytesPerChange    figure = "bytes per change"
+	memoryPerWatcher  figure = "client memory per watcher, KiB"
+	etcdPerWatcher    figure = "etcd RSS per watcher, KiB"
 )
 
 const (
 	kib = 1024
 
 	locksTogether   = 1000 // goroutines that lock
-	joiningTogether = 64   // clients that join a queue, and watchers that start: few enough to need no hedge
-	waitersTogether = 100  // on one connection
 	watchingClients = 20   // at most, each with a connection
-
-	longTTL = time.Hour // no renewals
 )
+
+// Smaller differences are taken for noise.
+const (
+	clientNoise   = 64 * kib   // bytes
+	residentNoise = 4096 * kib // bytes
+	databaseNoise = 64 * kib   // bytes
+	cpuNoise      = 0.05       // seconds; the system counts hundredths
+)
+
+// grown returns by how much a quantity has grown for each of n things.
+func grown(now, before, noise float64, n int) float64 {
+	if now-before < noise {
+		return math.NaN()
+	}
+	return (now - before) / float64(n)
+}
+
+// caused returns what each of n events has caused, given all that was counted and what is
+// left of it without idle traffic.
+func caused(all, left, noise float64, n int) float64 {
+	if left < all/5 || left < noise {
+		return math.NaN()
+	}
+	return left / float64(n)
+}
 
 // measureLocks measures n locks held by one client with the default TTL.
 func (a amounts) measureLocks(ctx context.Context, s *site, n int) (figures, error) {
@@ -58,28 +84,104 @@ func (a amounts) measureLocks(ctx context.Context, s *site, n int) (figures, err
 	if err != nil {
 		return nil, err
 	}
-	clients, err := s.newClients(connections, 1)
+	c, err := newLocker(s.arena, connections[0])
 	if err != nil {
 		return nil, err
 	}
-	if err := lockUnlock(ctx, &lockerMutex{client: clients[0], name: s.name("w", 0)}); err != nil {
+	if err := lockUnlock(ctx, &lockerMutex{client: c, name: s.name("w", 0)}); err != nil {
 		return nil, err
 	}
 	before, err := s.footprint(ctx)
 	if err != nil {
 		return nil, err
 	}
-	after, idle, err := a.holding(ctx, s, clients, n, locksTogether)
+	locks, err := lockNames(ctx, s, []*locker.Client{c}, n, locksTogether)
+	if err != nil {
+		return nil, err
+	}
+	after, idle, err := a.observe(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	return figures{
-		heapPerLock:      after.client.since(before.client, n)[heap],
-		etcdPerLock:      perItem(after.resident, before.resident, n),
-		databasePerLock:  perItem(after.database, before.database, n),
-		messagesPerLocks: idle.messages / idle.seconds / float64(n) * 1000,
-		bytesPerLock:     idle.bytes / idle.seconds / float64(n),
+		heapPerLock:      grown(after.client.heap, before.client.heap, clientNoise, n),
+		etcdPerLock:      grown(after.resident, before.resident, residentNoise, n),
+		databasePerLock:  grown(after.database, before.database, databaseNoise, n),
+		messagesPerLocks: idle.sent / idle.seconds / float64(n) * 1000,
+		bytesPerItem:     idle.bytes / idle.seconds / float64(n),
 		etcdBusy:         idle.busy(),
+	}, stillHeld(locks)
+}
+
+// lockNames has clients take turns in locking n names, so many together.
+func lockNames(ctx context.Context, s *site, clients []*locker.Client, n, together int) ([]*locker.Lock, error) {
+	locks := make([]*locker.Lock, n)
+	return locks, each(ctx, n, together, func(ctx context.Context, i int) (err error) {
+		locks[i], err = clients[i%len(clients)].Lock(ctx, s.name("n", i), "")
+		return err
+	})
+}
+
+// stillHeld returns an error if a lock was lost. It also keeps all of them in memory until
+// it is called.
+func stillHeld(locks []*locker.Lock) error {
+	for _, l := range locks {
+		if err := l.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// observe returns the footprint of a setup, and how far the counters move in a time in which
+// each session with the default TTL is renewed equally often.
+func (a amounts) observe(ctx context.Context, s *site) (footprint, counters, error) {
+	f, err := s.settled(ctx)
+	if err != nil {
+		return f, counters{}, err
+	}
+	idle, err := s.resting(ctx, a.renewed)
+	return f, idle, err
+}
+
+// measureSessions measures n sessions of one client, with the default TTL and without locks.
+func (a amounts) measureSessions(ctx context.Context, s *site, n int) (figures, error) {
+	connections, err := s.connections(ctx, 1)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newLocker(s.arena, connections[0])
+	if err != nil {
+		return nil, err
+	}
+	before, err := s.footprint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sessions := make([]*locker.Session, n)
+	err = each(ctx, n, joiningTogether, func(ctx context.Context, i int) (err error) {
+		sessions[i], err = c.NewSession(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	after, idle, err := a.observe(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	for _, session := range sessions { // which also keeps them in memory until here
+		if ended := session.Context(); ended.Err() != nil {
+			return nil, context.Cause(ended)
+		}
+	}
+	return figures{
+		memoryPerSession:   grown(after.client.bytes(), before.client.bytes(), clientNoise, n) / kib,
+		etcdPerSession:     grown(after.resident, before.resident, residentNoise, n) / kib,
+		databasePerSession: grown(after.database, before.database, databaseNoise, n),
+		messagesPerSession: idle.sent / idle.seconds / float64(n),
+		bytesPerItem:       idle.bytes / idle.seconds / float64(n),
+		etcdBusy:           idle.busy(),
 	}, nil
 }
 
@@ -93,51 +195,33 @@ func (a amounts) measureClients(ctx context.Context, s *site, n int) (figures, e
 	if err != nil {
 		return nil, err
 	}
-	clients, err := s.newClients(connections, n)
+	clients, err := newLockers(s.arena, connections, n)
 	if err != nil {
 		return nil, err
 	}
-	after, idle, err := a.holding(ctx, s, clients, n, joiningTogether)
+	locks, err := lockNames(ctx, s, clients, n, joiningTogether)
+	if err != nil {
+		return nil, err
+	}
+	after, idle, err := a.observe(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	f := figures{etcdBusy: idle.busy()}
 	if n > 0 {
-		f[messagesPerClient] = idle.messages / idle.seconds / float64(n)
-		f[bytesPerClient] = idle.bytes / idle.seconds / float64(n)
-		f[memoryPerClient] = after.client.since(before.client, n)[memory] / kib
-		f[etcdPerClient] = perItem(after.resident, before.resident, n) / kib
+		f[messagesPerClient] = idle.sent / idle.seconds / float64(n)
+		f[bytesPerItem] = idle.bytes / idle.seconds / float64(n)
+		f[memoryPerClient] = grown(after.client.bytes(), before.client.bytes(), clientNoise, n) / kib
+		f[etcdPerClient] = grown(after.resident, before.resident, residentNoise, n) / kib
 	}
-	return f, nil
+	return f, stillHeld(locks)
 }
 
-// holding has clients take turns in locking n names, so many together. It returns the
-// footprint with all locks held, and how far the counters move while they are.
-func (a amounts) holding(ctx context.Context, s *site, clients []*locker.Client, n, together int) (footprint, counters, error) {
-	locks := make([]*locker.Lock, n)
-	err := each(ctx, n, together, func(ctx context.Context, i int) (err error) {
-		locks[i], err = clients[i%len(clients)].Lock(ctx, s.name("n", i), "")
-		return err
-	})
-	if err != nil {
-		return footprint{}, counters{}, err
-	}
-	after, idle, err := s.rest(ctx, a.settle, a.renewalTime())
-	for _, l := range locks { // which also keeps them in memory until here
-		err = errors.Join(err, l.Err())
-	}
-	return after, idle, err
-}
-
-// renewalTime returns a time in which each session with the default TTL is renewed equally
-// often.
-func (a amounts) renewalTime() time.Duration {
-	return time.Duration(a.renewals) * locker.DefaultTTL / 3
-}
-
-// measureWaiters measures n clients that wait for a name that another one holds.
+// measureWaiters measures a queue of n entries behind a holder. If that is more than the
+// processors can serve clients, the last of them are bare entries.
 func (a amounts) measureWaiters(ctx context.Context, s *site, n int) (figures, error) {
-	connections, err := s.connections(ctx, (n+waitersTogether)/waitersTogether)
+	waiting := min(n, a.crowd)
+	connections, err := s.connections(ctx, (waiting+clientsPerConnection)/clientsPerConnection)
 	if err != nil {
 		return nil, err
 	}
@@ -145,88 +229,63 @@ func (a amounts) measureWaiters(ctx context.Context, s *site, n int) (figures, e
 	if err != nil {
 		return nil, err
 	}
-	clients, err := s.newClients(connections, n+1, locker.WithTTL(longTTL))
+	clients, err := newLockers(s.arena, connections, waiting+1, locker.WithTTL(longTTL))
 	if err != nil {
 		return nil, err
 	}
-	r := newRelay(s.name("n", 0), a.handOvers, a.busy)
-	holder, waiters := clients[0], clients[1:]
-	held, err := holder.Lock(ctx, r.name, "")
+	r := newRelay(ctx, s.name("n", 0), a.handOvers, a.busy)
+	defer r.end()
+	if err := r.gather(s.observer, clients); err != nil {
+		return nil, err
+	}
+	after, err := s.settled(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.enqueue(ctx, r, waiters); err != nil {
-		return nil, err
-	}
-	after, idle, err := s.rest(ctx, a.settle, a.idle)
-	if err != nil {
-		return nil, err
-	}
-	read, err := timeSortedRead(ctx, s.observer, lockerPrefix+r.name+"/", a.reads)
-	if err != nil {
-		return nil, err
-	}
-	all, err := s.during(ctx, func() error {
-		r.start(time.Now())
-		if err := held.Unlock(ctx); err != nil {
-			return err
+	if waiting < n {
+		r.most = waiting // nobody removes the bare entries behind them
+		if _, err := putMany(ctx, s.observer, queueOf(r.name), n-waiting); err != nil {
+			return nil, err
 		}
-		s.group.Go(func() error { return r.run(ctx, holder) })
-		return r.wait(ctx)
-	})
+	}
+	idle, err := s.resting(ctx, a.idle)
 	if err != nil {
 		return nil, err
 	}
-	cost, handOvers := all.beyond(idle), float64(len(r.times))
+	all, err := s.during(ctx, r.handOvers)
+	if err != nil {
+		return nil, err
+	}
+	r.end()
+	read, err := a.timeRead(ctx, s.observer, queueOf(s.name("q", 0)), n)
+	if err != nil {
+		return nil, err
+	}
+	left, handOvers := all.beyond(idle), len(r.times)
 	return figures{
 		handOverTime:        median(r.times),
-		messagesPerHandOver: cost.messages / handOvers,
-		cpuPerHandOver:      1000 * cost.cpu / handOvers,
+		messagesPerHandOver: caused(all.sent, left.sent, 0, handOvers),
+		cpuPerHandOver:      1000 * caused(all.etcd, left.etcd, cpuNoise, handOvers),
 		sortedRead:          read,
-		memoryPerWaiter:     after.client.since(before.client, n)[memory] / kib,
-		etcdPerWaiter:       perItem(after.resident, before.resident, n) / kib,
-		messagesPerWaiter:   idle.messages / idle.seconds / float64(n),
+		memoryPerClient:     grown(after.client.bytes(), before.client.bytes(), clientNoise, waiting) / kib,
+		etcdPerClient:       grown(after.resident, before.resident, residentNoise, waiting) / kib,
+		messagesPerWaiter:   idle.sent / idle.seconds / float64(waiting),
 		etcdBusy:            idle.busy(),
 	}, nil
 }
 
-// enqueue has clients join the queue, a few at a time, and waits until all are in it.
-func (s *site) enqueue(ctx context.Context, r *relay, clients []*locker.Client) error {
-	for joined := 0; joined < len(clients); {
-		next := min(joined+joiningTogether, len(clients))
-		for _, c := range clients[joined:next] {
-			s.group.Go(func() error { return r.run(ctx, c) })
-		}
-		for queued := 0; queued < next; {
-			resp, err := s.observer.Get(ctx, lockerPrefix+r.name+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-			if err == nil {
-				queued = int(resp.Count) - 1 // without the holder
-				err = pause(ctx, 5*time.Millisecond)
-			}
-			if err != nil {
-				return fmt.Errorf("%d of %d clients were in the queue: %w", max(queued, joined), len(clients), withCause(ctx, err))
-			}
-		}
-		joined = next
+// timeRead returns the median time in milliseconds of a waiter's read of a queue of n bare
+// entries.
+func (a amounts) timeRead(ctx context.Context, etcd *clientv3.Client, queue string, n int) (float64, error) {
+	read, err := fillQueue(ctx, etcd, queue, n)
+	if err != nil {
+		return 0, err
 	}
-	return nil
-}
-
-// timeSortedRead returns the median time in milliseconds of reading the newest entries of a
-// queue, for which etcd reads and sorts all of them.
-func timeSortedRead(ctx context.Context, etcd *clientv3.Client, queue string, reads int) (float64, error) {
-	const newest = 10 // as many as a waiter reads
-	times := make([]float64, reads)
-	for i := range times {
-		began := time.Now()
-		_, err := etcd.Get(ctx, queue, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(newest),
-			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
-		if err != nil {
-			return 0, err
-		}
-		times[i] = milliseconds(time.Since(began))
+	if err := pause(ctx, settling); err != nil { // whoever waited before has left by then
+		return 0, err
 	}
-	return median(times), nil
+	f, err := sample(ctx, a.busy, read)
+	return f[p50] / 1000, err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -238,7 +297,7 @@ func (a amounts) measureWatchers(ctx context.Context, s *site, n int) (figures, 
 	if err != nil {
 		return nil, err
 	}
-	clients, err := s.newClients(connections, len(connections), locker.WithTTL(longTTL))
+	clients, err := newLockers(s.arena, connections, len(connections), locker.WithTTL(longTTL))
 	if err != nil {
 		return nil, err
 	}
@@ -251,26 +310,37 @@ func (a amounts) measureWatchers(ctx context.Context, s *site, n int) (figures, 
 	if err != nil {
 		return nil, err
 	}
-	w := newAudience(n)
-	if err := w.gather(ctx, s, watching, s.name("n", 0)); err != nil {
+	w := newAudience(ctx, n)
+	defer w.end()
+	if err := w.gather(watching, s.name("n", 0)); err != nil {
 		return nil, err
 	}
-	after, idle, err := s.rest(ctx, a.settle, a.idle)
+	after, err := s.settled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	idle, err := s.resting(ctx, a.idle)
 	if err != nil {
 		return nil, err
 	}
 	var times []float64
 	all, err := s.during(ctx, func() (err error) {
-		times, err = w.changes(ctx, lock, a.changes, a.busy)
+		times, err = w.changes(lock, a.changes, a.busy)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	left := all.beyond(idle)
 	return figures{
-		changeTime:       median(times),
-		cpuPerChange:     1000 * all.beyond(idle).cpu / float64(len(times)),
-		memoryPerWatcher: after.client.since(before.client, n)[memory] / kib,
-		etcdPerWatcher:   perItem(after.resident, before.resident, n) / kib,
-	}, nil
+		changeTime:        median(times),
+		cpuPerChange:      1000 * caused(all.etcd, left.etcd, cpuNoise, len(times)),
+		receivedPerChange: caused(all.received, left.received, 0, len(times)),
+		bytesPerChange:    caused(all.bytes, left.bytes, 0, len(times)),
+		memoryPerWatcher:  grown(after.client.bytes(), before.client.bytes(), clientNoise, n) / kib,
+		etcdPerWatcher:    grown(after.resident, before.resident, residentNoise, n) / kib,
+		idleSent:          idle.sent / idle.seconds,
+		idleBytes:         idle.bytes / idle.seconds,
+		etcdBusy:          idle.busy(),
+	}, lock.Err()
 }

@@ -19,6 +19,10 @@ var putEvent = side{name: floor, open: func(ctx context.Context, a *arena) (roun
 		return nil, err
 	}
 	key, i := floorKey(a), 0
+	a.onClose(func() error {
+		_, err := writer.Delete(context.Background(), key)
+		return err
+	})
 	events, err := watch(ctx, a, watcher, key)
 	if err != nil {
 		return nil, err
@@ -92,10 +96,11 @@ func lockerPair(a *arena) (one, other *locker.Client, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if one, err = newLocker(a, etcd); err == nil {
-		other, err = newLocker(a, etcd2)
+	clients, err := newLockers(a, []*clientv3.Client{etcd, etcd2}, 2)
+	if err != nil {
+		return nil, nil, err
 	}
-	return one, other, err
+	return clients[0], clients[1], nil
 }
 
 // arrival is a value and the time at which it was seen. The value of a deleted key is
@@ -105,23 +110,19 @@ type arrival struct {
 	value string
 }
 
+var errWatchEnded = errors.New("the watch ended")
+
 // watch returns the changes of key from an established watch. The watch is opened without
 // a revision, because the server uses a slower loop for watches that start in the past.
 func watch(ctx context.Context, a *arena, etcd *clientv3.Client, key string, opts ...clientv3.OpOption) (<-chan arrival, error) {
-	wctx, cancel := context.WithCancel(context.Background())
-	responses := etcd.Watch(wctx, key, append(opts, clientv3.WithCreatedNotify())...)
+	watching, cancel := context.WithCancel(context.Background())
+	responses := etcd.Watch(watching, key, append(opts, clientv3.WithCreatedNotify())...)
+	if err := created(ctx, responses); err != nil {
+		cancel()
+		return nil, err
+	}
 	arrivals, done := make(chan arrival, 1), make(chan struct{})
 	a.onClose(func() error { cancel(); <-done; return nil })
-	select {
-	case created, ok := <-responses:
-		if !ok || created.Err() != nil {
-			close(done)
-			return nil, errors.Join(errors.New("the watch ended"), created.Err())
-		}
-	case <-ctx.Done():
-		close(done)
-		return nil, context.Cause(ctx)
-	}
 	go func() {
 		defer close(done)
 		defer close(arrivals)
@@ -130,12 +131,25 @@ func watch(ctx context.Context, a *arena, etcd *clientv3.Client, key string, opt
 			for _, event := range response.Events {
 				select {
 				case arrivals <- arrival{now, string(event.Kv.Value)}:
-				case <-wctx.Done():
+				case <-watching.Done():
 				}
 			}
 		}
 	}()
 	return arrivals, nil
+}
+
+// created waits until etcd has created a watch that was requested with WithCreatedNotify.
+func created(ctx context.Context, responses clientv3.WatchChan) error {
+	select {
+	case response, ok := <-responses:
+		if !ok || response.Err() != nil {
+			return errors.Join(errWatchEnded, response.Err())
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // receive waits until a value is seen and returns the time from began until then.
@@ -144,7 +158,7 @@ func receive(ctx context.Context, arrivals <-chan arrival, value string, began t
 		select {
 		case seen, ok := <-arrivals:
 			if !ok {
-				return 0, errors.New("the watch ended")
+				return 0, errWatchEnded
 			}
 			if seen.value == value {
 				return seen.at.Sub(began), nil

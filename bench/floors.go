@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,38 @@ import (
 )
 
 // The floors are the best that bare etcd does: the same writes, without a lock service.
+
+const (
+	putsPerTxn = 120          // as many as Locker puts into one; etcd allows 128 operations
+	floorTTL   = 24 * 60 * 60 // seconds, longer than any run
+)
+
+var errRefused = errors.New("etcd has refused a transaction: somebody else uses the keys")
+
+// newLease returns a lease that is revoked with the arena.
+func newLease(ctx context.Context, a *arena, etcd *clientv3.Client) (clientv3.LeaseID, error) {
+	lease, err := etcd.Grant(ctx, floorTTL)
+	if err != nil {
+		return 0, err
+	}
+	a.onClose(func() error {
+		_, err := etcd.Revoke(context.Background(), lease.ID)
+		return err
+	})
+	return lease.ID, nil
+}
+
+// apply commits a transaction that must not be refused, and returns its revision.
+func apply(ctx context.Context, etcd *clientv3.Client, when []clientv3.Cmp, then []clientv3.Op) (int64, error) {
+	resp, err := etcd.Txn(ctx).If(when...).Then(then...).Commit()
+	if err != nil {
+		return 0, err
+	}
+	if !resp.Succeeded {
+		return 0, errRefused
+	}
+	return resp.Header.Revision, nil
+}
 
 // flatTransactions is the floor of locks on names of their own: two goroutines, each of
 // which puts the given number of keys with a lease in one transaction, if they are not
@@ -22,23 +55,24 @@ func flatTransactions(writes int) side {
 		if err != nil {
 			return nil, err
 		}
-		lease, err := etcd.Grant(ctx, 600)
+		lease, err := newLease(ctx, a, etcd)
 		if err != nil {
 			return nil, err
 		}
 		return func(ctx context.Context) (figures, error) {
-			var locks atomic.Int64
+			began := time.Now()
 			until, cancel := context.WithTimeout(ctx, a.workload.period)
 			defer cancel()
+			var locks atomic.Int64
 			g, running := errgroup.WithContext(ctx)
 			for i := range 2 {
 				keys := make([]string, writes)
 				for j := range keys {
-					keys[j] = fmt.Sprintf("%s%s/%016x", floorPrefix, a.name("n", i*writes+j), lease.ID)
+					keys[j] = fmt.Sprintf("%s%s/%016x", floorPrefix, a.name("n", i*writes+j), lease)
 				}
 				g.Go(func() error {
 					for until.Err() == nil {
-						if err := putAndDelete(running, etcd, keys, lease.ID); err != nil {
+						if err := putAndDelete(running, etcd, keys, lease); err != nil {
 							return err
 						}
 						locks.Add(int64(writes))
@@ -46,7 +80,6 @@ func flatTransactions(writes int) side {
 					return nil
 				})
 			}
-			began := time.Now()
 			err := g.Wait()
 			return figures{rate: float64(locks.Load()) / time.Since(began).Seconds()}, err
 		}, nil
@@ -60,84 +93,108 @@ func putAndDelete(ctx context.Context, etcd *clientv3.Client, keys []string, lea
 		absent[i] = clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
 		puts[i] = clientv3.OpPut(key, "", clientv3.WithLease(lease))
 	}
-	resp, err := etcd.Txn(ctx).If(absent...).Then(puts...).Commit()
+	revision, err := apply(ctx, etcd, absent, puts)
 	if err != nil {
 		return err
 	}
 	own, deletes := make([]clientv3.Cmp, len(keys)), make([]clientv3.Op, len(keys))
 	for i, key := range keys {
-		own[i] = clientv3.Compare(clientv3.CreateRevision(key), "=", resp.Header.Revision)
+		own[i] = clientv3.Compare(clientv3.CreateRevision(key), "=", revision)
 		deletes[i] = clientv3.OpDelete(key)
 	}
-	_, err = etcd.Txn(ctx).If(own...).Then(deletes...).Commit()
+	_, err = apply(ctx, etcd, own, deletes)
 	return err
 }
 
 // deletesInTurn is the floor of hand-overs: two clients, each of which deletes the next of
 // its keys as soon as it has seen that the other has deleted one.
 var deletesInTurn = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
-	var clients [2]*clientv3.Client
-	var events [2]<-chan arrival // of the keys that the other client deletes
-	prefixes := [2]string{floorKey(a) + "/0/", floorKey(a) + "/1/"}
-	for i := range clients {
-		var err error
-		if clients[i], err = a.connect(); err != nil {
-			return nil, err
-		}
-		if events[i], err = watch(ctx, a, clients[i], prefixes[1-i], clientv3.WithPrefix(), clientv3.WithFilterPut()); err != nil {
-			return nil, err
-		}
+	one, other, err := pair(a)
+	if err != nil {
+		return nil, err
 	}
+	a.onClose(func() error {
+		_, err := one.Delete(context.Background(), floorKey(a), clientv3.WithPrefix())
+		return err
+	})
+	rounds := 0
 	return func(ctx context.Context) (figures, error) {
-		turns := int(a.workload.period.Seconds() * 2000) // of each client: more than etcd can do
-		for i, etcd := range clients {
-			if err := putMany(ctx, etcd, prefixes[i], turns); err != nil {
-				return nil, err
-			}
-		}
-		began, done := time.Now(), 0
-		for ; done < 2*turns && time.Since(began) < a.workload.period; done++ {
-			own := done % 2
-			if _, err := clients[own].Delete(ctx, fmt.Sprintf("%s%06d", prefixes[own], done/2)); err != nil {
-				return nil, err
-			}
-			if _, err := receive(ctx, events[1-own], "", began); err != nil {
-				return nil, err
-			}
-		}
-		took := time.Since(began)
-		for own, etcd := range clients {
-			resp, err := etcd.Delete(ctx, prefixes[own], clientv3.WithPrefix())
+		rounds++
+		var turns []mutex
+		prefixes := [2]string{fmt.Sprintf("%s/%d/0/", floorKey(a), rounds), fmt.Sprintf("%s/%d/1/", floorKey(a), rounds)}
+		for i, etcd := range []*clientv3.Client{one, other} {
+			t, err := newTurn(ctx, a, etcd, prefixes[i], prefixes[1-i])
 			if err != nil {
 				return nil, err
 			}
-			for range resp.Deleted {
-				if _, err := receive(ctx, events[1-own], "", began); err != nil {
-					return nil, err
-				}
-			}
+			t.first = i == 0
+			turns = append(turns, t)
 		}
-		return pace(done, took), nil
+		return race(ctx, turns, a.workload.runUp, a.workload.period)
 	}, nil
 }}
 
-// pace returns how many there were a second, and how long each took.
-func pace(n int, took time.Duration) figures {
-	return figures{rate: float64(n) / took.Seconds(), interval: float64(took.Microseconds()) / float64(max(n, 1))}
+// turn is one of two clients that take turns, in the shape of a mutex, so that the code that
+// measures hand-overs drives it too: to lock it is to see that the other client has deleted
+// a key, and to unlock it is to delete one.
+type turn struct {
+	etcd   *clientv3.Client
+	prefix string // of its keys
+	next   int    // which of them
+	events clientv3.WatchChan
+	first  bool // it does not wait for the other
 }
 
-// putMany puts n keys that begin with prefix.
-func putMany(ctx context.Context, etcd *clientv3.Client, prefix string, n int) error {
+// newTurn puts more keys than can be deleted in a round, and watches those of the other.
+func newTurn(ctx context.Context, a *arena, etcd *clientv3.Client, own, other string) (*turn, error) {
+	const most = 2000 // a second
+	keys := int(most * (a.workload.runUp + a.workload.period).Seconds())
+	if _, err := putMany(ctx, etcd, own, keys); err != nil {
+		return nil, err
+	}
+	watching, cancel := context.WithCancel(context.Background())
+	a.onClose(func() error { cancel(); return nil })
+	events := etcd.Watch(watching, other, clientv3.WithPrefix(), clientv3.WithFilterPut(), clientv3.WithCreatedNotify())
+	return &turn{etcd: etcd, prefix: own, events: events}, created(ctx, events)
+}
+
+func (t *turn) Lock(ctx context.Context) error {
+	if t.first {
+		t.first = false
+		return nil
+	}
+	select {
+	case seen, ok := <-t.events:
+		if !ok || seen.Err() != nil {
+			return errors.Join(errWatchEnded, seen.Err())
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t *turn) Unlock(ctx context.Context) error {
+	resp, err := t.etcd.Delete(ctx, fmt.Sprintf("%s%06d", t.prefix, t.next))
+	t.next++
+	if err == nil && resp.Deleted == 0 {
+		err = fmt.Errorf("there are only %d keys to delete", t.next-1)
+	}
+	return err
+}
+
+// putMany puts n keys that begin with prefix, and returns the revision of the last.
+func putMany(ctx context.Context, etcd *clientv3.Client, prefix string, n int) (revision int64, err error) {
 	for next := 0; next < n; {
 		var puts []clientv3.Op
 		for ; next < n && len(puts) < putsPerTxn; next++ {
 			puts = append(puts, clientv3.OpPut(fmt.Sprintf("%s%06d", prefix, next), ""))
 		}
-		if _, err := etcd.Txn(ctx).Then(puts...).Commit(); err != nil {
-			return err
+		if revision, err = apply(ctx, etcd, nil, puts); err != nil {
+			return 0, err
 		}
 	}
-	return nil
+	return revision, nil
 }
 
 // replacements is the floor of hand-overs within a client: transactions that delete a key
@@ -147,30 +204,26 @@ var replacements = side{name: floor, open: func(ctx context.Context, a *arena) (
 	if err != nil {
 		return nil, err
 	}
-	lease, err := etcd.Grant(ctx, 600)
+	lease, err := newLease(ctx, a, etcd)
 	if err != nil {
 		return nil, err
 	}
-	keys := [2]string{floorKey(a), floorKey(a) + ".2"}
-	put, err := etcd.Put(ctx, keys[0], "", clientv3.WithLease(lease.ID))
+	old, next := floorKey(a), floorKey(a)+".2"
+	revision, err := apply(ctx, etcd, nil, []clientv3.Op{clientv3.OpPut(old, "", clientv3.WithLease(lease))})
 	if err != nil {
 		return nil, err
 	}
-	revision := put.Header.Revision
-	turn := 0
 	return func(ctx context.Context) (figures, error) {
-		began, first := time.Now(), turn
-		for ; time.Since(began) < a.workload.period; turn++ {
-			old, next := keys[turn%2], keys[(turn+1)%2]
-			resp, err := etcd.Txn(ctx).
-				If(clientv3.Compare(clientv3.CreateRevision(old), "=", revision)).
-				Then(clientv3.OpDelete(old), clientv3.OpPut(next, "", clientv3.WithLease(lease.ID))).
-				Commit()
+		began, done := time.Now(), 0
+		for ; time.Since(began) < a.workload.period; done++ {
+			revision, err = apply(ctx, etcd,
+				[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(old), "=", revision)},
+				[]clientv3.Op{clientv3.OpDelete(old), clientv3.OpPut(next, "", clientv3.WithLease(lease))})
 			if err != nil {
 				return nil, err
 			}
-			revision = resp.Header.Revision
+			old, next = next, old
 		}
-		return pace(turn-first, time.Since(began)), nil
+		return figures{rate: float64(done) / time.Since(began).Seconds()}, nil
 	}, nil
 }}

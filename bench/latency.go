@@ -150,7 +150,7 @@ var handOver = side{name: ours, open: func(ctx context.Context, a *arena) (round
 		}
 		f, err := sample(ctx, a.workload.period, func(ctx context.Context) (time.Duration, error) {
 			took, err := timeHandOver(ctx, holder, waiter, func(ctx context.Context) error {
-				return awaitEntries(ctx, observer, lockerPrefix+name+"/", 2)
+				return awaitEntries(ctx, observer, queueOf(name), 2)
 			})
 			holder, waiter = waiter, holder
 			return took, err
@@ -187,20 +187,4 @@ func timeHandOver(ctx context.Context, holder, waiter mutex, queued func(ctx con
 	err = errors.Join(err, <-done)
 	cancel()
 	return arrived.Sub(began), err
-}
-
-// awaitEntries waits until there are at least n keys with the prefix.
-func awaitEntries(ctx context.Context, etcd *clientv3.Client, prefix string, n int64) error {
-	for {
-		resp, err := etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
-		if err != nil {
-			return err
-		}
-		if resp.Count >= n {
-			return nil
-		}
-		if err := pause(ctx, time.Millisecond); err != nil {
-			return err
-		}
-	}
 }

@@ -26,11 +26,17 @@ func usageNow() usage {
 	return usage{float64(m.HeapAlloc), float64(m.StackInuse), float64(runtime.NumGoroutine())}
 }
 
+// bytes returns the size of heap and stacks.
+func (u usage) bytes() float64 { return u.heap + u.stack }
+
 // since returns the growth since an earlier usage, divided by n.
 func (u usage) since(before usage, n int) figures {
 	share := func(now, then float64) float64 { return max(0, now-then) / float64(n) }
-	held := share(u.heap, before.heap)
-	return figures{heap: held, memory: held + share(u.stack, before.stack), goroutines: share(u.goroutines, before.goroutines)}
+	return figures{
+		heap:       share(u.heap, before.heap),
+		memory:     share(u.bytes(), before.bytes()),
+		goroutines: share(u.goroutines, before.goroutines),
+	}
 }
 
 // heldLocks measures the memory of locks that are held.
@@ -77,7 +83,7 @@ func waitingLocks(s service, prefix string) side {
 			if err != nil {
 				return nil, err
 			}
-			f, err := measureWaiters(ctx, waiter, names, func(ctx context.Context, waiting int) error {
+			f, err := measureWaiting(ctx, waiter, names, func(ctx context.Context, waiting int) error {
 				if err := awaitEntries(ctx, observer, prefix+a.id+"-n-", int64(len(names)+waiting)); err != nil {
 					return err
 				}
@@ -91,9 +97,9 @@ func waitingLocks(s service, prefix string) side {
 	}}
 }
 
-// measureWaiters measures the usage of each goroutine that waits for a name, apart from
+// measureWaiting measures the usage of each goroutine that waits for a name, apart from
 // the first. The stack of the goroutine is included; the goroutine itself is not counted.
-func measureWaiters(ctx context.Context, c client, names []string, queued func(ctx context.Context, waiting int) error) (f figures, err error) {
+func measureWaiting(ctx context.Context, c client, names []string, queued func(ctx context.Context, waiting int) error) (f figures, err error) {
 	waitCtx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, len(names))
 	var before usage

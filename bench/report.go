@@ -57,7 +57,7 @@ func (r result) baseline() string {
 		return r.Against
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Sides)) {
-		if name != floor && name != r.Of && !slices.Contains(r.Peers, name) {
+		if name != floor && name != ours && !slices.Contains(r.Peers, name) {
 			return name
 		}
 	}
@@ -75,19 +75,22 @@ func (r result) cells() []string {
 	if r.Against != "" {
 		ratio = fmt.Sprintf("%s × %s", number(r.Ratio), r.Against)
 	}
+	if r.OfTimes {
+		ratio += "'s time"
+	}
 	if r.Met != nil {
 		met = "no"
 		if *r.Met {
 			met = "yes"
 		}
 	}
-	return []string{r.Row, r.Work, r.Unit, r.figureOf(floor), r.figureOf(r.Of), baseline, ratio, r.Target, met}
+	return []string{r.Row, r.Work, r.Unit, r.figureOf(floor), r.figureOf(ours), baseline, ratio, r.Target, met}
 }
 
 // summary formats a result as one line of text.
 func (r result) summary() string {
 	cells := r.cells()
-	text := fmt.Sprintf("%-4s %s: %s %s", r.Row, r.Work, r.figureOf(r.Of), r.Unit)
+	text := fmt.Sprintf("%-4s %s: %s %s", r.Row, r.Work, r.figureOf(ours), r.Unit)
 	if r.Against != "" {
 		text += ", " + cells[6]
 	}
@@ -107,17 +110,25 @@ func (rep *report) peerTable() (heading []string, lines [][]string) {
 	slices.Sort(names)
 	names = slices.Compact(names)
 	heading = append([]string{"", "work", "unit", ours}, names...)
-	for _, r := range rep.Results {
+	for _, r := range rep.figures() {
 		if len(r.Peers) == 0 {
 			continue
 		}
-		cells := []string{r.Row, r.Work, r.Unit, r.figureOf(r.Of)}
+		cells := []string{r.Row, r.Work, r.Unit, r.figureOf(ours)}
 		for _, name := range names {
 			cells = append(cells, cmp.Or(r.figureOf(name), "–"))
 		}
 		lines = append(lines, cells)
 	}
 	return heading, lines
+}
+
+// figures returns one result for each figure: of those that differ in the target alone, the
+// first.
+func (rep *report) figures() []result {
+	return slices.CompactFunc(slices.Clone(rep.Results), func(a, b result) bool {
+		return a.Row == b.Row && a.Work == b.Work && a.Unit == b.Unit
+	})
 }
 
 func (rep *report) lines() [][]string {
@@ -195,21 +206,26 @@ func (rep *report) writeJSON(w io.Writer) error {
 	return e.Encode(rep)
 }
 
-// writeFiles writes the report to dir in all formats.
+// writeFiles writes the report to dir in all formats. That of three members has files of its
+// own.
 func (rep *report) writeFiles(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for name, write := range map[string]func(io.Writer) error{
-		"results.json": rep.writeJSON,
-		"results.md":   rep.writeMarkdown,
-		"results.svg":  rep.writeChart,
+	name := "results"
+	if rep.Members == 3 {
+		name = "results-3"
+	}
+	for extension, write := range map[string]func(io.Writer) error{
+		".json": rep.writeJSON,
+		".md":   rep.writeMarkdown,
+		".svg":  rep.writeChart,
 	} {
 		var b strings.Builder
 		if err := write(&b); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s%s: %w", name, extension, err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(b.String()), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name+extension), []byte(b.String()), 0o644); err != nil {
 			return err
 		}
 	}

@@ -17,12 +17,13 @@ var update = flag.Bool("update", false, "rewrite the files in testdata")
 func testReport(t *testing.T) *report {
 	t.Helper()
 	rep := &report{
-		Machine: machine{CPU: "A Processor", Cores: 2, MemoryGiB: 8, Disk: "ext4 on sda", SyncMs: 1.5, Kernel: "linux 6.1", Go: "1.26", Etcd: "3.7.3", Date: "2026-01-02"},
+		Machine: machine{CPU: "A Processor", Cores: 2, MemoryGiB: 8, Disk: "ext4 on sda", SyncMs: 1.5, Kernel: "linux 6.1", Go: "1.26", Etcd: "3.7.3", Date: "2026-01-02", Peers: []string{"Other 1.2 with fsync", "example.com/other v1.0.0"}},
 		Members: 1, Rounds: 2, Round: "3s", Took: "1m0s",
 		Trouble: []string{"P0: another: no answer"},
 	}
 	for _, l := range []line{
 		{figure: rate, unit: "locks/s", against: etcdMutex, target: atLeast(4)},
+		{figure: rate, unit: "locks/s", against: etcdMutex, ofTimes: true, target: atMost(0.2)},
 		{what: "time", figure: p50, unit: "µs", against: floor, target: atMost(1.2)},
 		{what: "without a ratio", figure: p50, unit: "µs", target: atMost(20)},
 	} {
@@ -93,10 +94,13 @@ func TestChart_IsCompleteAndHasItsOwnBackground(t *testing.T) {
 		t.Fatal(err)
 	}
 	chart := b.String()
-	for _, want := range []string{"fill:#FFFFFF", "P0  work", ">Locker<", ">Mutex<", ">other<", "400 (4.00 ×)", ">1000<"} {
+	for _, want := range []string{"fill:#FFFFFF", "P0  work", ">Locker<", ">Mutex<", ">other<", ">400<", ">1000<"} {
 		if !strings.Contains(chart, want) {
 			t.Errorf("the chart lacks %q", want)
 		}
+	}
+	if n := strings.Count(chart, ">P0  work<"); n != 1 {
+		t.Errorf("one rate is drawn %d times", n)
 	}
 	for d := xml.NewDecoder(strings.NewReader(chart)); ; {
 		if _, err := d.Token(); errors.Is(err, io.EOF) {
@@ -111,5 +115,22 @@ func TestChart_WithoutResultsIsEmpty(t *testing.T) {
 	t.Parallel()
 	if err := (&report{}).writeChart(io.Discard); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestResults_OfThreeMembersHaveFilesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, members := range []int{1, 3} {
+		rep := testReport(t)
+		rep.Members = members
+		if err := rep.writeFiles(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"results.json", "results.md", "results.svg", "results-3.json", "results-3.md", "results-3.svg"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
 	}
 }

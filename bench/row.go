@@ -36,8 +36,8 @@ type line struct {
 	what    string // appended to the row's work; may be empty
 	figure  figure
 	unit    string
-	of      string // the side that is judged; empty for Locker
-	against string // the side it is compared with; empty if the target is for the figure itself
+	against string // the side that Locker is compared with; empty if the target is for the figure itself
+	ofTimes bool   // the figure is a rate, but the ratio is that of the times
 	target  target
 }
 
@@ -56,6 +56,7 @@ type target struct {
 
 func atLeast(value float64) target { return target{"≥", value} }
 func atMost(value float64) target  { return target{"≤", value} }
+func below(value float64) target   { return target{"<", value} }
 
 func (t target) String() string {
 	if t.sign == "" {
@@ -71,6 +72,8 @@ func (t target) met(x float64) bool {
 		return x >= t.value
 	case "≤":
 		return x <= t.value
+	case "<":
+		return x < t.value
 	}
 	return true
 }
@@ -82,9 +85,9 @@ type result struct {
 	Unit    string              `json:"unit"`
 	Sides   map[string]*measure `json:"sides"`
 	Peers   []string            `json:"peers,omitempty"`
-	Of      string              `json:"of"`
 	Against string              `json:"against,omitempty"`
 	Ratio   float64             `json:"ratio,omitempty"` // of the medians
+	OfTimes bool                `json:"ratio_of_times,omitempty"`
 	Target  string              `json:"target,omitempty"`
 	Met     *bool               `json:"met,omitempty"`
 }
@@ -97,12 +100,9 @@ type measure struct {
 
 // newResult computes one line of a row from the figures of its sides.
 func newResult(r row, l line, rounds map[string][]figures) (result, error) {
-	res := result{Row: r.id, Work: r.work, Unit: l.unit, Of: l.of, Against: l.against, Target: l.target.String(), Sides: make(map[string]*measure)}
+	res := result{Row: r.id, Work: r.work, Unit: l.unit, Against: l.against, OfTimes: l.ofTimes, Target: l.target.String(), Sides: make(map[string]*measure)}
 	if l.what != "" {
 		res.Work += ": " + l.what
-	}
-	if res.Of == "" {
-		res.Of = ours
 	}
 	for _, s := range r.sides {
 		var values []float64
@@ -118,17 +118,20 @@ func newResult(r row, l line, rounds map[string][]figures) (result, error) {
 			}
 		}
 	}
-	own := res.Sides[res.Of]
+	own := res.Sides[ours]
 	if own == nil {
-		return result{}, fmt.Errorf("%s: %s has no figure %q", r.id, res.Of, l.figure)
+		return result{}, fmt.Errorf("%s: %s has no figure %q", r.id, ours, l.figure)
 	}
 	judged := own.Median
 	if l.against != "" {
 		other := res.Sides[l.against]
-		if other == nil || other.Median == 0 {
-			return result{}, fmt.Errorf("%s: %s has no figure %q to compare with", r.id, l.against, l.figure)
+		if other == nil || other.Median == 0 || own.Median == 0 {
+			return result{}, fmt.Errorf("%s: the figure %q of %s and %s cannot be compared", r.id, l.figure, ours, l.against)
 		}
 		res.Ratio = own.Median / other.Median
+		if l.ofTimes {
+			res.Ratio = 1 / res.Ratio
+		}
 		judged = res.Ratio
 	}
 	if l.target.sign != "" {

@@ -29,7 +29,7 @@ type runner struct {
 // line of the row.
 func (r *runner) run(ctx context.Context, w row) (results []result, err error) {
 	r.progress.show("%s  %s: starting", w.id, w.work)
-	endpoints, stop, err := r.start(ctx)
+	endpoints, stop, err := r.cluster(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w.id, err)
 	}
@@ -39,23 +39,16 @@ func (r *runner) run(ctx context.Context, w row) (results []result, err error) {
 			return nil, err
 		}
 	}
-	participants := r.participants(w, endpoints)
+	participants := r.participants(w)
 	defer func() {
 		r.progress.show("%s  %s: closing", w.id, w.work)
 		for _, p := range participants {
-			if closing := p.arena.close(); err == nil && !p.peer && ctx.Err() == nil {
+			if closing := p.close(); err == nil && ctx.Err() == nil {
 				err = closing
 			}
 		}
 	}()
-	for _, p := range participants {
-		r.progress.show("%s  %s: preparing %s", w.id, w.work, p.name)
-		p.round, err = r.open(ctx, p)
-		if err = r.tolerate(ctx, p, w, err); err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", w.id, p.name, err)
-		}
-	}
-	measured, err := r.runRounds(ctx, w, participants)
+	measured, err := r.runRounds(ctx, w, participants, endpoints)
 	if err != nil {
 		return nil, err
 	}
@@ -69,25 +62,25 @@ func (r *runner) run(ctx context.Context, w row) (results []result, err error) {
 	return results, nil
 }
 
-func (r *runner) participants(w row, endpoints []string) []*participant {
-	var participants []*participant
-	for i, s := range w.sides {
-		if !s.peer || r.peers.known(s.name) {
-			id := fmt.Sprintf("%s%02d%s", r.id, i, w.id)
-			participants = append(participants, &participant{side: s, arena: &arena{endpoints: endpoints, peers: r.peers, workload: r.workload, id: id}})
-		}
-	}
-	return participants
-}
-
-// runRounds runs all rounds, the participants alternating, and returns the figures by
-// side and round.
-func (r *runner) runRounds(ctx context.Context, w row, participants []*participant) (map[string][]figures, error) {
+// runRounds runs all rounds and returns the figures by side and round. The participants
+// take turns, and each round begins with the next of them.
+func (r *runner) runRounds(ctx context.Context, w row, participants []*participant, endpoints []string) (map[string][]figures, error) {
 	n := cmp.Or(w.rounds, r.workload.rounds)
 	measured := make(map[string][]figures)
 	for i := range n {
-		for _, p := range participants {
-			if p.round == nil {
+		// Which of several members a client is connected to is chance, so that is drawn again.
+		if i == 0 || len(endpoints) > 1 {
+			for _, p := range participants {
+				r.progress.show("%s  %s: preparing %s", w.id, w.work, p.name)
+				err := r.open(ctx, w, p, endpoints)
+				if err = r.tolerate(ctx, p, w, err); err != nil {
+					return nil, fmt.Errorf("%s: %s: %w", w.id, p.name, err)
+				}
+			}
+		}
+		for j := range participants {
+			p := participants[(i+j)%len(participants)]
+			if p.failed {
 				continue
 			}
 			r.progress.show("%s  %s: round %d of %d, %s", w.id, w.work, i+1, n, p.name)
@@ -95,7 +88,7 @@ func (r *runner) runRounds(ctx context.Context, w row, participants []*participa
 			if err = r.tolerate(ctx, p, w, err); err != nil {
 				return nil, fmt.Errorf("%s: %s, round %d: %w", w.id, p.name, i+1, err)
 			}
-			if p.round != nil {
+			if !p.failed {
 				measured[p.name] = append(measured[p.name], f)
 			}
 		}
@@ -106,26 +99,68 @@ func (r *runner) runRounds(ctx context.Context, w row, participants []*participa
 // participant is a side that is being measured.
 type participant struct {
 	side
-	arena *arena
-	round round // nil if the peer has failed
+	index  int    // of the side in its row
+	opened int    // how often
+	arena  *arena // nil if it is not open
+	round  round
+	failed bool // for good; only peers
 }
 
-// bound limits the time of a peer, because some peers wait forever.
-func (p *participant) bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	if !p.peer {
-		return context.WithCancel(ctx)
+func (r *runner) participants(w row) []*participant {
+	var participants []*participant
+	for i, s := range w.sides {
+		if !s.peer || r.peers.known(s.name) {
+			participants = append(participants, &participant{side: s, index: i})
+		}
+	}
+	return participants
+}
+
+// open opens a participant, again if it is open. Each time it uses other names.
+func (r *runner) open(ctx context.Context, w row, p *participant, endpoints []string) error {
+	if p.failed {
+		return nil
+	}
+	if err := p.close(); err != nil {
+		return err
+	}
+	p.opened++
+	id := fmt.Sprintf("%s%02d%02d%s", r.id, p.index, p.opened, w.id)
+	p.arena = &arena{endpoints: endpoints, peers: r.peers, workload: r.workload, id: id}
+	ctx, cancel := p.bound(ctx, 0)
+	defer cancel()
+	var err error
+	p.round, err = p.side.open(ctx, p.arena)
+	return withCause(ctx, err)
+}
+
+// close releases what a participant has. That of a peer may fail.
+func (p *participant) close() error {
+	if p.arena == nil {
+		return nil
+	}
+	err := p.arena.close()
+	p.arena = nil
+	if p.peer {
+		return nil
+	}
+	return err
+}
+
+// How much longer than a round of a fixed time a side may take before it counts as failed.
+// Some peers wait forever; what else takes long depends on the disk.
+const (
+	peerTimeout = 20 * time.Second
+	sideTimeout = 5 * time.Minute
+)
+
+// bound limits the time of a participant's work, of which period is planned.
+func (p *participant) bound(ctx context.Context, period time.Duration) (context.Context, context.CancelFunc) {
+	limit := period + sideTimeout
+	if p.peer {
+		limit = period + peerTimeout
 	}
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("did not finish within %v", limit))
-}
-
-// peerTimeout is how much longer than a round a peer may take before it counts as failed.
-const peerTimeout = 20 * time.Second
-
-func (r *runner) open(ctx context.Context, p *participant) (round, error) {
-	ctx, cancel := p.bound(ctx, peerTimeout)
-	defer cancel()
-	do, err := p.side.open(ctx, p.arena)
-	return do, withCause(ctx, err)
 }
 
 // withCause replaces ctx.Err by the cause of the context's end: peers return only the
@@ -141,7 +176,7 @@ func withCause(ctx context.Context, err error) error {
 // collects garbage first, so that the round does not pay for that of others.
 func (r *runner) runRound(ctx context.Context, p *participant, name string) (f figures, err error) {
 	runtime.GC()
-	ctx, cancel := p.bound(ctx, r.workload.period+peerTimeout)
+	ctx, cancel := p.bound(ctx, r.workload.period)
 	defer cancel()
 	defer func() { err = withCause(ctx, err) }()
 	if p.name != ours || r.profiles == nil {
@@ -160,28 +195,35 @@ func (r *runner) tolerate(ctx context.Context, p *participant, w row, err error)
 	if err == nil || !p.peer || ctx.Err() != nil {
 		return err
 	}
-	p.round = nil
+	p.failed = true
 	r.trouble = append(r.trouble, fmt.Sprintf("%s: %s: %v", w.id, p.name, err))
 	return nil
 }
 
-// start starts a cluster for a row, unless one is already running, and returns its
-// endpoints.
-func (r *runner) start(ctx context.Context) (endpoints []string, stop func(), err error) {
+// cluster returns the endpoints of a new cluster for a row, or of the one that is running.
+func (r *runner) cluster(ctx context.Context) (endpoints []string, stop func(), err error) {
 	if len(r.endpoints) > 0 {
 		return r.endpoints, func() {}, nil
 	}
+	cluster, stop, err := r.startCluster(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return cluster.Endpoints(), stop, nil
+}
+
+// startCluster starts a cluster with empty data directories, which stop removes.
+func (r *runner) startCluster(ctx context.Context) (cluster *etcdproc.Cluster, stop func(), err error) {
 	dir, err := os.MkdirTemp(r.etcd.Dir, "etcd-")
 	if err != nil {
 		return nil, nil, err
 	}
 	o := r.etcd
 	o.Dir = dir
-	cluster, err := etcdproc.Start(ctx, o)
-	if err != nil {
+	if cluster, err = etcdproc.Start(ctx, o); err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return cluster.Endpoints(), func() {
+	return cluster, func() {
 		cluster.Close()
 		_ = os.RemoveAll(dir)
 	}, nil

@@ -12,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
+
+	"github.com/jagregory/locker/v2/internal/etcdproc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -53,6 +56,51 @@ func TestCommand_MeasuresARowOnARealEtcd(t *testing.T) {
 	}
 }
 
+// buildEtcd returns the etcd program that the benchmarks use.
+func buildEtcd(t *testing.T) string {
+	t.Helper()
+	program, err := etcdproc.Build(testContext(t), etcdVersion, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+func TestRows_AreMeasuredOnARealEtcdAndLeaveNothingInIt(t *testing.T) {
+	t.Parallel()
+	r := fakeRunner()
+	r.etcd.Dir, r.etcd.Program, r.peers = t.TempDir(), buildEtcd(t), peerAddresses{}
+	cluster, stop, err := r.startCluster(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	r.endpoints = cluster.Endpoints()
+	r.workload = workload{
+		rounds: 2, runUp: 10 * time.Millisecond, period: 50 * time.Millisecond, history: 40, holds: 20, waiters: 5,
+		bulk: 2*keysPerLease + 1, bulkTTL: 3 * time.Second, crowd: 20, idle: 100 * time.Millisecond, queue: 200, few: 1,
+	}
+	for _, w := range rows(r.workload) {
+		results, err := r.run(testContext(t), w)
+		if err != nil || len(results) != len(w.lines) {
+			t.Errorf("%s: %d results, %v", w.id, len(results), err)
+		}
+		for _, res := range results {
+			t.Log(res.summary())
+		}
+	}
+	a := &arena{endpoints: r.endpoints}
+	defer func() { _ = a.close() }()
+	etcd, err := a.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := etcd.Get(testContext(t), "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil || resp.Count > 0 {
+		t.Errorf("left in etcd: %v, %v", resp, err)
+	}
+}
+
 func TestCommand_LeavesNothingBehindWhenInterrupted(t *testing.T) {
 	cache := t.TempDir()
 	if userCache, err := os.UserCacheDir(); err == nil { // so that etcd is not compiled again
@@ -79,7 +127,7 @@ func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
 
 func TestCommand_RejectsInvalidArguments(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"-row", "P99"}, {"P4"}, {"-rounds", "x"}} {
+	for _, args := range [][]string{{"-row", "P99"}, {"P4"}, {"-rounds", "x"}, {"-members", "2"}} {
 		if err := command(testContext(t), args, &bytes.Buffer{}, &bytes.Buffer{}); err == nil {
 			t.Errorf("%v was accepted", args)
 		}
@@ -103,7 +151,7 @@ func fakeRunner() *runner {
 	}
 }
 
-func TestRounds_AlternateBetweenTheSides(t *testing.T) {
+func TestRounds_BeginWithEachSideInTurn(t *testing.T) {
 	t.Parallel()
 	var order []string
 	w := row{id: "P0", sides: []side{fakeSide(ours, false, &order, nil), fakeSide(etcdMutex, false, &order, nil)}, lines: []line{{figure: rate, against: etcdMutex}}}
@@ -111,11 +159,33 @@ func TestRounds_AlternateBetweenTheSides(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{ours, etcdMutex, ours, etcdMutex, ours, etcdMutex}; !slices.Equal(order, want) {
+	if want := []string{ours, etcdMutex, etcdMutex, ours, ours, etcdMutex}; !slices.Equal(order, want) {
 		t.Errorf("order: %v", order)
 	}
 	if len(results) != 1 || results[0].Ratio != 1 {
 		t.Errorf("results: %+v", results)
+	}
+}
+
+func TestSides_AreOpenedAgainForEachRoundIfThereAreSeveralMembers(t *testing.T) {
+	t.Parallel()
+	for _, endpoints := range [][]string{{"one"}, {"one", "two", "three"}} {
+		var ids []string
+		closed := 0
+		s := side{name: ours, open: func(_ context.Context, a *arena) (round, error) {
+			ids = append(ids, a.id)
+			a.onClose(func() error { closed++; return nil })
+			return func(context.Context) (figures, error) { return figures{rate: 1}, nil }, nil
+		}}
+		r := fakeRunner()
+		r.endpoints = endpoints
+		if _, err := r.run(testContext(t), row{id: "P0", sides: []side{s}, lines: []line{{figure: rate}}}); err != nil {
+			t.Fatal(err)
+		}
+		want := len(endpoints) // there are three rounds
+		if slices.Sort(ids); len(slices.Compact(ids)) != want || closed != want {
+			t.Errorf("%d members: opened as %v, closed %d times", len(endpoints), ids, closed)
+		}
 	}
 }
 

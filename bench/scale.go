@@ -5,26 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jagregory/locker/v2"
 )
 
 // amounts is how much -scale measures.
 type amounts struct {
 	locks    []int // held by one client
-	waiters  []int // clients in the queue of one name
+	sessions []int // of one client
+	waiters  []int // in the queue of one name
 	clients  []int // with a lock each; 0 for etcd alone
 	watchers []int // of one prefix
+	names    []int // held while values change
 
-	renewals  int           // for how many intervals between renewals idle clients are observed
+	crowd     int           // clients in a queue, at most: the other waiters are bare entries
+	renewed   time.Duration // for how long those with the default TTL are observed: a multiple of the time between renewals
 	idle      time.Duration // for how long those with a long TTL are
-	settle    time.Duration // from the last request of a setup to the first measurement
 	handOvers int           // at least
 	changes   int           // at least
-	busy      time.Duration // how long hand-overs and changes go on, at least
-	reads     int           // of the whole queue
+	busy      time.Duration // how long hand-overs, changes and reads go on, at least
+	sustained time.Duration // how long steady changes go on
 
 	sizeLimit time.Duration // for one line of a table
 	limit     time.Duration // for all of them
@@ -33,18 +38,22 @@ type amounts struct {
 var (
 	fullAmounts = amounts{
 		locks:    []int{1_000, 10_000, 100_000},
+		sessions: []int{10, 100, 1_000},
 		waiters:  []int{10, 100, 1_000, 10_000},
 		clients:  []int{0, 1, 10, 100, 1_000},
 		watchers: []int{10, 100, 1_000, 10_000},
-		renewals: 3, idle: 2 * time.Second, settle: time.Second, handOvers: 50, changes: 10, busy: time.Second, reads: 21,
-		sizeLimit: 100 * time.Second, limit: 6 * time.Minute,
+		names:    []int{10_000},
+		crowd:    1_000, renewed: locker.DefaultTTL, idle: 2 * time.Second, handOvers: 50, changes: 10, busy: time.Second, sustained: 20 * time.Second,
+		sizeLimit: 100 * time.Second, limit: 8 * time.Minute,
 	}
 	quickAmounts = amounts{
-		locks:    []int{100, 1_000},
+		locks:    []int{1_000},
+		sessions: []int{10},
 		waiters:  []int{10, 50},
-		clients:  []int{0, 1, 10},
+		clients:  []int{0, 10},
 		watchers: []int{10, 100},
-		renewals: 1, idle: time.Second, settle: 300 * time.Millisecond, handOvers: 10, changes: 3, busy: 300 * time.Millisecond, reads: 5,
+		names:    []int{100},
+		crowd:    20, renewed: locker.DefaultTTL / 3, idle: time.Second, handOvers: 10, changes: 3, busy: 300 * time.Millisecond, sustained: time.Second,
 		sizeLimit: 20 * time.Second, limit: 55 * time.Second,
 	}
 )
@@ -54,6 +63,7 @@ type study struct {
 	title   string
 	counted string // what there are so many of
 	sizes   []int
+	crowd   int      // how many of them are clients, at most; 0 for all
 	columns []figure // by their headings
 	measure func(ctx context.Context, s *site, n int) (figures, error)
 }
@@ -63,19 +73,27 @@ func studies(a amounts) []study {
 	return []study{
 		{
 			title: "Locks held by one client", counted: "locks", sizes: a.locks, measure: a.measureLocks,
-			columns: []figure{heapPerLock, etcdPerLock, databasePerLock, messagesPerLocks, bytesPerLock, etcdBusy},
+			columns: []figure{heapPerLock, etcdPerLock, databasePerLock, messagesPerLocks, bytesPerItem, etcdBusy},
 		},
 		{
-			title: "Clients waiting for one name", counted: "waiters", sizes: a.waiters, measure: a.measureWaiters,
-			columns: []figure{handOverTime, messagesPerHandOver, cpuPerHandOver, sortedRead, memoryPerWaiter, etcdPerWaiter, messagesPerWaiter, etcdBusy},
+			title: "Sessions of one client, without locks", counted: "sessions", sizes: a.sessions, measure: a.measureSessions,
+			columns: []figure{memoryPerSession, etcdPerSession, databasePerSession, messagesPerSession, bytesPerItem, etcdBusy},
+		},
+		{
+			title: "Waiters for one name", counted: "waiters", sizes: a.waiters, crowd: a.crowd, measure: a.measureWaiters,
+			columns: []figure{handOverTime, messagesPerHandOver, cpuPerHandOver, sortedRead, memoryPerClient, etcdPerClient, messagesPerWaiter, etcdBusy},
 		},
 		{
 			title: "Idle clients, each with a connection, a session and a lock", counted: "clients", sizes: a.clients, measure: a.measureClients,
-			columns: []figure{messagesPerClient, bytesPerClient, etcdBusy, memoryPerClient, etcdPerClient},
+			columns: []figure{messagesPerClient, bytesPerItem, etcdBusy, memoryPerClient, etcdPerClient},
 		},
 		{
 			title: "Watchers of one prefix", counted: "watchers", sizes: a.watchers, measure: a.measureWatchers,
-			columns: []figure{changeTime, cpuPerChange, memoryPerWatcher, etcdPerWatcher},
+			columns: []figure{changeTime, cpuPerChange, receivedPerChange, bytesPerChange, memoryPerWatcher, etcdPerWatcher, idleSent, idleBytes, etcdBusy},
+		},
+		{
+			title: "Held names of which one changes its value every 10 ms, in a Cache", counted: "names", sizes: a.names, measure: a.measureSustained,
+			columns: []figure{changeRate, lag50, lag99, etcdCPU, clientCPU, messageRate, byteRate},
 		},
 	}
 }
@@ -106,11 +124,11 @@ func (r *runner) runScale(ctx context.Context, s settings, stdout io.Writer) err
 		a = quickAmounts
 	}
 	rep, err := r.measureScale(ctx, a)
-	if err != nil {
-		return err
+	if rep != nil {
+		rep.quick = s.quick
+		err = errors.Join(err, rep.writeMarkdown(stdout))
 	}
-	rep.quick = s.quick
-	if err := rep.writeMarkdown(stdout); err != nil {
+	if err != nil {
 		return err
 	}
 	if len(rep.failed) > 0 {
@@ -120,7 +138,8 @@ func (r *runner) runScale(ctx context.Context, s settings, stdout io.Writer) err
 }
 
 // measureScale measures all tables. If a size cannot be measured, that is reported, and the
-// larger ones of its table are left out.
+// larger ones of its table are left out. If ctx ends, it returns what was measured by then,
+// and an error.
 func (r *runner) measureScale(ctx context.Context, a amounts) (*scaleReport, error) {
 	began := time.Now()
 	rep := &scaleReport{}
@@ -136,7 +155,7 @@ func (r *runner) measureScale(ctx context.Context, a amounts) (*scaleReport, err
 			started := time.Now()
 			f, err := r.measureSize(limited, st, n, a.sizeLimit)
 			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
+				break
 			}
 			if err != nil {
 				rep.failed = append(rep.failed, failure(st, st.sizes[i:], err))
@@ -147,9 +166,12 @@ func (r *runner) measureScale(ctx context.Context, a amounts) (*scaleReport, err
 			table.lines = append(table.lines, table.cells(n, f))
 		}
 		rep.tables = append(rep.tables, table)
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	rep.took, rep.machine.Etcd = time.Since(began).Round(time.Second), r.version
-	return rep, nil
+	return rep, context.Cause(ctx)
 }
 
 // failure describes the sizes of a study that were not measured. The error is that of the
@@ -171,16 +193,24 @@ func (r *runner) measureSize(ctx context.Context, st study, n int, limit time.Du
 	if err != nil {
 		return nil, withCause(ctx, err)
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	f, err = st.measure(s.ctx, s, n)
-	return f, withCause(s.ctx, err)
+	defer func() {
+		if closing := s.close(); err == nil {
+			err = closing
+		}
+	}()
+	f, err = st.measure(ctx, s, n)
+	return f, withCause(ctx, err)
 }
 
-// cells formats one line of the table.
+// cells formats one line of the table. What is unknown is a dash.
 func (st study) cells(n int, f figures) []string {
-	cells := []string{thousands(n)}
+	size := thousands(n)
+	if st.crowd > 0 && n > st.crowd {
+		size += fmt.Sprintf(", of which %s are clients", thousands(st.crowd))
+	}
+	cells := []string{size}
 	for _, column := range st.columns {
-		if value, ok := f[column]; ok {
+		if value, ok := f[column]; ok && !math.IsNaN(value) {
 			cells = append(cells, number(value))
 		} else {
 			cells = append(cells, "–")

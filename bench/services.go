@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"sync"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
@@ -46,13 +48,37 @@ var lockerService = service{name: ours, join: func(ctx context.Context, a *arena
 	return func(name string) mutex { return &lockerMutex{client: c, name: name} }, nil
 }}
 
+// newLocker returns a client of Locker that is closed with the arena.
 func newLocker(a *arena, etcd *clientv3.Client, opts ...locker.Option) (*locker.Client, error) {
-	c, err := locker.New(etcd, append(opts, locker.WithPrefix(lockerPrefix))...)
+	clients, err := newLockers(a, []*clientv3.Client{etcd}, 1, opts...)
 	if err != nil {
 		return nil, err
 	}
-	a.onClose(c.Close)
-	return c, nil
+	return clients[0], nil
+}
+
+// newLockers returns n clients of Locker that share the connections. They are closed with
+// the arena, all at once.
+func newLockers(a *arena, connections []*clientv3.Client, n int, opts ...locker.Option) ([]*locker.Client, error) {
+	opts = append(opts, locker.WithPrefix(lockerPrefix))
+	var clients []*locker.Client
+	a.onClose(func() error {
+		errs := make([]error, len(clients))
+		var closing sync.WaitGroup
+		for i, c := range clients {
+			closing.Go(func() { errs[i] = c.Close() })
+		}
+		closing.Wait()
+		return errors.Join(errs...)
+	})
+	for i := range n {
+		c, err := locker.New(connections[i%len(connections)], opts...)
+		if err != nil {
+			return nil, err
+		}
+		clients = append(clients, c)
+	}
+	return clients, nil
 }
 
 // lockerMutex keeps the hold between Lock and Unlock.
