@@ -409,10 +409,11 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 		case len(ahead) > lookahead:
 			w.Close()
 			w = nil
-			if err := l.outlast(ctx, ahead[0], revision, p.total > farAway); err != nil {
+			var gone int64
+			if gone, err = l.outlast(ctx, ahead[0], revision, p.total > farAway); err != nil {
 				return err
 			}
-			if ahead, revision, err = l.look(ctx); err != nil { // usually none is left
+			if ahead, revision, err = l.look(ctx, gone); err != nil { // usually none is left
 				return err
 			}
 			p.total = len(ahead)
@@ -426,7 +427,11 @@ func (l *Lock) waitForHead(ctx context.Context) (err error) {
 			if unwatched == nil && w.Opened == revision {
 				continue
 			}
-			if ahead, revision, err = l.look(ctx); err != nil {
+			since := int64(0)
+			if unwatched == nil {
+				since = w.Opened
+			}
+			if ahead, revision, err = l.look(ctx, since); err != nil {
 				return err
 			}
 			if unwatched == nil && w.Opened > revision {
@@ -480,9 +485,10 @@ func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, re
 	return nil, nil, nil
 }
 
-// outlast returns nil once the entry that had key at a revision is gone, or may be. If late
-// is set, there is time for a watch that begins at that revision, which spares a read.
-func (l *Lock) outlast(ctx context.Context, key string, revision int64, late bool) error {
+// outlast blocks until the entry that had key at a revision is gone, or may be, and returns
+// a revision at which that was so, 0 if none is known. If late is set, there is time for a
+// watch that begins at that revision, which spares a read.
+func (l *Lock) outlast(ctx context.Context, key string, revision int64, late bool) (gone int64, err error) {
 	c := l.client
 	for pause := (backoff.Pause{}); ; late = false {
 		what := watchmux.Target{Key: key, Deletions: true}
@@ -491,48 +497,57 @@ func (l *Lock) outlast(ctx context.Context, key string, revision int64, late boo
 		}
 		w, unwatched := c.watches.Open(ctx, what)
 		if unwatched != nil || w.Opened < revision || w.Opened > revision && !late {
-			resp, err := c.store.Read(ctx, txn.RevisionsOf(key))
+			since := revision
+			if unwatched == nil {
+				since = max(since, w.Opened)
+			}
+			resp, err := c.store.ReadSince(ctx, since, func() *pb.RangeRequest { return txn.RevisionsOf(key) })
 			if err != nil {
 				w.Close()
-				return err
+				return 0, err
 			}
 			stands := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= revision
-			if now := resp.Header.Revision; !stands || now < revision || unwatched == nil && now < w.Opened {
+			if revision = resp.Header.Revision; !stands || revision < since { // or etcd has gone back
 				w.Close()
-				return nil
+				return 0, nil
 			}
-			revision = resp.Header.Revision
 		}
-		gone := unwatched == nil && l.deleted(ctx, w, revision)
+		if unwatched == nil {
+			gone = l.deletion(ctx, w)
+		}
 		w.Close()
-		if gone {
-			return nil
+		if gone != 0 {
+			return gone, nil
 		}
 		if pause.Wait(ctx) != nil {
-			return c.interrupted(ctx)
+			return 0, c.interrupted(ctx)
 		}
 	}
 }
 
-// deleted waits until w reports a deletion after revision; it returns false if w or ctx
-// ends first.
-func (l *Lock) deleted(ctx context.Context, w *watchmux.Watch, revision int64) bool {
+// deletion waits until w reports a deletion, and returns its revision; 0 if w or ctx ends
+// first.
+func (l *Lock) deletion(ctx context.Context, w *watchmux.Watch) int64 {
 	for {
 		answer, err := w.Next(ctx)
 		if err != nil {
-			return false
+			return 0
 		}
-		if slices.ContainsFunc(answer.Events, func(ev *mvccpb.Event) bool { return ev.Kv.ModRevision > revision }) {
-			return true
+		if n := len(answer.Events); n > 0 {
+			return answer.Events[n-1].Kv.ModRevision
 		}
 	}
 }
 
-// look reads which entries are ahead now, and the revision of that.
-func (l *Lock) look(ctx context.Context) (ahead []string, revision int64, err error) {
-	c := l.client
+// look reads which entries are ahead, and the revision of that: now, or if since is not 0,
+// at some revision that is not before it. That proves as much: nobody joins ahead, so who is
+// the head of the queue stays the head.
+func (l *Lock) look(ctx context.Context, since int64) (ahead []string, revision int64, err error) {
 	token := l.token.Load()
-	resp, err := c.store.Read(ctx, l.newest(token))
+	if since != 0 {
+		since = max(since, token) // a watch may be that of a member that is behind
+	}
+	resp, err := l.client.store.ReadSince(ctx, since, func() *pb.RangeRequest { return l.newest(token) })
 	if err != nil {
 		return nil, 0, err
 	}

@@ -27,6 +27,7 @@ type watchCounter struct {
 	mu     sync.Mutex // guards what follows
 	opened int
 	open   map[*watchStream]int
+	behind *atomic.Int64 // the revision at which etcd confirms watches; nil for the true one
 }
 
 type watchStream struct {
@@ -47,6 +48,14 @@ func (s *watchStream) SendMsg(m any) error {
 		s.counter.mu.Unlock()
 	}
 	return s.ClientStream.SendMsg(m)
+}
+
+func (s *watchStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if answer, ok := m.(*pb.WatchResponse); ok && err == nil && answer.Created && s.counter.behind != nil {
+		answer.Header.Revision = s.counter.behind.Load()
+	}
+	return err
 }
 
 // count returns how many watches have been opened, and how many are open.
@@ -291,10 +300,10 @@ func TestQueue_AWaiterFarBehindMissesNoDeparture(t *testing.T) {
 		"with late joiners":   func([]string) { locktest.PutKey(t, b.Etcd, locker.DefaultPrefix+"a/f", "") },
 		"all but one at once": func(keys []string) { remove(keys[1:]...) },
 	}
-	for _, n := range []int{locker.Lookahead + 1, locker.Lookahead + 12, locker.FarAway + 12} {
+	for _, n := range []int{locker.Lookahead + 6, locker.FarAway + 6} {
 		for before, early := range early {
 			for during, late := range late {
-				if n > locker.FarAway && during != "in order" && during != "after a reset" {
+				if n > locker.FarAway && during != "in order" {
 					continue // they differ only in how the watch begins
 				}
 				keys := make([]string, n)
@@ -302,14 +311,19 @@ func TestQueue_AWaiterFarBehindMissesNoDeparture(t *testing.T) {
 					keys[i] = fmt.Sprintf("%sa/%016x", locker.DefaultPrefix, i+1)
 					locktest.PutKey(t, b.Etcd, keys[i], "")
 				}
+				joined := make(chan struct{})
 				w.fail(1, func(req any) bool { return locktest.Enqueues(req, "a") }, func(_ context.Context, call func() error) error {
+					defer close(joined)
 					err := call()
 					early(keys)
 					return err
 				})
 				waiter := locktest.LockAsync(ctx, c, "a", "")
-				locktest.Eventually(t, "it has joined", func() bool { return !w.pending() && len(b.Entries(t)) > n/2 })
-				oldest := keys[0]
+				locktest.Receive(t, joined)
+				oldest, behind := keys[0], []string{locker.DefaultPrefix + "a/f"}
+				if before == "the nearest joins once more" {
+					keys, behind = keys[:n-1], append(behind, keys[n-1])
+				}
 				late(keys)
 				remove(keys[1:]...)
 				if keys[0] == oldest && len(waiter) > 0 {
@@ -317,11 +331,65 @@ func TestQueue_AWaiterFarBehindMissesNoDeparture(t *testing.T) {
 				}
 				remove(keys[0])
 				l := locktest.LockOf(t, waiter)
-				remove(locker.DefaultPrefix + "a/f")
+				remove(behind...)
 				b.WantHeldAlone(t, l)
 				locktest.Unlock(t, l)
 			}
 		}
+	}
+}
+
+// A member that is behind opens watches, and answers what needs no leader, at an earlier revision.
+func TestQueue_AMemberThatIsBehindDoesNotMisleadAWaiter(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{2, locker.Lookahead + 3} {
+		t.Run(fmt.Sprintf("%d ahead", n), func(t *testing.T) {
+			t.Parallel()
+			b := locktest.Setup(t)
+			var behind, asked atomic.Int64
+			config := b.Server.ClientConfig()
+			config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(
+				func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+					read, ok := req.(*pb.RangeRequest)
+					if !ok || !read.Serializable {
+						return invoke(ctx, method, req, reply, conn, opts...)
+					}
+					asked.Add(1)
+					read.Revision = behind.Load()
+					err := invoke(ctx, method, read, reply, conn, opts...)
+					if err == nil {
+						reply.(*pb.RangeResponse).Header.Revision = behind.Load()
+					}
+					return err
+				}))
+			c, _, ws := watched(t, config, locker.WithTTL(locktest.Unhurried))
+			ws.behind = &behind
+			locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
+			keys := make([]string, n)
+			for i := range keys {
+				keys[i] = fmt.Sprintf("%sa/%016x", locker.DefaultPrefix, i+1)
+				locktest.PutKey(t, b.Etcd, keys[i], "")
+			}
+			resp, err := b.Etcd.Get(locktest.Within(t), keys[n-1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			behind.Store(resp.Header.Revision)
+			waiter := locktest.LockAsync(locktest.Within(t), c, "a", "")
+			b.Queued(t, "a", n+1)
+			for i := range keys {
+				if len(waiter) > 0 {
+					t.Fatal("it was served while another held")
+				}
+				if _, err := b.Etcd.Delete(locktest.Within(t), keys[i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.WantHeldAlone(t, locktest.LockOf(t, waiter))
+			if asked.Load() == 0 {
+				t.Error("nobody was asked")
+			}
+		})
 	}
 }
 

@@ -39,6 +39,20 @@ func (s *Store) Read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeRe
 	return resp, err
 }
 
+// ReadSince makes a read that sees at least what was so at a revision. It asks any member
+// what it knows, which needs no leader, and makes a linearizable read only if that member is
+// behind, or if the revision is 0. The request is made anew for each.
+func (s *Store) ReadSince(ctx context.Context, revision int64, request func() *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if revision != 0 {
+		local := request()
+		local.Serializable = true
+		if resp, err := s.Read(ctx, local); err == nil && resp.Header.Revision >= revision {
+			return resp, nil
+		}
+	}
+	return s.Read(ctx, request())
+}
+
 func (s *Store) readUpTo(ctx context.Context, request *pb.RangeRequest, size int, allowed time.Duration) (*pb.RangeResponse, error) {
 	return AskFor(ctx, ctx, s, allowed, func(ctx context.Context) (*pb.RangeResponse, error) {
 		resp, err := s.KV.Range(ctx, request, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(size))
