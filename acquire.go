@@ -8,7 +8,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/connectivity"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
@@ -252,19 +251,15 @@ func (l *Lock) endWait(cause error) {
 // may be left, which cleanUp removes.
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
-	t := l.taking(try)
-	if !try && (c.watches.Keeps(l.queue()) || len(l.value) > largeValue || c.plain.Load()) {
-		t = l.joining(l.entry()) // somebody waited for the name lately, so it is probably not free
+	t := l.joining()
+	if try {
+		t = l.taking()
 	}
 	for {
 		t = s.inEpoch(t)
 		l.puts.begin(t.Epoch)
 		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: l.landed})
 		switch {
-		case errors.Is(err, rpctypes.ErrTooManyOps) && t.Instead != nil:
-			c.plain.Store(true)
-			t = l.joining(l.entry())
-			continue
 		case err != nil:
 			return s.diagnose(err)
 		case !s.timeline.follows(resp.Header, l.since) || resp.Succeeded && resp.Header.Revision <= l.since:
@@ -272,7 +267,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		case resp.Succeeded:
 			return nil
 		}
-		own, record, oldest := txn.Found(resp, 0), txn.Found(resp, 1), txn.Found(resp, 2)
+		own, record := txn.Found(resp, 0), txn.Found(resp, 1)
 		switch {
 		case len(own) > 0 && own[0].CreateRevision <= l.since: // it was there before, and belongs to no lock
 			stray := entry{name: l.name, key: l.key, created: own[0].CreateRevision}
@@ -282,8 +277,8 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		case len(own) > 0: // put by an attempt whose answer has not come
 			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, position{})
 			return nil
-		case try && len(oldest) > 0:
-			return &LockedError{Holder: holderOf(l.name, oldest[0])}
+		case try && len(txn.Found(resp, 2)) > 0:
+			return &LockedError{Holder: holderOf(l.name, txn.Found(resp, 2)[0])}
 		case len(record) == 0:
 			if err := s.writeRecord(ctx); err != nil {
 				return err
@@ -296,43 +291,46 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	}
 }
 
-// largeValue is the size in bytes from which on a value is sent once rather than in two
-// transactions of which one is applied.
-const largeValue = 4 << 10
-
-// taking returns the transaction that puts the entry if the queue is empty. Otherwise it
-// joins the queue or, with try, reads why it does not.
-func (l *Lock) taking(try bool) txn.Txn {
-	put := l.entry()
-	t := txn.Txn{Name: l.name, When: []*pb.Compare{txn.CmpNoneBelow(l.queue())}, Then: []*pb.RequestOp{put}}
-	if try {
-		t.Otherwise = l.reasons()
-	} else {
-		t.Instead = func() txn.Txn { return l.joining(put) }
-	}
-	return t
-}
-
 // joining returns the transaction that puts the entry at the end of the queue, and reads
-// what is ahead of it.
-func (l *Lock) joining(put *pb.RequestOp) txn.Txn {
-	return txn.Txn{
+// what is ahead of it. Together with others, it is at first tried as one that puts the entry
+// if the queue is empty, which etcd applies faster; unless somebody waited for the name
+// lately, so that it is probably not free.
+func (l *Lock) joining() txn.Txn {
+	put := l.entry()
+	t := txn.Txn{
 		Name:      l.name,
 		When:      []*pb.Compare{txn.CmpCreate(l.key, 0)},
 		Then:      []*pb.RequestOp{put, txn.OpRange(l.newest(0))},
 		Otherwise: l.reasons(),
+	}
+	if !l.client.watches.Keeps(l.queue()) {
+		t.Flat = &txn.Flat{When: l.empty(), Then: []*pb.RequestOp{put}}
+	}
+	return t
+}
+
+// taking returns the transaction that puts the entry if the queue is empty, and otherwise
+// reads why it is not.
+func (l *Lock) taking() txn.Txn {
+	return txn.Txn{
+		Name:      l.name,
+		When:      l.empty(),
+		Then:      []*pb.RequestOp{l.entry()},
+		Otherwise: append(l.reasons(), txn.OpRange(txn.OldestBelow(l.queue()))),
 	}
 }
 
 // entry returns the put of the entry.
 func (l *Lock) entry() *pb.RequestOp { return txn.OpPut(l.key, l.value, l.session.lease) }
 
+// empty returns the compare that nothing is in the queue.
+func (l *Lock) empty() []*pb.Compare { return []*pb.Compare{txn.CmpNoneBelow(l.queue())} }
+
 // reasons returns reads that show why the entry was not put.
 func (l *Lock) reasons() []*pb.RequestOp {
 	return []*pb.RequestOp{
 		txn.OpRange(txn.RevisionsOf(l.key)),
 		txn.OpRange(txn.RevisionsOf(l.session.record())),
-		txn.OpRange(txn.OldestBelow(l.queue())),
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -40,7 +39,6 @@ type Client struct {
 	tasks     tasks.Group
 
 	store    *txn.Store
-	plain    atomic.Bool // etcd takes too few operations for a transaction in another
 	watches  *watchmux.Mux
 	lines    *line.Lines[*Lock]
 	removals *tasks.Backlog // of entries that failed calls have left in queues

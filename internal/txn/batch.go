@@ -214,8 +214,9 @@ func together(writes []*Write, flat bool) Txn {
 	guarded := make(guards, 1)
 	for _, w := range writes {
 		if flat {
-			all.When = append(all.When, w.When...)
-			all.Then = append(all.Then, w.Then...)
+			part := w.flat()
+			all.When = append(all.When, part.When...)
+			all.Then = append(all.Then, part.Then...)
 		} else {
 			all.Then = append(all.Then, opTxn(w.request(false)))
 		}
@@ -249,7 +250,7 @@ func (b *batch) answer(writes []*Write, o Outcome) {
 		for _, w := range writes {
 			own, n := o, 1
 			if b.flat {
-				n = len(w.Then)
+				n = len(w.flat().Then)
 				own.Resp = &pb.TxnResponse{Succeeded: true, Responses: responses[:n:n]}
 			} else {
 				own.Resp = responses[0].GetResponseTxn()
@@ -286,9 +287,6 @@ func epochsOf(resp *pb.TxnResponse) epochs {
 // result.
 func (b *batch) resolve(w *Write, o Outcome) {
 	g := b.group
-	if o.Err == nil {
-		o.Resp = w.answer(o.Resp)
-	}
 	certain := o.certain()
 	if closed := g.store.Closed(); closed != nil && !certain {
 		certain, o.Err = true, closed

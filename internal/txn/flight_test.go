@@ -235,28 +235,44 @@ func TestGroup_FlatTransactionsBecomeRareWhereTheyAreRefused(t *testing.T) {
 	})
 }
 
-func TestTxn_IsMadeInsteadUnderTheSameGuard(t *testing.T) {
-	t.Parallel()
-	record := &Record{Key: "r"}
-	other := func() Txn {
-		return Txn{When: []*pb.Compare{CmpCreate("b", 0)}, Then: []*pb.RequestOp{OpPut("b", "", 0)}}
+func TestGroup_AWriteMayHaveAnotherFormInAFlatTransaction(t *testing.T) {
+	refuse := false
+	script := func(_ int, keys string) []error {
+		if refuse && keys == "a c" {
+			return []error{errNotThen}
+		}
+		return []error{nil}
 	}
-	both := Txn{Record: record, Epoch: 7, When: []*pb.Compare{CmpCreate("a", 0)}, Then: []*pb.RequestOp{OpPut("a", "", 0)}, Instead: other}
-	guard := CmpMod("r", 7).String()
-	for guarded, want := range map[bool]int{true: 2, false: 1} {
-		outer := both.request(guarded)
-		inner := outer.Failure[0].GetRequestTxn()
-		for _, r := range []*pb.TxnRequest{outer, inner} {
-			if len(r.Compare) != want || guarded && r.Compare[1].String() != guard {
-				t.Errorf("guarded %v: the compares are %v", guarded, r.Compare)
+	inGroup(t, script, func(t *testing.T, g *grouped) {
+		for _, refused := range []bool{false, true} {
+			sent := len(g.kv.requests)
+			g.submit("x", "x", 0)
+			both := g.submitTxn(Txn{
+				Name: "a",
+				When: []*pb.Compare{CmpCreate("a", 0)},
+				Then: []*pb.RequestOp{OpPut("a", "", 0), OpPut("b", "", 0)},
+				Flat: &Flat{When: []*pb.Compare{CmpNoneBelow("a")}, Then: []*pb.RequestOp{OpPut("a", "", 0)}},
+			})
+			g.submit("c", "c", 0)
+			refuse = refused
+			g.at(g.now() + time.Second)
+			g.idle()
+			both.is(t, nil, true)
+			want := []string{"x", "a c"}
+			if refused {
+				want = append(want, "a b c")
+			}
+			if got := g.keys()[sent:]; !slices.Equal(got, want) {
+				t.Errorf("sent %q, want %q", got, want)
+			}
+			if flat := g.kv.requests[sent+1].Compare; len(flat) != 1 || flat[0].String() != CmpNoneBelow("a").String() {
+				t.Errorf("the compares of the flat one are %v", flat)
+			}
+			if got, want := len(both.result.Resp.Responses), map[bool]int{false: 1, true: 2}[refused]; got != want {
+				t.Errorf("it was given %d responses, want %d", got, want)
 			}
 		}
-	}
-	own := &pb.TxnResponse{Succeeded: true}
-	resp := &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: 3}, Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: own}}}}
-	if got := both.answer(resp); got != own || got.Header != resp.Header {
-		t.Errorf("the answer is %v", got)
-	}
+	})
 }
 
 // write calls Write in a goroutine, and returns its error and when it has returned.

@@ -140,9 +140,6 @@ func (t Txn) size() (n int64) {
 			n += int64(len(put.Key) + len(put.Value))
 		}
 	}
-	if t.Instead != nil {
-		n *= 2
-	}
 	return n
 }
 
@@ -151,7 +148,7 @@ func (t Txn) operations(flat bool) int {
 	if !flat {
 		return 1
 	}
-	return max(len(t.When), len(t.Then))
+	return max(len(t.flat().When), len(t.flat().Then))
 }
 
 func (g *group) init(s *Store) {

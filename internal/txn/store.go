@@ -54,7 +54,21 @@ type Txn struct {
 	Epoch           int64   // the mod revision of the Record
 	When            []*pb.Compare
 	Then, Otherwise []*pb.RequestOp
-	Instead         func() Txn // of Otherwise: another, with the same Record and Epoch, whose answer is that of both; nil for none
+	Flat            *Flat // what stands for When and Then in a flat transaction; nil for those
+}
+
+// Flat is part of a flat transaction, which is refused as a whole and reads nothing then.
+type Flat struct {
+	When []*pb.Compare
+	Then []*pb.RequestOp
+}
+
+// flat returns the part of t in a flat transaction.
+func (t Txn) flat() Flat {
+	if t.Flat != nil {
+		return *t.Flat
+	}
+	return Flat{t.When, t.Then}
 }
 
 // Record is a key that guards writes. There is one of each key.
@@ -72,23 +86,7 @@ func (t Txn) request(guarded bool) *pb.TxnRequest {
 	if guarded && t.Record != nil {
 		r.Compare = append(slices.Clip(t.When), t.guard())
 	}
-	if t.Instead != nil {
-		other := t.Instead()
-		other.Record, other.Epoch = t.Record, t.Epoch
-		r.Failure = []*pb.RequestOp{opTxn(other.request(guarded))}
-	}
 	return r
-}
-
-// answer returns the part of an answer that counts: if t was not applied, that of the one
-// that was made instead.
-func (t Txn) answer(resp *pb.TxnResponse) *pb.TxnResponse {
-	if resp.Succeeded || t.Instead == nil {
-		return resp
-	}
-	own := resp.Responses[0].GetResponseTxn()
-	own.Header = resp.Header
-	return own
 }
 
 // Commit submits t and blocks until etcd has answered for certain or ctx has ended. t must
