@@ -108,7 +108,17 @@ func putAndDelete(ctx context.Context, etcd *clientv3.Client, keys []string, lea
 
 // deletesInTurn is the floor of hand-overs: two clients, each of which deletes the next of
 // its keys as soon as it has seen that the other has deleted one.
-var deletesInTurn = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
+var deletesInTurn = inTurn(floor, false)
+
+// writesInTurn is deletesInTurn with the other write of a client that always wants the lock:
+// after each delete it puts a key, as one that queues again does.
+var writesInTurn = inTurn("floor and a put", true)
+
+func inTurn(name string, puts bool) side {
+	return side{name: name, open: func(ctx context.Context, a *arena) (round, error) { return openTurns(a, puts) }}
+}
+
+func openTurns(a *arena, puts bool) (round, error) {
 	one, other, err := pair(a)
 	if err != nil {
 		return nil, err
@@ -127,12 +137,12 @@ var deletesInTurn = side{name: floor, open: func(ctx context.Context, a *arena) 
 			if err != nil {
 				return nil, err
 			}
-			t.first = i == 0
+			t.first, t.puts = i == 0, puts
 			turns = append(turns, t)
 		}
 		return race(ctx, turns, a.workload.runUp, a.workload.period)
 	}, nil
-}}
+}
 
 // turn is one of two clients that take turns, in the shape of a mutex, so that the code that
 // measures hand-overs drives it too: to lock it is to see that the other client has deleted
@@ -143,6 +153,7 @@ type turn struct {
 	next   int    // which of them
 	events clientv3.WatchChan
 	first  bool // it does not wait for the other
+	puts   bool // a key after each delete
 }
 
 // newTurn puts more keys than can be deleted in a round, and watches those of the other.
@@ -179,6 +190,9 @@ func (t *turn) Unlock(ctx context.Context) error {
 	t.next++
 	if err == nil && resp.Deleted == 0 {
 		err = fmt.Errorf("there are only %d keys to delete", t.next-1)
+	}
+	if err == nil && t.puts {
+		_, err = t.etcd.Put(ctx, t.prefix+"next", "")
 	}
 	return err
 }
