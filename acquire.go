@@ -292,9 +292,9 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 }
 
 // joining returns the transaction that puts the entry at the end of the queue, and reads
-// what is ahead of it. Together with others, it is at first tried as one that puts the entry
-// if the queue is empty, which etcd applies faster; unless somebody waited for the name
-// lately, so that it is probably not free.
+// what is ahead of it. In a flat transaction it puts the entry only if the queue is empty,
+// and so has nothing to read, unless somebody has waited for the name lately: then it is
+// probably not free.
 func (l *Lock) joining() txn.Txn {
 	put := l.entry()
 	t := txn.Txn{
@@ -334,8 +334,8 @@ func (l *Lock) reasons() []*pb.RequestOp {
 	}
 }
 
-// landed takes in the outcome of an attempt to put the entry. If the attempt has not read
-// what is ahead, the queue was empty.
+// landed takes in the outcome of an attempt to put the entry. An attempt that does not read
+// what is ahead puts the entry only if the queue is empty.
 func (l *Lock) landed(o txn.Outcome) {
 	if o.Err == nil {
 		l.session.timeline.saw(o.Resp.Header)
@@ -454,13 +454,13 @@ const (
 	// them follows only the nearest, so that the work of a hand-over does not grow with the
 	// number of waiters.
 	lookahead = 8
-	// farAway is how many predecessors certainly take longer to leave than etcd takes to
-	// serve a watch that begins in the past: 100 ms.
+	// farAway is how many predecessors take longer to leave than etcd takes to serve a watch
+	// that begins in the past: 100 ms. If they do not, the waiter only notices it later.
 	farAway = 200
 )
 
 // passBy removes from ahead the entries that are deleted after revision, until none is left
-// or the watch has ended.
+// or the watch has ended; unwatched is why it has.
 func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, revision int64) (_ []string, unwatched, err error) {
 	for len(ahead) > 0 {
 		answer, ended := w.Next(ctx)
@@ -483,9 +483,10 @@ func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, re
 	return nil, nil, nil
 }
 
-// outlast blocks until the entry that had key at a revision is gone, or may be, and returns
-// a revision at which that was so, 0 if none is known. If late is set, there is time for a
-// watch that begins at that revision, which spares a read.
+// outlast blocks until the entry that had key at a revision is gone, or may be. It returns
+// the revision of its deletion, 0 if that is not known. late means that there is time for a
+// watch that begins at the given revision, which spares a read. (docs/versions.md says what
+// such a watch may miss in old releases of etcd.)
 func (l *Lock) outlast(ctx context.Context, key string, revision int64, late bool) (gone int64, err error) {
 	c := l.client
 	for pause := (backoff.Pause{}); ; late = false {
@@ -537,9 +538,10 @@ func (l *Lock) deletion(ctx context.Context, w *watchmux.Watch) int64 {
 	}
 }
 
-// look reads which entries are ahead, and the revision of that: now, or if since is not 0,
-// at some revision that is not before it. That proves as much: nobody joins ahead, so who is
-// the head of the queue stays the head.
+// look reads which entries are ahead, and returns the revision of that. If since is not 0,
+// any member may answer that is not behind it, nor behind the entry. That proves as much as
+// a linearizable read: nobody joins ahead, so the head of the queue stays the head until it
+// is deleted.
 func (l *Lock) look(ctx context.Context, since int64) (ahead []string, revision int64, err error) {
 	token := l.token.Load()
 	if since != 0 {

@@ -54,7 +54,7 @@ type waiter struct {
 type position struct {
 	placed bool     // it is known
 	ahead  []string // the keys ahead, the nearest first; if more than lookahead, there may be others
-	total  int      // how many there were
+	total  int      // how many keys were ahead, others included
 }
 
 // callback is the function that Do calls under the hold.

@@ -17,8 +17,9 @@ import (
 )
 
 // cleanUp removes whatever the lock may have in the queue, and detaches it; next, if there
-// is one, takes its place. If the removal has begun, w is its write. It is bounded by the
-// TTL: what cannot be confirmed gone by then costs the session its lease, and goes with it.
+// is one, takes its place. w is the write that startRemoval has returned, nil if it was not
+// called. cleanUp is bounded by the TTL: what cannot be confirmed gone by then costs the
+// session its lease, and goes with it.
 func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 	s := l.session
 	defer l.detach(next)
@@ -78,8 +79,8 @@ func (l *Lock) detach(next *Lock) {
 }
 
 // dequeue removes the entry from the queue, after making sure that none can be put after
-// that. found reports whether the entry was there until then. If there is a next, the entry
-// is handed over to it. If the removal has begun, w is its write.
+// that. found reports whether the entry was there until then. If there is a next, the name
+// is handed over to it. w is as for cleanUp.
 func (l *Lock) dequeue(ctx context.Context, next *Lock, w *txn.Write) (found bool, err error) {
 	if w == nil {
 		if err := l.resolveInDoubt(ctx); err != nil {
@@ -126,9 +127,9 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 }
 
 // startRemoval starts the write that takes the entry out of the queue, this incarnation of
-// it and no other: in favour of next, if that is possible without delay, or else a delete.
-// The delete has no put, so etcd accepts it even when it has run out of space. ctx bounds
-// only how long startRemoval blocks.
+// it and no other: a hand-over to next, if that is possible without delay, or else a delete,
+// which etcd accepts even when it has run out of space, since it puts nothing. ctx bounds
+// only how long startRemoval blocks, see Store.Start.
 func (l *Lock) startRemoval(ctx context.Context, next *Lock) *txn.Write {
 	w := l.handOver(next)
 	if w == nil {
@@ -174,8 +175,8 @@ func (l *Lock) handOver(next *Lock) *txn.Write {
 	return w
 }
 
-// removed waits for the hedge delay, or until ctx ends, and reports whether the entry was
-// removed. Usually it was, and there is nothing left to do.
+// removed reports whether the removal is confirmed, for which it waits as answeredSoon does.
+// Usually it is, and there is nothing left to do.
 func (l *Lock) removed(ctx context.Context, w *txn.Write) bool {
 	if !l.answeredSoon(ctx, w) || !w.Applied() {
 		return false
@@ -200,7 +201,7 @@ func (l *Lock) answeredSoon(ctx context.Context, w *txn.Write) bool {
 	return w.Decided()
 }
 
-// handsOver reports whether a removal is in favour of a next.
+// handsOver reports whether a removal is a hand-over: a delete has no record.
 func handsOver(w *txn.Write) bool { return w.Record != nil }
 
 // awaitHandOver waits for the outcome of a hand-over. If there is no answer soon, the two

@@ -70,7 +70,8 @@ func (b *batch) hurry() {
 // to come. After it, the outcome is in doubt.
 const endedWait = 20 * time.Millisecond
 
-// late lets others leave that wait for the batch, and a caller return that sends it.
+// late lets the writes leave that wait for the batch, and if a caller sends it, lets that
+// return once it has waited for a late answer.
 func (b *batch) late(inCaller bool) {
 	b.group.makeWay(b)
 	if inCaller {
@@ -96,8 +97,8 @@ func (b *batch) size() (n int64) {
 }
 
 // run sends the batch. In the goroutine of a caller it returns when the first attempt has
-// ended, and what is left to do goes on in another; so that an attempt is not as long as
-// the call, as it is otherwise, but is given the time of a late answer.
+// ended, and what is left to do goes on in another goroutine. That attempt has only the time
+// of a late answer; any other may take as long as somebody waits for it.
 func (b *batch) run(inCaller bool) {
 	s := b.group.store
 	size := b.size()
@@ -228,8 +229,8 @@ func together(writes []*Write, flat bool) Txn {
 	return all
 }
 
-// answer gives each write its part of the outcome of an attempt, unless they have to be sent
-// again, see separate.
+// answer gives each write its part of the outcome of an attempt; writes that were refused
+// together are sent again instead, see separate.
 func (b *batch) answer(writes []*Write, o Outcome) {
 	switch {
 	case len(writes) == 1:

@@ -35,8 +35,8 @@ type group struct {
 const InFlight = 2
 
 // pending are the writes to the queue of one name that have yet to leave, the oldest first.
-// Some of them may have been forgotten. While one of the name is in flight, they are not in
-// the group's order: they keep their own by waiting for it.
+// Some of them may have been forgotten. While a transaction with one of the name is in
+// flight, and not late, the name is not in the group's order: so the writes keep theirs.
 type pending struct {
 	name   string
 	writes []*Write
@@ -343,7 +343,7 @@ func (g guards) add(w *Write) bool {
 }
 
 // makeWay lets the writes that wait for b leave: it was answered, or has kept them waiting
-// for too long. Those that are to be nested are the first, and so among themselves.
+// for too long. What a flat transaction was refused for goes first, so the next is nested.
 func (g *group) makeWay(b *batch) {
 	g.mu.Lock()
 	if !b.counted {

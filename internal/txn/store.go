@@ -57,7 +57,8 @@ type Txn struct {
 	Flat            *Flat // what stands for When and Then in a flat transaction; nil for those
 }
 
-// Flat is part of a flat transaction, which is refused as a whole and reads nothing then.
+// Flat is part of a flat transaction, which is refused as a whole, and then reads nothing for
+// the write.
 type Flat struct {
 	When []*pb.Compare
 	Then []*pb.RequestOp
@@ -107,10 +108,11 @@ func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only
 	return s.Await(ctx, w)
 }
 
-// Start submits w. If few writes are under way, it makes the first attempt in the goroutine
-// of the caller: to start another, and to be woken by it, takes as long as all that etcd's
-// client does. Then it blocks until etcd has answered, ctx has ended, or the answer is late;
-// otherwise it does not block. Await must follow.
+// Start submits w. If w leaves at once and alone, Start makes the first attempt in this
+// goroutine: to start another, and to be woken by it, takes as long as all that etcd's
+// client does. Then it blocks until the attempt is answered, has failed or is late, and for
+// no longer than endedWait once ctx has ended; otherwise it does not block. Unless the
+// outcome is certain then, Await or Forget must follow.
 func (s *Store) Start(ctx context.Context, w *Write) {
 	b := s.group.submit(w)
 	switch {

@@ -66,9 +66,9 @@ func New(config Config) *Mux {
 	return &Mux{Config: config, Idle: watchIdle, kept: make(map[string]keptWatch)}
 }
 
-// Open opens a watch and blocks until etcd has confirmed it, or ctx ends. From then on the
-// watch has every change. After an error there is no watch; an error that matches ErrEnded
-// is worth another attempt.
+// Open opens a watch and blocks until etcd has confirmed it, or ctx ends. From then on, or
+// from Since on, the watch has every change. After an error there is no watch; an error that
+// matches ErrEnded is worth another attempt.
 func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
 	m.mu.Lock()
 	if m.stream == nil || !m.stream.alive() {
@@ -162,8 +162,9 @@ type Target struct {
 	Deletions bool // no puts
 	Progress  bool // also answers without events, which show the revision reached
 
-	// Since is a revision after which changes are reported; 0 for from when it is opened. etcd
-	// serves a watch that starts at or below the current revision from a loop of 100 ms.
+	// Since is a revision after which all changes are reported; 0 means those after the watch
+	// is opened. etcd serves a watch that begins in the past from a loop that runs every
+	// 100 ms.
 	Since int64
 }
 
