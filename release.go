@@ -23,11 +23,7 @@ import (
 func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 	s := l.session
 	defer l.detach(next)
-	begun := time.Now()
-	if w != nil {
-		begun = w.Submitted()
-	}
-	ctx, cancel := context.WithDeadline(s.cleanUpCtx, begun.Add(s.ttl))
+	ctx, cancel := context.WithTimeout(s.cleanUpCtx, s.ttl)
 	defer cancel()
 	found, err := l.dequeue(ctx, next, w)
 	if err != nil {

@@ -147,17 +147,14 @@ func TestWire_AMalformedAnswerCountsAsNone(t *testing.T) {
 	}
 }
 
-// joined returns the part of an answer in which the entry was put into a queue that was not
-// empty, nil if there is none.
+// joined returns an answer in which an entry was put into a queue that was not empty, nil if
+// it is none.
 func joined(reply any) *pb.TxnResponse {
 	resp, ok := reply.(*pb.TxnResponse)
-	if !ok || resp.Succeeded || len(resp.Responses) != 1 {
+	if !ok || !resp.Succeeded || len(resp.Responses) != 2 || len(resp.Responses[1].GetResponseRange().GetKvs()) < 2 {
 		return nil
 	}
-	if join := resp.Responses[0].GetResponseTxn(); join != nil && join.Succeeded {
-		return join
-	}
-	return nil
+	return resp
 }
 
 func TestLock_WhoseAnswerLacksWhatIsAheadAsksAgain(t *testing.T) {

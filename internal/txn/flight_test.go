@@ -111,7 +111,7 @@ func TestGroup_AWriteThatFailsIsSentBeforeLaterOnesOfItsName(t *testing.T) {
 		for _, key := range g.keys() {
 			order = append(order, strings.Fields(key)...)
 		}
-		if got := strings.Join(order, " "); got != "a1 a2 a1 a3" && got != "a1 a2 a3 a1" && got != "a1 a1 a2 a3" {
+		if got := strings.Join(order, " "); got != "a1 a2 a1 a3" {
 			t.Errorf("sent in the order %q", got)
 		}
 	})
