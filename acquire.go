@@ -485,8 +485,7 @@ func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, re
 
 // outlast blocks until the entry that had key at a revision is gone, or may be. It returns
 // the revision of its deletion, 0 if that is not known. late means that there is time for a
-// watch that begins at the given revision, which spares a read. (docs/versions.md says what
-// such a watch may miss in old releases of etcd.)
+// watch that begins at the given revision, which spares a read.
 func (l *Lock) outlast(ctx context.Context, key string, revision int64, late bool) (gone int64, err error) {
 	c := l.client
 	for pause := (backoff.Pause{}); ; late = false {
@@ -496,20 +495,21 @@ func (l *Lock) outlast(ctx context.Context, key string, revision int64, late boo
 		}
 		w, unwatched := c.watches.Open(ctx, what)
 		if unwatched != nil || w.Opened < revision || w.Opened > revision && !late {
-			since := revision
+			since := int64(0)
 			if unwatched == nil {
-				since = max(since, w.Opened)
+				since = max(revision, w.Opened)
 			}
 			resp, err := c.store.ReadSince(ctx, since, func() *pb.RangeRequest { return txn.RevisionsOf(key) })
 			if err != nil {
 				w.Close()
 				return 0, err
 			}
-			stands := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= revision
-			if revision = resp.Header.Revision; !stands || revision < since { // or etcd has gone back
+			stands, now := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= revision, resp.Header.Revision
+			if !stands || now < max(revision, since) { // or etcd has gone back
 				w.Close()
 				return 0, nil
 			}
+			revision = now
 		}
 		if unwatched == nil {
 			gone = l.deletion(ctx, w)

@@ -362,10 +362,6 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		l.detach(next)
 		return nil
 	}
-	if ctx.Err() != nil {
-		c.removals.Run(func() { _ = l.cleanUp(next, w) }) // it has done what can be done
-		return wrap(op, l.name, txn.Ended(ctx, c.explain(ctx.Err())))
-	}
 	done := make(chan error, 1)
 	c.tasks.Run(func() { done <- l.cleanUp(next, w) })
 	select {

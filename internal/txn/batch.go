@@ -27,7 +27,8 @@ type batch struct {
 	tried     bool         // at least once
 	answered  bool         // for certain
 	separated bool         // refused as a whole, so each of its writes is sent alone
-	cleanUp   *tasks.Alarm // ends the attempts when nobody waits for them
+	cutOff    *tasks.Alarm // ends the attempts; nil if they may take as long as they like
+	cutOffAt  time.Time
 	ended     bool
 }
 
@@ -60,9 +61,6 @@ func (b *batch) waitedFor() bool {
 func (b *batch) hurry() {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
-	if b.cleanUp != nil && b.cleanUp.Stop() {
-		b.cleanUp = nil
-	}
 	b.endIn(endedWait)
 }
 
@@ -77,16 +75,21 @@ func (b *batch) late(inCaller bool) {
 	if inCaller {
 		b.group.mu.Lock()
 		defer b.group.mu.Unlock()
-		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.group.store.carried.Load()))
+		b.endIn(b.group.store.LateAnswerWait() + Allowance(b.size()))
 	}
 }
 
-// endIn cuts the attempts off after d. The caller holds the group's mutex; while the batch
-// has not ended, a task is at work on it.
+// endIn cuts the attempts off after d, unless they are cut off before. The caller holds the
+// group's mutex; while the batch has not ended, a task is at work on it.
 func (b *batch) endIn(d time.Duration) {
-	if b.cleanUp == nil && !b.ended {
-		b.cleanUp = b.group.store.Tasks.After(d, b.cancel)
+	at := time.Now().Add(d)
+	switch {
+	case b.ended || b.cutOff != nil && !at.Before(b.cutOffAt):
+		return
+	case b.cutOff != nil:
+		b.cutOff.Stop()
 	}
+	b.cutOff, b.cutOffAt = b.group.store.Tasks.After(d, b.cancel), at
 }
 
 func (b *batch) size() (n int64) {
@@ -150,8 +153,8 @@ func (b *batch) end() {
 	b.group.mu.Lock()
 	defer b.group.mu.Unlock()
 	b.ended = true
-	if b.cleanUp != nil {
-		b.cleanUp.Stop()
+	if b.cutOff != nil {
+		b.cutOff.Stop()
 	}
 }
 
@@ -162,9 +165,11 @@ func (b *batch) attempt(ctx context.Context) (struct{}, error) {
 	if len(writes) == 0 {
 		return struct{}{}, nil
 	}
-	repeats := &Repeats{Context: ctx}
+	repeats, sent := &Repeats{Context: ctx}, time.Now()
 	resp, err := b.group.store.send(repeats, t)
-	err = clientv3.ContextError(ctx, err)
+	if err = clientv3.ContextError(ctx, err); err == nil {
+		b.group.store.took.Store(int64(time.Since(sent)))
+	}
 	b.answer(writes, Outcome{Resp: resp, Err: err, repeated: repeats.Any()})
 	return struct{}{}, err
 }
@@ -336,7 +341,7 @@ func (b *batch) separate(writes []*Write, o Outcome, epochs epochs) {
 			w.attempts--
 		}
 		switch present := epochs.of(w); {
-		case again || w.forgotten || w.resolved:
+		case again || w.forgotten || w.resolved || w.batch != b:
 			over = append(over, w)
 		case gather && present >= w.Epoch:
 			if present > w.Epoch {

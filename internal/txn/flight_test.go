@@ -315,21 +315,36 @@ func TestStart_ReturnsSoonAfterItsContextHasEnded(t *testing.T) {
 	}
 }
 
-func TestStart_WithAnEndedContextLeavesTheWriteToTheBackground(t *testing.T) {
-	inFlight(t, nil, func(t *testing.T, g *grouped) {
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		w := &Write{Txn: Txn{Name: "a", Then: []*pb.RequestOp{OpPut("a", "", 0)}}}
-		g.Start(ctx, w)
-		if took := g.now(); took != 0 {
-			t.Errorf("Start took %v", took)
-		}
-		g.at(time.Second)
-		if !w.Applied() || !w.Result().Only {
-			t.Errorf("the outcome is %+v", w.Result())
-		}
-		g.idle()
-	})
+func TestStart_LeavesTheWriteToTheBackground(t *testing.T) {
+	for name, test := range map[string]struct{ ended, slow bool }{
+		"if its context has ended": {ended: true},
+		"where answers are slow":   {slow: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFlight(t, nil, func(t *testing.T, g *grouped) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if test.ended {
+					cancel()
+				}
+				if test.slow {
+					g.submit("b", "b", 0) // which takes a moment
+					g.at(time.Second)
+				}
+				began := g.now()
+				w := &Write{Txn: Txn{Name: "a", Then: []*pb.RequestOp{OpPut("a", "", 0)}}}
+				g.Start(ctx, w)
+				if took := g.now() - began; took != 0 {
+					t.Errorf("Start took %v", took)
+				}
+				g.at(2 * time.Second)
+				if !w.Applied() || !w.Result().Only {
+					t.Errorf("the outcome is %+v", w.Result())
+				}
+				g.idle()
+			})
+		})
+	}
 }
 
 func TestStart_AnotherWriteDoesNotDependOnTheContextOfTheCaller(t *testing.T) {

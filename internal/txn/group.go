@@ -131,7 +131,7 @@ func (w *Write) land(o Outcome) {
 }
 
 // size is roughly what t adds to the size of a request, in bytes.
-func (t Txn) size() (n int64) {
+func (t *Txn) size() (n int64) {
 	for _, cmp := range t.When {
 		n += int64(len(cmp.Key) + len(cmp.RangeEnd))
 	}
@@ -144,7 +144,7 @@ func (t Txn) size() (n int64) {
 }
 
 // operations is what t adds to a transaction, as etcd counts its operations.
-func (t Txn) operations(flat bool) int {
+func (t *Txn) operations(flat bool) int {
 	if !flat {
 		return 1
 	}

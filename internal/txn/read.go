@@ -46,8 +46,9 @@ func (s *Store) ReadSince(ctx context.Context, revision int64, request func() *p
 	if revision != 0 {
 		local := request()
 		local.Serializable = true
-		if resp, err := s.Read(ctx, local); err == nil && resp.Header.Revision >= revision {
-			return resp, nil
+		resp, err := s.Read(ctx, local)
+		if err == nil && resp.Header.Revision >= revision || ctx.Err() != nil {
+			return resp, err
 		}
 	}
 	return s.Read(ctx, request())

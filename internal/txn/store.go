@@ -35,6 +35,7 @@ type Store struct {
 	Config
 	budget  budget
 	carried atomic.Int64 // bytes of large requests and answers on their way
+	took    atomic.Int64 // nanoseconds that the last write took that was answered
 	group   group
 }
 
@@ -65,7 +66,7 @@ type Flat struct {
 }
 
 // flat returns the part of t in a flat transaction.
-func (t Txn) flat() Flat {
+func (t *Txn) flat() Flat {
 	if t.Flat != nil {
 		return *t.Flat
 	}
@@ -108,23 +109,29 @@ func (s *Store) Write(ctx context.Context, w *Write) (resp *pb.TxnResponse, only
 	return s.Await(ctx, w)
 }
 
-// Start submits w. If w leaves at once and alone, Start makes the first attempt in this
+// Start submits w. If w leaves at once and alone, and answers are quick, Start makes the first attempt in this
 // goroutine: to start another, and to be woken by it, takes as long as all that etcd's
 // client does. Then it blocks until the attempt is answered, has failed or is late, and for
 // no longer than endedWait once ctx has ended; otherwise it does not block. Unless the
 // outcome is certain then, Await or Forget must follow.
 func (s *Store) Start(ctx context.Context, w *Write) {
 	b := s.group.submit(w)
-	switch {
-	case b == nil:
-	case len(b.writes) > 1 || b.writes[0] != w || ctx.Err() != nil: // others must not depend on ctx
-		s.group.start(b)
-	default:
-		stop := context.AfterFunc(ctx, b.hurry)
-		b.run(true)
-		stop()
+	if b == nil {
+		return
 	}
+	alone := len(b.writes) == 1 && b.writes[0] == w // others must not depend on ctx
+	if !alone || ctx.Err() != nil || s.slow() {
+		s.group.start(b)
+		return
+	}
+	stop := context.AfterFunc(ctx, b.hurry)
+	defer stop()
+	b.run(true)
 }
+
+// slow reports whether an answer takes so long that a caller whose context ends would cut it
+// off. Then another goroutine costs next to nothing.
+func (s *Store) slow() bool { return time.Duration(s.took.Load()) > endedWait/2 }
 
 // Await blocks until etcd has answered for certain, or ctx has ended; then it forgets w,
 // which may have been applied, or may yet be, but is not tried again.

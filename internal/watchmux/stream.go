@@ -231,7 +231,7 @@ func (s *stream) watch(what Target) *Watch {
 	w := &Watch{Target: what, stream: s, ready: make(chan struct{}, 1)}
 	request := &pb.WatchCreateRequest{Key: []byte(what.Key)}
 	if what.Since != 0 {
-		request.StartRevision = what.Since + 1
+		request.StartRevision = what.Since
 	}
 	if what.Below {
 		request.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(what.Key))

@@ -162,9 +162,10 @@ type Target struct {
 	Deletions bool // no puts
 	Progress  bool // also answers without events, which show the revision reached
 
-	// Since is a revision after which all changes are reported; 0 means those after the watch
-	// is opened. etcd serves a watch that begins in the past from a loop that runs every
-	// 100 ms.
+	// Since is the revision from which on all changes are reported; 0 means those after the
+	// watch is opened. etcd serves a watch that begins in the past from a loop that runs every
+	// 100 ms. Releases before 3.4.34 and 3.5.16 may lose a deletion at the very first revision
+	// (etcd issue 18089), so that should be one without.
 	Since int64
 }
 
