@@ -50,25 +50,34 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		if err == nil {
 			return l, nil
 		}
-		unqueued := !l.reached(enqueued) || errors.Is(err, errBackInTime)
-		if session == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
-			// The shared session was lost before it was of any use here. Whatever may be in
-			// the queue goes with its lease.
-			l.end(err)
-			l.session.drop(l)
-			_ = pause.Wait(ctx) // if ctx ends, the next attempt reports that
-			l = c.newLock(ctx, name, value, session)
-			c.lines.Replace(name, l)
-			continue
+		if l, err = l.afterFailure(ctx, err, &pause); err != nil {
+			return nil, err
 		}
-		if own := c.pool.holding(err); own != nil {
-			if err = l.awaitEnd(ctx, own); err == nil {
-				continue
-			}
-		}
-		l.fail(err)
-		return nil, err
 	}
+}
+
+// afterFailure returns the lock with which to try again after an error of take, or the error
+// if that is final.
+func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause) (*Lock, error) {
+	c := l.client
+	unqueued := !l.reached(enqueued) || errors.Is(err, errBackInTime)
+	if l.wants == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
+		// The shared session was lost before it was of any use here. Whatever may be in the
+		// queue goes with its lease.
+		l.end(err)
+		l.session.drop(l)
+		_ = pause.Wait(ctx) // if ctx ends, the next attempt reports that
+		next := c.newLock(ctx, l.name, l.value, nil)
+		c.lines.Replace(l.name, next)
+		return next, nil
+	}
+	if own := c.pool.holding(err); own != nil {
+		if err = l.awaitEnd(ctx, own); err == nil {
+			return l, nil
+		}
+	}
+	l.fail(err)
+	return nil, err
 }
 
 // checkLock checks the arguments of Lock, and returns the session to use, nil for a shared
@@ -106,8 +115,7 @@ func (c *Client) checkNesting(ctx context.Context, name string) error {
 // values of ctx but does not end with it.
 func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
 	l := &Lock{client: c, name: name, value: value, shares: 1, outer: holdOf(ctx), waiter: waiter{wants: wants}}
-	ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	l.ctx = context.WithValue(ctx, holdKey{}, l)
+	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }
 
@@ -344,7 +352,7 @@ func (l *Lock) landed(o txn.Outcome) {
 		token, p := o.Resp.Header.Revision, position{placed: true}
 		if list := o.Resp.Responses[len(o.Resp.Responses)-1].GetResponseRange(); list != nil {
 			p.ahead, p.placed = l.predecessors(list.Kvs, token)
-			p.total = int(list.Count) - 1
+			p.total = int32(list.Count) - 1
 		}
 		l.queuedAt(token, token, p)
 	}
@@ -367,85 +375,40 @@ func (l *Lock) queuedAt(created, modified int64, p position) {
 	}
 }
 
-// positionAt returns where the entry was when it was put, and that revision; the revision
-// is 0 if it is not known.
-func (l *Lock) positionAt() (p position, revision int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.placed {
-		return position{}, 0
-	}
-	p = l.position
-	p.ahead = slices.Clone(p.ahead)
-	return p, l.token.Load()
-}
-
 // waitForHead returns nil once no entry is ahead of l's own, which is then the head of the
 // queue. It does not poll. While there are only a few predecessors, it watches the
-// deletions in the queue, and removes each predecessor at its first deletion after the
-// revision at which it was read, so that a key that is used again is not mistaken for it.
-// While there are many, it waits for the nearest one only, and looks again when that is
-// gone.
-func (l *Lock) waitForHead(ctx context.Context) (err error) {
-	c := l.client
-	p, revision := l.positionAt()
-	ahead := p.ahead
-	if revision != 0 && len(ahead) == 0 {
+// deletions in the queue. While there are many, it waits for the nearest one only, and looks
+// again when that is gone.
+func (l *Lock) waitForHead(ctx context.Context) error {
+	v := l.firstView()
+	if v.isHead() {
 		return nil
 	}
-	w := c.watches.Again(l.queue()) // from before the entry was put: it misses nothing
-	defer func() {
-		if err != nil {
-			w.Close()
-		} else {
-			c.watches.Keep(l.queue(), w)
-		}
-	}()
-	for pause := (backoff.Pause{}); revision == 0 || len(ahead) > 0; {
-		var unwatched error // why there is no watch any more
+	watches := l.client.watches
+	v.watch = watches.Again(l.queue()) // from before the entry was put: it misses nothing
+	for pause := (backoff.Pause{}); !v.isHead(); {
+		var unwatched, err error
 		switch {
-		case len(ahead) > lookahead:
-			w.Close()
-			w = nil
-			var gone int64
-			if gone, err = l.outlast(ctx, ahead[0], revision, p.total > farAway); err != nil {
-				return err
-			}
-			if ahead, revision, err = l.look(ctx, gone); err != nil { // usually none is left
-				return err
-			}
-			p.total = len(ahead)
-		case w != nil && revision != 0:
-			if ahead, unwatched, err = l.passBy(ctx, w, ahead, revision); err != nil {
-				return err
-			}
-		default: // first the watch, then the look: so nothing is missed in between
-			w.Close()
-			w, unwatched = c.watches.Open(ctx, watchmux.Target{Key: l.queue(), Below: true, Deletions: true})
-			if unwatched == nil && w.Opened == revision {
-				continue
-			}
-			since := int64(0)
-			if unwatched == nil {
-				since = w.Opened
-			}
-			if ahead, revision, err = l.look(ctx, since); err != nil {
-				return err
-			}
-			if unwatched == nil && w.Opened > revision {
-				// etcd has come back empty or from a backup in between, and the watch would
-				// report what was before that.
-				unwatched = watchmux.ErrEnded
-			}
+		case len(v.ahead) > lookahead:
+			err = v.outlast(ctx)
+		case v.watch != nil && v.revision != 0:
+			unwatched, err = v.passBy(ctx)
+		default:
+			unwatched, err = v.open(ctx)
 		}
-		if unwatched != nil {
-			w.Close()
-			w = nil
-			if pause.Wait(ctx) != nil {
-				return c.interrupted(ctx)
-			}
+		if err == nil && unwatched == nil {
+			continue
+		}
+		v.watch.Close()
+		v.watch = nil
+		if err != nil {
+			return err
+		}
+		if pause.Wait(ctx) != nil {
+			return l.client.interrupted(ctx)
 		}
 	}
+	watches.Keep(l.queue(), v.watch)
 	return nil
 }
 
@@ -459,103 +422,154 @@ const (
 	farAway = 200
 )
 
-// passBy removes from ahead the entries that are deleted after revision, until none is left
-// or the watch has ended; unwatched is why it has.
-func (l *Lock) passBy(ctx context.Context, w *watchmux.Watch, ahead []string, revision int64) (_ []string, unwatched, err error) {
-	for len(ahead) > 0 {
-		answer, ended := w.Next(ctx)
-		if ctx.Err() != nil {
-			return nil, nil, l.client.interrupted(ctx)
-		}
-		if ended != nil {
-			return ahead, ended, nil
-		}
-		for _, ev := range answer.Events {
-			if ev.Kv.ModRevision <= revision {
-				continue
-			}
-			if string(ev.Kv.Key) == l.key {
-				return nil, nil, l.entryDeleted(ctx)
-			}
-			ahead = slices.DeleteFunc(ahead, func(key string) bool { return key == string(ev.Kv.Key) })
-		}
-	}
-	return nil, nil, nil
+// view is what a waiter knows of its queue.
+type view struct {
+	*Lock
+	ahead    []string        // the keys ahead at revision, the nearest first; if more than lookahead, there may be others
+	revision int64           // 0 if they are not known
+	late     bool            // there is time for a watch that begins at revision
+	watch    *watchmux.Watch // of the queue, from revision on or before; nil if there is none
 }
 
-// outlast blocks until the entry that had key at a revision is gone, or may be. It returns
-// the revision of its deletion, 0 if that is not known. late means that there is time for a
-// watch that begins at the given revision, which spares a read.
-func (l *Lock) outlast(ctx context.Context, key string, revision int64, late bool) (gone int64, err error) {
-	c := l.client
-	for pause := (backoff.Pause{}); ; late = false {
-		what := watchmux.Target{Key: key, Deletions: true}
-		if late {
-			what.Since = revision
+// firstView returns what the put of the entry has shown.
+func (l *Lock) firstView() *view {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.placed {
+		return &view{Lock: l}
+	}
+	return &view{Lock: l, ahead: slices.Clone(l.ahead), revision: l.token.Load(), late: l.total > farAway}
+}
+
+// isHead reports whether nothing is ahead.
+func (v *view) isHead() bool { return v.revision != 0 && len(v.ahead) == 0 }
+
+// open opens the watch of the queue and then looks at it, so that nothing is missed in
+// between. unwatched is why there is no watch.
+func (v *view) open(ctx context.Context) (unwatched, err error) {
+	v.watch.Close()
+	v.watch, unwatched = v.client.watches.Open(ctx, watchmux.Target{Key: v.queue(), Below: true, Deletions: true})
+	since := int64(0)
+	if unwatched == nil {
+		if since = v.watch.Opened; since == v.revision {
+			return nil, nil
 		}
-		w, unwatched := c.watches.Open(ctx, what)
-		if unwatched != nil || w.Opened < revision || w.Opened > revision && !late {
-			since := int64(0)
-			if unwatched == nil {
-				since = max(revision, w.Opened)
-			}
-			resp, err := c.store.ReadSince(ctx, since, func() *pb.RangeRequest { return txn.RevisionsOf(key) })
-			if err != nil {
-				w.Close()
-				return 0, err
-			}
-			stands, now := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= revision, resp.Header.Revision
-			if !stands || now < max(revision, since) { // or etcd has gone back
-				w.Close()
-				return 0, nil
-			}
-			revision = now
+	}
+	if err := v.look(ctx, since); err != nil {
+		return nil, err
+	}
+	if since > v.revision {
+		// etcd has come back empty or from a backup in between, and the watch would report
+		// what was before that.
+		return watchmux.ErrEnded, nil
+	}
+	return unwatched, nil
+}
+
+// passBy removes from the keys ahead those that are deleted, until none is left or the watch
+// has ended; unwatched is why it has.
+func (v *view) passBy(ctx context.Context) (unwatched, err error) {
+	for len(v.ahead) > 0 {
+		answer, ended := v.watch.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil, v.client.interrupted(ctx)
+		case ended != nil:
+			return ended, nil
+		case v.strike(answer.Events):
+			return nil, v.entryDeleted(ctx)
 		}
+	}
+	return nil, nil
+}
+
+// strike removes from the keys ahead those that were deleted. It skips what was before the
+// revision at which they were read: a key that is used again is another predecessor. own
+// reports that the lock's own entry was deleted.
+func (v *view) strike(events []*mvccpb.Event) (own bool) {
+	for _, ev := range events {
+		if ev.Kv.ModRevision <= v.revision {
+			continue
+		}
+		if string(ev.Kv.Key) == v.key {
+			return true
+		}
+		v.ahead = slices.DeleteFunc(v.ahead, func(key string) bool { return key == string(ev.Kv.Key) })
+	}
+	return false
+}
+
+// outlast waits until the nearest predecessor is gone, and looks again. Usually it was the
+// head by then, and none is left.
+func (v *view) outlast(ctx context.Context) error {
+	v.watch.Close()
+	v.watch = nil
+	for pause := (backoff.Pause{}); ; {
+		gone, since, err := v.watchNearest(ctx)
+		v.late = false
+		switch {
+		case err != nil:
+			return err
+		case gone:
+			return v.look(ctx, since)
+		case pause.Wait(ctx) != nil:
+			return v.client.interrupted(ctx)
+		}
+	}
+}
+
+// watchNearest watches the nearest predecessor until it is gone, or the watch has ended.
+// since is the revision of its deletion, 0 if that is not known. First the watch, then a
+// read of its key; that is not needed if nothing has changed, or if the watch begins at the
+// revision of the view.
+func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err error) {
+	what := watchmux.Target{Key: v.ahead[0], Deletions: true}
+	if v.late {
+		what.Since = v.revision
+	}
+	w, unwatched := v.client.watches.Open(ctx, what)
+	defer w.Close()
+	if unwatched != nil || w.Opened < v.revision || w.Opened > v.revision && !v.late {
 		if unwatched == nil {
-			gone = l.deletion(ctx, w)
+			since = max(v.revision, w.Opened)
 		}
-		w.Close()
-		if gone != 0 {
-			return gone, nil
-		}
-		if pause.Wait(ctx) != nil {
-			return 0, c.interrupted(ctx)
-		}
-	}
-}
-
-// deletion waits until w reports a deletion, and returns its revision; 0 if w or ctx ends
-// first.
-func (l *Lock) deletion(ctx context.Context, w *watchmux.Watch) int64 {
-	for {
-		answer, err := w.Next(ctx)
+		resp, err := v.client.store.ReadSince(ctx, since, func() *pb.RangeRequest { return txn.RevisionsOf(what.Key) })
 		if err != nil {
-			return 0
+			return false, 0, err
 		}
-		if n := len(answer.Events); n > 0 {
-			return answer.Events[n-1].Kv.ModRevision
+		stands, now := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= v.revision, resp.Header.Revision
+		if !stands || now < max(v.revision, since) { // or etcd has gone back
+			return true, 0, nil
+		}
+		v.revision = now
+	}
+	for unwatched == nil {
+		var answer *pb.WatchResponse
+		if answer, unwatched = w.Next(ctx); unwatched == nil && len(answer.Events) > 0 {
+			return true, answer.Events[len(answer.Events)-1].Kv.ModRevision, nil
 		}
 	}
+	return false, 0, nil
 }
 
-// look reads which entries are ahead, and returns the revision of that. If since is not 0,
-// any member may answer that is not behind it, nor behind the entry. That proves as much as
-// a linearizable read: nobody joins ahead, so the head of the queue stays the head until it
-// is deleted.
-func (l *Lock) look(ctx context.Context, since int64) (ahead []string, revision int64, err error) {
-	token := l.token.Load()
+// look reads which entries are ahead: now, or if since is not 0, at some revision that is
+// not before it. That proves as much: nobody joins ahead, so who is the head of the queue
+// stays the head.
+func (v *view) look(ctx context.Context, since int64) error {
+	token := v.token.Load()
 	if since != 0 {
 		since = max(since, token) // a watch may be that of a member that is behind
 	}
-	resp, err := l.client.store.ReadSince(ctx, since, func() *pb.RangeRequest { return l.newest(token) })
+	resp, err := v.client.store.ReadSince(ctx, since, func() *pb.RangeRequest { return v.newest(token) })
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
-	ahead, ok := l.predecessors(resp.Kvs, token)
+	ahead, ok := v.predecessors(resp.Kvs, token)
 	if !ok {
-		return nil, 0, l.entryDeleted(ctx)
+		return v.entryDeleted(ctx)
 	}
-	return ahead, resp.Header.Revision, nil
+	v.ahead, v.revision = ahead, resp.Header.Revision
+	return nil
 }
 
 // predecessors returns what is ahead, given a list of entries, the newest first. ok is

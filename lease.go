@@ -26,20 +26,20 @@ type Lock struct {
 	name    string
 	key     string
 	token   atomic.Int64    // create revision of the entry; 0 until it is known
-	ctx     context.Context // ends with the hold, or before it with the wait in the queue
+	ctx     context.Context // ends with the hold, or before it with the wait in the queue; see holdContext
 	cancel  context.CancelCauseFunc
-	shares  int   // how many goroutines in a row have shared the entry, this one included
 	outer   *Lock // the hold that the context it was locked with comes from; nil if there is none
 	waiter
 
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
 	stage    stage
+	revalued bool  // SetValue was called, so the entry may have another value
+	shares   int32 // how many goroutines in a row have shared the entry, this one included
 	value    string
 	modified int64 // mod revision at which the entry had value
-	revalued bool  // SetValue was called, so the entry may have another value
 	position
-	callback
+	callback *callback // nil if there is none
 }
 
 // waiter is what a Lock needs until it is held.
@@ -52,22 +52,22 @@ type waiter struct {
 
 // position is where in the queue the entry was when it was put.
 type position struct {
-	placed bool     // it is known
 	ahead  []string // the keys ahead, the nearest first; if more than lookahead, there may be others
-	total  int      // how many keys were ahead, others included
+	total  int32    // how many keys were ahead, others included
+	placed bool     // both are known
 }
 
 // callback is the function that Do calls under the hold.
 type callback struct {
-	returned <-chan struct{} // closed when the function has returned; nil if there is none
-	caller   context.Context // the context that Do was called with; nil if it was not
+	returned <-chan struct{} // closed when the function has returned
+	caller   context.Context // the context that Do was called with
 }
 
 // phase is the state of a Lock: queued, then held, then over, or queued, then over. A
 // goroutine that ends a lock is given the phase until then: the end of a hold has to be
 // followed by a clean-up, that of a queued lock is noticed by the goroutine that waits for
 // it.
-type phase int
+type phase uint8
 
 const (
 	queued phase = iota
@@ -77,7 +77,7 @@ const (
 
 // stage is how far a lock has come on its way into the queue. The goroutine that hands the
 // name over may bring it there.
-type stage int
+type stage uint8
 
 const (
 	inLine   stage = iota // of the client's
@@ -130,7 +130,7 @@ func (l *Lock) Context() context.Context {
 	if err := l.usable(); err != nil {
 		return endedContext(err)
 	}
-	return l.ctx
+	return (*holdContext)(l)
 }
 
 // Deadline returns the time until which the hold is certain without another renewal. It
@@ -454,6 +454,20 @@ func (l *Lock) entryDeleted(ctx context.Context) error {
 // the hold itself, or that of a function that Do or Campaign calls under it.
 type holdKey struct{}
 
+// holdContext is the context of a Lock for others: its own, with the Lock as a value. It is
+// the Lock itself, because a program may hold very many.
+type holdContext Lock
+
+func (h *holdContext) Deadline() (time.Time, bool) { return h.ctx.Deadline() }
+func (h *holdContext) Done() <-chan struct{}       { return h.ctx.Done() }
+func (h *holdContext) Err() error                  { return h.ctx.Err() }
+func (h *holdContext) Value(key any) any {
+	if key == (holdKey{}) {
+		return (*Lock)(h)
+	}
+	return h.ctx.Value(key)
+}
+
 // holdOf returns the innermost lock with whose hold ctx ends, nil if there is none.
 func holdOf(ctx context.Context) *Lock {
 	l, _ := ctx.Value(holdKey{}).(*Lock)
@@ -486,7 +500,7 @@ func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.phase == held {
-		l.returned, l.caller = returned, ctx
+		l.callback = &callback{returned, ctx}
 	}
 	return l.phase == held
 }
@@ -496,7 +510,10 @@ func (l *Lock) run(ctx context.Context, returned chan struct{}) bool {
 func (l *Lock) running() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.returned
+	if l.callback == nil {
+		return nil
+	}
+	return l.callback.returned
 }
 
 // isHeld reports whether the lock is held. Unlike Err, it does not look at the clock.
@@ -526,10 +543,10 @@ func (l *Lock) outlasting(ctx context.Context) (context.Context, context.CancelF
 func (l *Lock) callerOfDo() context.Context {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.caller == nil {
+	if l.callback == nil {
 		return context.Background()
 	}
-	return l.caller
+	return l.callback.caller
 }
 
 // endsWith reports whether ctx ends with the hold of l, as far as its values show.

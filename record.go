@@ -132,10 +132,10 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 // flight, and those that ended without an answer.
 type inFlight struct {
 	mu       sync.Mutex // guards what follows
-	underWay int
-	epoch    int64         // the largest of all attempts
+	underWay int32
 	lost     bool          // at least one ended without an answer
 	invalid  bool          // none can take effect any more
+	epoch    int64         // the largest of all attempts
 	landed   chan struct{} // closed when no attempt is under way; nil if nobody waits for that
 }
 

@@ -218,7 +218,7 @@ func (l *Lock) awaitHandOver(ctx context.Context, w *txn.Write) (released, unkno
 // shared often enough in a row, or next wants another session or value.
 func (l *Lock) shareHold(next *Lock) bool {
 	l.mu.Lock()
-	allowed := l.shares < l.client.shares && !l.revalued && next.value == l.value && next.wants == l.wants
+	allowed := int(l.shares) < l.client.shares && !l.revalued && next.value == l.value && next.wants == l.wants
 	l.mu.Unlock()
 	if !allowed || !l.session.replace(l, next) {
 		return false
