@@ -60,7 +60,7 @@ var mutants = []mutant{
 	},
 	{
 		name:     "a waiter does not check its own entry",
-		edits:    []edit{{"acquire.go", "if string(ev.Kv.Key) == l.key {", "if false {"}},
+		edits:    []edit{{"acquire.go", "if string(ev.Kv.Key) == v.key {", "if false {"}},
 		flags:    []string{"-faults", "delete-entry"},
 		caughtBy: []string{"every reported hold was the head of its queue during the call"},
 	},
@@ -73,9 +73,9 @@ var mutants = []mutant{
 	{
 		name: "a waiter does not read again after its watch was closed",
 		edits: []edit{
-			{"acquire.go", "	for pause := (backoff.Pause{}); revision == 0 ||", "	closed := false\n	for pause := (backoff.Pause{}); revision == 0 ||"},
-			{"acquire.go", "			if unwatched == nil && w.Opened == revision {", "			if unwatched == nil && (closed || w.Opened == revision) {"},
-			{"acquire.go", "		if unwatched != nil {\n", "		if unwatched != nil {\n			closed = true\n"},
+			{"acquire.go", "type view struct {\n", "type view struct {\n	closed bool\n"},
+			{"acquire.go", "			return ended, nil\n", "			v.closed = true\n			return ended, nil\n"},
+			{"acquire.go", "since == v.revision {", "v.closed || since == v.revision {"},
 		},
 		flags:    []string{"-faults", "lose-events", "-rest", "3s", "-names", "2"},
 		caughtBy: []string{"the head of the queue gets the lock in time"},
