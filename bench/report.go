@@ -123,11 +123,11 @@ func (rep *report) peerTable() (heading []string, lines [][]string) {
 	return heading, lines
 }
 
-// figures returns one result for each figure: of those that differ in the target alone, the
-// first.
+// figures returns one result for each figure of Locker: of those that differ only in what it
+// is compared with, the first.
 func (rep *report) figures() []result {
 	return slices.CompactFunc(slices.Clone(rep.Results), func(a, b result) bool {
-		return a.Row == b.Row && a.Work == b.Work && a.Unit == b.Unit
+		return a.Row == b.Row && a.Unit == b.Unit && a.figureOf(ours) == b.figureOf(ours)
 	})
 }
 
