@@ -528,7 +528,7 @@ func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err er
 		what.Since = v.revision
 	}
 	w, unwatched := v.client.watches.Open(ctx, what)
-	defer w.Close()
+	defer func() { w.Close() }() // there may be none
 	if unwatched != nil || w.Opened < v.revision || w.Opened > v.revision && !v.late {
 		if unwatched == nil {
 			since = max(v.revision, w.Opened)
