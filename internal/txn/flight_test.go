@@ -245,6 +245,7 @@ func TestGroup_AWriteMayHaveAnotherFormInAFlatTransaction(t *testing.T) {
 	}
 	inGroup(t, script, func(t *testing.T, g *grouped) {
 		for _, refused := range []bool{false, true} {
+			refuse = refused
 			sent := len(g.kv.requests)
 			g.submit("x", "x", 0)
 			both := g.submitTxn(Txn{
@@ -254,7 +255,6 @@ func TestGroup_AWriteMayHaveAnotherFormInAFlatTransaction(t *testing.T) {
 				Flat: &Flat{When: []*pb.Compare{CmpNoneBelow("a")}, Then: []*pb.RequestOp{OpPut("a", "", 0)}},
 			})
 			g.submit("c", "c", 0)
-			refuse = refused
 			g.at(g.now() + time.Second)
 			g.idle()
 			both.is(t, nil, true)
