@@ -50,7 +50,7 @@ func (rep *report) writeChart(w io.Writer) error {
 		values, labels := make(plotter.Values, len(rates)), plotter.XYLabels{}
 		offset := barWidth * vg.Length(float64(len(sides)-1)/2-float64(i))
 		for j, r := range rates {
-			works[j] = r.Row + "  " + r.Work
+			works[j] = roomy(r.Row + "  " + r.Work)
 			m := r.Sides[name]
 			if m == nil || m.Median < 1 {
 				continue
@@ -66,7 +66,7 @@ func (rep *report) writeChart(w io.Writer) error {
 	}
 	if len(works) > 0 {
 		p.NominalY(works...)
-		p.Y.Max = float64(len(works)) // leaves room for the legend
+		p.Y.Max = float64(len(works)) + 0.4 // leaves room for the legend
 	}
 	useFont(p)
 	height := vg.Length(len(rates)+1)*(vg.Length(len(sides))*barWidth+16) + 3*vg.Centimeter
@@ -107,7 +107,7 @@ func addBars(p *plot.Plot, name string, values plotter.Values, labels plotter.XY
 	}
 	bars.Horizontal, bars.Offset, bars.Color, bars.LineStyle.Width = true, offset, c, 0
 	p.Add(bars)
-	p.Legend.Add(name, bars)
+	p.Legend.Add(roomy(name), bars)
 	if len(labels.Labels) == 0 {
 		return nil
 	}
@@ -123,6 +123,9 @@ func addBars(p *plot.Plot, name string, values plotter.Values, labels plotter.XY
 	p.Add(texts)
 	return nil
 }
+
+// roomy leaves room for a font that is wider than that with which a text is measured.
+func roomy(text string) string { return text + strings.Repeat(" ", 1+len(text)/4) }
 
 func useFont(p *plot.Plot) {
 	for _, f := range []*font.Font{&p.Title.TextStyle.Font, &p.X.Tick.Label.Font, &p.Y.Tick.Label.Font, &p.Legend.TextStyle.Font} {
