@@ -4,6 +4,7 @@ import (
 	"image/color"
 	"io"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,7 +80,8 @@ func (rep *report) writeChart(w io.Writer) error {
 		return err
 	}
 	// Few viewers have the font that the text was measured with.
-	_, err := io.WriteString(w, strings.ReplaceAll(b.String(), "font-family:Liberation Sans", "font-family:Liberation Sans,Arial,Helvetica,sans-serif"))
+	svg := paddings.ReplaceAllString(b.String(), "</text>")
+	_, err := io.WriteString(w, strings.ReplaceAll(svg, "font-family:Liberation Sans", "font-family:Liberation Sans,Arial,Helvetica,sans-serif"))
 	return err
 }
 
@@ -126,6 +128,9 @@ func addBars(p *plot.Plot, name string, values plotter.Values, labels plotter.XY
 
 // roomy leaves room for a font that is wider than that with which a text is measured.
 func roomy(text string) string { return text + strings.Repeat(" ", 1+len(text)/4) }
+
+// paddings are what roomy has added; each text begins where it was placed with them.
+var paddings = regexp.MustCompile(` +</text>`)
 
 func useFont(p *plot.Plot) {
 	for _, f := range []*font.Font{&p.Title.TextStyle.Font, &p.X.Tick.Label.Font, &p.Y.Tick.Label.Font, &p.Legend.TextStyle.Font} {
