@@ -80,11 +80,7 @@ func caused(all, left, noise float64, n int) float64 {
 
 // measureLocks measures n locks held by one client with the default TTL.
 func (a amounts) measureLocks(ctx context.Context, s *site, n int) (figures, error) {
-	connections, err := s.connections(ctx, 1)
-	if err != nil {
-		return nil, err
-	}
-	c, err := newLocker(s.arena, connections[0])
+	c, err := s.locker(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -146,11 +142,7 @@ func (a amounts) observe(ctx context.Context, s *site) (footprint, counters, err
 
 // measureSessions measures n sessions of one client, with the default TTL and without locks.
 func (a amounts) measureSessions(ctx context.Context, s *site, n int) (figures, error) {
-	connections, err := s.connections(ctx, 1)
-	if err != nil {
-		return nil, err
-	}
-	c, err := newLocker(s.arena, connections[0])
+	c, err := s.locker(ctx)
 	if err != nil {
 		return nil, err
 	}

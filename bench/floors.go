@@ -20,17 +20,22 @@ const (
 
 var errRefused = errors.New("etcd has refused a transaction: somebody else uses the keys")
 
-// newLease returns a lease that is revoked with the arena.
-func newLease(ctx context.Context, a *arena, etcd *clientv3.Client) (clientv3.LeaseID, error) {
+// leased returns a connection, and a lease that outlives all rounds and is revoked with the
+// arena.
+func leased(ctx context.Context, a *arena) (*clientv3.Client, clientv3.LeaseID, error) {
+	etcd, err := a.connect()
+	if err != nil {
+		return nil, 0, err
+	}
 	lease, err := etcd.Grant(ctx, floorTTL)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	a.onClose(func() error {
 		_, err := etcd.Revoke(context.Background(), lease.ID)
 		return err
 	})
-	return lease.ID, nil
+	return etcd, lease.ID, nil
 }
 
 // apply commits a transaction that must not be refused, and returns its revision.
@@ -51,11 +56,7 @@ func apply(ctx context.Context, etcd *clientv3.Client, when []clientv3.Cmp, then
 // as so many locks.
 func flatTransactions(writes int) side {
 	return side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
-		etcd, err := a.connect()
-		if err != nil {
-			return nil, err
-		}
-		lease, err := newLease(ctx, a, etcd)
+		etcd, lease, err := leased(ctx, a)
 		if err != nil {
 			return nil, err
 		}
@@ -214,11 +215,7 @@ func putMany(ctx context.Context, etcd *clientv3.Client, prefix string, n int) (
 // replacements is the floor of hand-overs within a client: transactions that delete a key
 // and put another, one after the other.
 var replacements = side{name: floor, open: func(ctx context.Context, a *arena) (round, error) {
-	etcd, err := a.connect()
-	if err != nil {
-		return nil, err
-	}
-	lease, err := newLease(ctx, a, etcd)
+	etcd, lease, err := leased(ctx, a)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/jagregory/locker/v2"
 	"github.com/shirou/gopsutil/v4/process"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -18,6 +19,15 @@ type site struct {
 	client   *process.Process // this one
 	observer *clientv3.Client // whose messages are not counted
 	stop     func()           // ends etcd and removes its data
+}
+
+// locker returns a client of Locker with a connection of its own.
+func (s *site) locker(ctx context.Context) (*locker.Client, error) {
+	connections, err := s.connections(ctx, 1)
+	if err != nil {
+		return nil, err
+	}
+	return newLocker(s.arena, connections[0])
 }
 
 // newSite starts an etcd process.
