@@ -427,7 +427,7 @@ type view struct {
 	*Lock
 	ahead    []string        // the keys ahead at revision, the nearest first; if more than lookahead, there may be others
 	revision int64           // 0 if they are not known
-	late     bool            // there is time for a watch that begins at revision
+	replay   bool            // there is time for a watch that begins at revision
 	watch    *watchmux.Watch // of the queue, from revision on or before; nil if there is none
 }
 
@@ -438,7 +438,7 @@ func (l *Lock) firstView() *view {
 	if !l.placed {
 		return &view{Lock: l}
 	}
-	return &view{Lock: l, ahead: slices.Clone(l.ahead), revision: l.token.Load(), late: l.total > farAway}
+	return &view{Lock: l, ahead: slices.Clone(l.ahead), revision: l.token.Load(), replay: l.total > farAway}
 }
 
 // isHead reports whether nothing is ahead.
@@ -506,7 +506,7 @@ func (v *view) outlast(ctx context.Context) error {
 	v.watch = nil
 	for pause := (backoff.Pause{}); ; {
 		gone, since, err := v.watchNearest(ctx)
-		v.late = false
+		v.replay = false
 		switch {
 		case err != nil:
 			return err
@@ -524,12 +524,12 @@ func (v *view) outlast(ctx context.Context) error {
 // revision of the view.
 func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err error) {
 	what := watchmux.Target{Key: v.ahead[0], Deletions: true}
-	if v.late {
+	if v.replay {
 		what.Since = v.revision
 	}
 	w, unwatched := v.client.watches.Open(ctx, what)
 	defer func() { w.Close() }() // there may be none
-	if unwatched != nil || w.Opened < v.revision || w.Opened > v.revision && !v.late {
+	if unwatched != nil || w.Opened < v.revision || w.Opened > v.revision && !v.replay {
 		if unwatched == nil {
 			since = max(v.revision, w.Opened)
 		}

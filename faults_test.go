@@ -262,15 +262,13 @@ func TestGroupCommit_ATransactionThatComesAfterItWasCanceledHasNoEffect(t *testi
 	var late locktest.LateRequests
 	var lose atomic.Bool
 	lose.Store(true)
-	var c *locker.Client
-	gather := sync.OnceFunc(func() {
-		for locker.Gathering(c) < 10 && !t.Failed() {
-			time.Sleep(time.Millisecond)
-		}
-	})
-	c = locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+	others := make(chan struct{}) // closed when they have gathered
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(ctx context.Context, _ string, req any, call func() error) error {
 		if lose.Load() && strings.Contains(fmt.Sprint(writesOf(req)), "name") {
-			gather()
+			select {
+			case <-others:
+			case <-ctx.Done():
+			}
 			return late.Hold(req)
 		}
 		return call()
@@ -284,6 +282,8 @@ func TestGroupCommit_ATransactionThatComesAfterItWasCanceledHasNoEffect(t *testi
 	for i := range 20 {
 		results = append(results, locktest.LockAsync(ctx, c, fmt.Sprint("name", i), ""))
 	}
+	locktest.Eventually(t, "others gather", func() bool { return locker.Gathering(c) >= 10 })
+	close(others)
 	locktest.Eventually(t, "several were sent together", func() bool {
 		return slices.ContainsFunc(late.Requests(), func(txn *pb.TxnRequest) bool { return batched(txn) })
 	})

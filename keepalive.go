@@ -124,7 +124,7 @@ type renewal struct {
 	err  error
 }
 
-// life returns how long the lease lives from the renewal on.
+// lifetime returns how long the lease lives from the renewal on.
 func (r renewal) lifetime() time.Duration { return time.Duration(r.ttl) * time.Second }
 
 // longestRenewalWait bounds the interval at which a renewal without an answer is asked for
