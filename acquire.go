@@ -1,8 +1,10 @@
 package locker
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/line"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
@@ -19,7 +22,7 @@ import (
 
 // acquire is Lock and, with try, TryLock.
 func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
-	session, err := c.checkLock(ctx, name, opts)
+	cfg, err := c.checkLock(ctx, name, value, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +33,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		return nil, err
 	}
 	defer c.tasks.End()
-	l := c.newLock(ctx, name, value, session)
+	l := c.newLock(ctx, cfg)
 	if try {
 		err = l.tryInLine(ctx)
 	} else {
@@ -42,7 +45,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	for pause := (backoff.Pause{}); ; {
 		if !l.reached(admitted) { // otherwise that was done when the name was handed over
 			if err := c.attach(ctx, l); err != nil {
-				c.lines.Leave(name, nil)
+				c.lines.Leave(l)
 				return nil, err
 			}
 		}
@@ -50,7 +53,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		if err == nil {
 			return l, nil
 		}
-		if l, err = l.afterFailure(ctx, err, &pause); err != nil {
+		if l, err = l.afterFailure(ctx, cfg, err, &pause); err != nil {
 			return nil, err
 		}
 	}
@@ -58,7 +61,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 
 // afterFailure returns the lock with which to try again after an error of take, or the error
 // if that is final.
-func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause) (*Lock, error) {
+func (l *Lock) afterFailure(ctx context.Context, cfg lockConfig, err error, pause *backoff.Pause) (*Lock, error) {
 	c := l.client
 	unqueued := !l.reached(enqueued) || errors.Is(err, errBackInTime)
 	if l.wants == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
@@ -67,8 +70,8 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 		l.end(err)
 		l.session.drop(l)
 		_ = pause.Wait(ctx) // if ctx ends, the next attempt reports that
-		next := c.newLock(ctx, l.name, l.value, nil)
-		c.lines.Replace(l.name, next)
+		next := c.newLock(ctx, cfg)
+		c.lines.Replace(l, next)
 		return next, nil
 	}
 	if own := c.pool.holding(err); own != nil {
@@ -80,32 +83,33 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 	return nil, err
 }
 
-// checkLock checks the arguments of Lock, and returns the session to use, nil for a shared
-// one.
-func (c *Client) checkLock(ctx context.Context, name string, opts []LockOption) (*Session, error) {
+// checkLock checks the arguments of Lock, and returns what is to be locked.
+func (c *Client) checkLock(ctx context.Context, name, value string, opts []LockOption) (lockConfig, error) {
 	if err := c.usable(); err != nil {
-		return nil, err
+		return lockConfig{}, err
 	}
 	if err := checkContext(ctx); err != nil {
-		return nil, err
+		return lockConfig{}, err
 	}
-	if err := checkName(name); err != nil {
-		return nil, err
-	}
-	session, err := c.sessionFor(opts)
+	cfg, err := c.configure(name, value, opts)
 	if err == nil {
-		err = c.checkNesting(ctx, name)
+		err = c.checkNesting(ctx, cfg)
 	}
-	return session, err
+	return cfg, err
 }
 
-// checkNesting returns an error if ctx comes from a hold of the same name and client, or
-// was given to a function called under one: Lock would wait for itself.
-func (c *Client) checkNesting(ctx context.Context, name string) error {
+// checkNesting returns an error if ctx comes from a hold of one of the names and of the same
+// client, or was given to a function called under one: Lock would wait for itself.
+func (c *Client) checkNesting(ctx context.Context, cfg lockConfig) error {
 	innermost := holdOf(ctx)
 	for l := innermost; l != nil; l = l.outer {
-		if l.client == c && l.name == name && (l == innermost || l.running() != nil) && l.isHeld() {
-			return &InvalidError{"name", quote(name), "the hold that the context comes from has locked it, and locks are not reentrant"}
+		if l.client != c || l != innermost && l.running() == nil || !l.isHeld() {
+			continue
+		}
+		for name := range cfg.names() {
+			if l.has(name) {
+				return &InvalidError{"name", quote(name), "the hold that the context comes from has locked it, and locks are not reentrant"}
+			}
 		}
 	}
 	return nil
@@ -113,25 +117,52 @@ func (c *Client) checkNesting(ctx context.Context, name string) error {
 
 // newLock returns a lock that is yet to be attached to a session. Its context has the
 // values of ctx but does not end with it.
-func (c *Client) newLock(ctx context.Context, name, value string, wants *Session) *Lock {
-	l := &Lock{client: c, name: name, value: value, shares: 1, outer: holdOf(ctx), waiter: waiter{wants: wants}}
+func (c *Client) newLock(ctx context.Context, cfg lockConfig) *Lock {
+	l := &Lock{client: c, entries: make([]entry, 1+len(cfg.others)), shares: 1, outer: holdOf(ctx), waiter: waiter{wants: cfg.session}}
+	l.entries[0] = newEntry(cfg.item)
+	for i, other := range cfg.others {
+		l.entries[1+i] = newEntry(other)
+	}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }
 
-// newLines returns the lines inside a client: of the goroutines that want a name, only the
-// one in front deals with etcd. So they exclude each other, whatever sessions they use, and
-// a client has at most one entry in the queue of a name.
-func newLines() *line.Lines[*Lock] {
-	place := func(l *Lock) *line.Place { return &l.place }
-	ended := func(l *Lock) bool { return l.ctx.Err() != nil }
-	return line.New(place, ended)
+func newEntry(i item) entry {
+	return entry{value: i.value, place: line.Place[*Lock]{Name: i.name, Kind: int16(i.kind())}}
 }
 
-// waitInLine waits until l is in front of the client's line.
+// newLines returns the lines inside a client. Only those in front deal with etcd. So the
+// goroutines of a client exclude each other, whatever sessions they use, and what they have
+// in the queue of a name either holds or may soon do so.
+func newLines() *line.Lines[*Lock] {
+	return line.New(line.Config[*Lock]{
+		Places: func(l *Lock) iter.Seq[*line.Place[*Lock]] {
+			return func(yield func(*line.Place[*Lock]) bool) {
+				for i := range l.entries {
+					if !yield(&l.entries[i].place) {
+						return
+					}
+				}
+			}
+		},
+		Wait: func(l *Lock) *line.Wait { return &l.wait },
+		Over: func(l *Lock) bool { return l.ctx.Err() != nil },
+		Holding: func(kinds iter.Seq[int16]) int {
+			return holding(func(yield func(key.Kind) bool) {
+				for kind := range kinds {
+					if !yield(key.Kind(kind)) {
+						return
+					}
+				}
+			})
+		},
+	})
+}
+
+// waitInLine waits until l is in front of the client's lines.
 func (l *Lock) waitInLine(ctx context.Context) error {
 	c := l.client
-	mine, ended := c.lines.Join(l.name, l, ctx, c.ctx, l.ofSession())
+	mine, ended := c.lines.Join(l, ctx, c.ctx, l.ofSession())
 	if ended == nil {
 		return nil
 	}
@@ -142,17 +173,17 @@ func (l *Lock) waitInLine(ctx context.Context) error {
 }
 
 // tryInLine is waitInLine for TryLock. It waits neither for a holder nor behind other
-// waiters, but only for the removal of an entry that is over: of a call that failed, or of
+// waiters, but only for the removal of entries that are over: of a call that failed, or of
 // a hold that was released. (For that of a hold that was lost, see awaitEnd.)
 func (l *Lock) tryInLine(ctx context.Context) error {
 	c := l.client
 	for {
-		ok, moved := c.lines.TryJoin(l.name, l)
+		ok, name, moved := c.lines.TryJoin(l)
 		switch {
 		case ok:
 			return nil
 		case moved == nil:
-			return c.lockedHere(ctx, l.name)
+			return c.lockedHere(ctx, name)
 		}
 		session := l.ofSession()
 		select {
@@ -209,9 +240,9 @@ func (l *Lock) passOn(cause error) {
 	l.end(cause)
 	c := l.client
 	c.tasks.Run(func() {
-		<-l.place.Ready()
+		<-l.wait.Ready()
 		if !l.reached(admitted) {
-			c.lines.Leave(l.name, nil)
+			c.lines.Leave(l)
 			return
 		}
 		l.startCleanUp()
@@ -254,19 +285,20 @@ func (l *Lock) endWait(cause error) {
 	}
 }
 
-// enqueue puts the entry at the end of the queue or, with try, only into an empty queue. It
-// tries again until etcd has answered for certain or ctx has ended. After an error an entry
+// enqueue puts the entries at the end of their queues or, with try, only where they hold. It
+// tries again until etcd has answered for certain or ctx has ended. After an error entries
 // may be left, which cleanUp removes.
 func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	c, s := l.client, l.session
-	t := l.joining()
-	if try {
-		t = l.taking()
-	}
-	for {
+	for read := int64(0); ; { // with try, the revision at which the queues were read
+		t := l.joining()
+		if try {
+			t = l.taking(read)
+		}
 		t = s.inEpoch(t)
 		l.puts.begin(t.Epoch)
-		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: l.landed})
+		landed := func(o txn.Outcome) { l.landed(o, 0) }
+		resp, _, err := c.store.Write(ctx, &txn.Write{Txn: t, Begun: l.puts.begin, Landed: landed})
 		switch {
 		case err != nil:
 			return s.diagnose(err)
@@ -275,18 +307,25 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 		case resp.Succeeded:
 			return nil
 		}
-		own, record := txn.Found(resp, 0), txn.Found(resp, 1)
+		record := txn.Found(resp, 0)
+		created, strays := l.found(resp)
 		switch {
-		case len(own) > 0 && own[0].CreateRevision <= l.since: // it was there before, and belongs to no lock
-			stray := entry{name: l.name, key: l.key, created: own[0].CreateRevision}
-			if _, _, err := c.store.Commit(ctx, stray.removal()); err != nil {
+		case len(strays) > 0: // they were there before, and belong to no lock
+			if err := concurrently(c, strays, func(e stray) error { return e.remove(ctx, c.store) }); err != nil {
 				return err
 			}
-		case len(own) > 0: // put by an attempt whose answer has not come
-			l.queuedAt(own[0].CreateRevision, own[0].ModRevision, position{})
+			continue
+		case created != 0: // put by an attempt whose answer has not come
+			l.queuedAt(created, nil)
 			return nil
-		case try && len(txn.Found(resp, 2)) > 0:
-			return &LockedError{Holder: holderOf(l.name, txn.Found(resp, 2)[0])}
+		}
+		if try {
+			if err := l.refusal(resp); err != nil {
+				return err
+			}
+			read = resp.Header.Revision
+		}
+		switch {
 		case len(record) == 0:
 			if err := s.writeRecord(ctx); err != nil {
 				return err
@@ -299,97 +338,343 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 	}
 }
 
-// joining returns the transaction that puts the entry at the end of the queue, and reads
-// what is ahead of it. In a flat transaction it puts the entry only if the queue is empty,
+// joining returns the transaction that puts the entries at the end of their queues, and
+// reads what is ahead of them. In a flat transaction it puts the entry only if it holds then,
 // and so has nothing to read, unless somebody has waited for the name lately: then it is
 // probably not free.
 func (l *Lock) joining() txn.Txn {
-	put := l.entry()
-	t := txn.Txn{
-		Name:      l.name,
-		When:      []*pb.Compare{txn.CmpCreate(l.key, 0)},
-		Then:      []*pb.RequestOp{put, txn.OpRange(l.newest(0))},
-		Otherwise: l.reasons(),
+	t := l.writes(l.each(l.putAndRead), l.each(func(e *entry) []*pb.RequestOp { return ops(l.own(e)) }))
+	for i := range l.entries {
+		t.When = append(t.When, txn.CmpCreate(l.key(&l.entries[i]), 0))
 	}
-	if !l.client.watches.Keeps(l.queue()) {
-		t.Flat = &txn.Flat{When: l.empty(), Then: []*pb.RequestOp{put}}
+	if first := &l.entries[0]; len(l.entries) == 1 && first.kind() <= key.Exclusive && !l.client.watches.Keeps(l.queue(first)) {
+		t.Flat = &txn.Flat{When: l.vacant(first, 0), Then: []*pb.RequestOp{l.put(first)}}
 	}
 	return t
 }
 
-// taking returns the transaction that puts the entry if the queue is empty, and otherwise
-// reads why it is not.
-func (l *Lock) taking() txn.Txn {
-	return txn.Txn{
-		Name:      l.name,
-		When:      l.empty(),
-		Then:      []*pb.RequestOp{l.entry()},
-		Otherwise: append(l.reasons(), txn.OpRange(txn.OldestBelow(l.queue()))),
+// taking returns the transaction that puts the entries if all of them hold then, given that
+// this was so at the revision read, if that is not 0; otherwise it reads why not. Those ahead
+// of an entry that is limited to more than one cannot be counted by compares.
+func (l *Lock) taking(read int64) txn.Txn {
+	puts := l.each(func(e *entry) []*pb.RequestOp { return []*pb.RequestOp{l.put(e)} })
+	t := l.writes(puts, l.each(func(e *entry) []*pb.RequestOp {
+		reads := ops(l.own(e), l.oldest(e))
+		if e.kind() != key.Exclusive { // otherwise, whatever is ahead is in the way
+			reads = append(reads, ops(l.reads(e, 0)...)...)
+		}
+		return reads
+	}))
+	for i := range l.entries {
+		t.When = append(t.When, l.vacant(&l.entries[i], read)...)
 	}
+	return t
 }
 
-// entry returns the put of the entry.
-func (l *Lock) entry() *pb.RequestOp { return txn.OpPut(l.key, l.value, l.session.lease) }
-
-// empty returns the compare that nothing is in the queue.
-func (l *Lock) empty() []*pb.Compare { return []*pb.Compare{txn.CmpNoneBelow(l.queue())} }
-
-// reasons returns reads that show why the entry was not put.
-func (l *Lock) reasons() []*pb.RequestOp {
-	return []*pb.RequestOp{
-		txn.OpRange(txn.RevisionsOf(l.key)),
-		txn.OpRange(txn.RevisionsOf(l.session.record())),
-	}
+// writes returns a transaction that writes to the queues of the lock. If it is refused, it
+// reads the session's record first. What writes to several queues is sent alone.
+func (l *Lock) writes(then, otherwise []*pb.RequestOp) txn.Txn {
+	t := txn.Txn{Then: then, Otherwise: append(ops(txn.RevisionsOf(l.session.record())), otherwise...)}
+	t.Name, t.Shared = l.group()
+	return t
 }
 
-// landed takes in the outcome of an attempt to put the entry. An attempt that does not read
-// what is ahead puts the entry only if the queue is empty.
-func (l *Lock) landed(o txn.Outcome) {
+// group returns with which other writes one of the lock may share a transaction.
+func (l *Lock) group() (name string, shared bool) {
+	if len(l.entries) > 1 {
+		return "", false
+	}
+	return l.name(), l.entries[0].kind() == key.Shared
+}
+
+// each returns operations for each of the entries. Those of a single one stay as they are.
+// Several go into a transaction each, because etcd limits the operations on one level.
+func (l *Lock) each(operations func(*entry) []*pb.RequestOp) (all []*pb.RequestOp) {
+	if len(l.entries) == 1 {
+		return operations(&l.entries[0])
+	}
+	for i := range l.entries {
+		all = append(all, txn.OpTxn(&pb.TxnRequest{Success: operations(&l.entries[i])}))
+	}
+	return all
+}
+
+// part returns those of the responses to the operations of each that are about the i-th
+// entry.
+func (l *Lock) part(responses []*pb.ResponseOp, i int) []*pb.ResponseOp {
+	if len(l.entries) == 1 {
+		return responses
+	}
+	return responses[i].GetResponseTxn().GetResponses()
+}
+
+// ops makes reads parts of a transaction.
+func ops(reads ...*pb.RangeRequest) []*pb.RequestOp {
+	all := make([]*pb.RequestOp, len(reads))
+	for i, read := range reads {
+		all[i] = txn.OpRange(read)
+	}
+	return all
+}
+
+// put returns the put of an entry.
+func (l *Lock) put(e *entry) *pb.RequestOp { return txn.OpPut(l.key(e), e.value, l.session.lease) }
+
+// putAndRead returns the put of an entry, and the reads that show what is ahead of it.
+func (l *Lock) putAndRead(e *entry) []*pb.RequestOp {
+	return append([]*pb.RequestOp{l.put(e)}, ops(l.reads(e, 0)...)...)
+}
+
+// vacant returns the compares that an entry holds if it is put now, given that it would have
+// held at the revision read; 0 stands for an empty queue.
+func (l *Lock) vacant(e *entry, read int64) []*pb.Compare {
+	keys, all := l.client.keys, l.client.keys.All(e.place.Name)
+	if e.kind() == key.Exclusive {
+		return []*pb.Compare{txn.CmpNone(all.From, all.To)}
+	}
+	compares := []*pb.Compare{txn.CmpCreate(l.key(e), 0)} // a repeated put must not replace the first
+	if e.kind() != key.Shared {
+		return append(compares, txn.CmpNoneSince(all.From, all.To, read))
+	}
+	for _, r := range keys.Unshared(e.place.Name) {
+		compares = append(compares, txn.CmpNone(r.From, r.To))
+	}
+	return compares
+}
+
+// own returns a read of an entry itself.
+func (l *Lock) own(e *entry) *pb.RangeRequest { return txn.RevisionsOf(l.key(e)) }
+
+// oldest returns a read of the oldest entry in the queue of an entry.
+func (l *Lock) oldest(e *entry) *pb.RangeRequest {
+	all := l.client.keys.All(e.place.Name)
+	return txn.Oldest(all.From, all.To)
+}
+
+// reads returns reads of what an entry waits for: of the entry itself and then, the newest
+// first, of those ahead. A shared one waits for those that are not shared, one after the
+// other. If revision is not 0, nothing is read that is newer.
+func (l *Lock) reads(e *entry, revision int64) (reads []*pb.RangeRequest) {
+	if e.kind() != key.Shared {
+		all := l.client.keys.All(e.place.Name)
+		return append(reads, txn.Newest(all.From, all.To, 1+e.sight(), revision))
+	}
+	reads = append(reads, l.own(e))
+	for _, r := range l.client.keys.Unshared(e.place.Name) {
+		reads = append(reads, txn.Newest(r.From, r.To, 1, revision))
+	}
+	return reads
+}
+
+// found evaluates the reads of the own entries in the answer to a refused put. created is the
+// create revision of entries that the same put has made before; strays were there before it.
+func (l *Lock) found(resp *pb.TxnResponse) (created int64, strays []stray) {
+	for i := range l.entries {
+		for _, kv := range l.part(resp.Responses[1:], i)[0].GetResponseRange().Kvs {
+			if kv.CreateRevision > l.since {
+				created = max(created, kv.CreateRevision)
+			} else {
+				strays = append(strays, stray{l.entries[i].place.Name, string(kv.Key), kv.CreateRevision})
+			}
+		}
+	}
+	return created, strays
+}
+
+// refusal returns the error of TryLock if, by what taking has read, one of the entries would
+// not hold.
+func (l *Lock) refusal(resp *pb.TxnResponse) error {
+	for i := range l.entries {
+		e, read := &l.entries[i], l.part(resp.Responses[1:], i)
+		oldest := read[1].GetResponseRange().Kvs
+		ahead, _ := newestFirst(read[2:])
+		if len(oldest) > 0 && (e.kind() == key.Exclusive || !free(e.kind(), l.kinds(ahead))) {
+			return &LockedError{Holder: holderOf(l.client.keys, e.place.Name, oldest[0])}
+		}
+	}
+	return nil
+}
+
+// landed takes in the outcome of an attempt to put the entries. In the transaction, so many
+// operations come before theirs. An attempt that does not read what is ahead puts an entry
+// only if it holds then.
+func (l *Lock) landed(o txn.Outcome, before int) {
 	if o.Err == nil {
 		l.session.timeline.saw(o.Resp.Header)
 	}
 	if o.Err == nil && o.Resp.Succeeded {
-		token, p := o.Resp.Header.Revision, position{placed: true}
-		if list := o.Resp.Responses[len(o.Resp.Responses)-1].GetResponseRange(); list != nil {
-			p.ahead, p.placed = l.predecessors(list.Kvs, token)
-			p.total = int32(list.Count) - 1
+		token, positions := o.Resp.Header.Revision, make([]*position, len(l.entries))
+		for i := range l.entries {
+			reads := l.part(o.Resp.Responses[before:], i)[1:]
+			if len(reads) == 0 {
+				positions[i] = &alone
+			} else if ahead, ok := l.predecessors(l.key(&l.entries[i]), reads, token); ok {
+				positions[i] = &position{ahead, reads[len(reads)-1].GetResponseRange().Count}
+			}
 		}
-		l.queuedAt(token, token, p)
+		l.queuedAt(token, positions)
 	}
 	// Only now that the token is set: a clean-up looks at both.
 	l.puts.end(o.State() != txn.InDoubt)
 }
 
-// queuedAt notes that the entry is in the queue, and where it was when it was put, if that
-// is known. If the entry was put several times, each after the one before had been deleted,
-// the newest is the one that may be there.
-func (l *Lock) queuedAt(created, modified int64, p position) {
+// queuedAt notes that the entries are in their queues, and where they were when they were
+// put; nil if that is not known. If they were put several times, each after they had been
+// deleted, the newest are those that may be there.
+func (l *Lock) queuedAt(created int64, positions []*position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if created > l.token.Load() {
+	newer := created > l.token.Load()
+	if newer {
 		l.token.Store(created)
-		l.stage, l.modified = enqueued, modified
+		l.stage = enqueued
 	}
-	if created == l.token.Load() || !p.placed {
-		l.position = p
+	for i := range l.entries {
+		e := &l.entries[i]
+		if newer {
+			e.modified = created
+		}
+		switch {
+		case positions == nil:
+			e.position = nil
+		case created == l.token.Load():
+			e.position = positions[i]
+		}
 	}
 }
 
-// waitForHead returns nil once no entry is ahead of l's own, which is then the head of the
-// queue. It does not poll. While there are only a few predecessors, it watches the
-// deletions in the queue. While there are many, it waits for the nearest one only, and looks
-// again when that is gone.
+// waitForHead returns nil once all of the entries hold by the rule: each is at the head of
+// its queue, alone or in company. It waits for one after the other, since an entry that holds
+// does so until it is deleted; in the end it makes sure that none was.
 func (l *Lock) waitForHead(ctx context.Context) error {
-	v := l.firstView()
-	if v.isHead() {
+	waited := int64(0)
+	for i := range l.entries {
+		v := l.firstView(&l.entries[i])
+		if v.holds() {
+			continue
+		}
+		if err := v.wait(ctx); err != nil {
+			return err
+		}
+		waited = max(waited, v.revision)
+	}
+	if waited == 0 || len(l.entries) == 1 {
 		return nil
 	}
-	watches := l.client.watches
-	v.watch = watches.Again(l.queue()) // from before the entry was put: it misses nothing
-	for pause := (backoff.Pause{}); !v.isHead(); {
+	return l.verify(ctx, waited)
+}
+
+// verify returns an error if one of the entries is not there any more, at the revision or
+// later.
+func (l *Lock) verify(ctx context.Context, revision int64) error {
+	own := make([]string, len(l.entries))
+	for i := range l.entries {
+		own[i] = l.key(&l.entries[i])
+	}
+	created, _, err := l.created(ctx, own, revision)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(created, func(revision int64) bool { return revision != l.token.Load() }) {
+		return l.entryDeleted(ctx)
+	}
+	return nil
+}
+
+// created reads the create revisions of keys, 0 for one that does not exist, at a revision
+// now that is not before since, if that is not 0.
+func (l *Lock) created(ctx context.Context, keys []string, since int64) (revisions []int64, now int64, err error) {
+	resp, err := l.client.store.ReadSince(ctx, since, func() (reads []*pb.RangeRequest) {
+		for _, k := range keys {
+			reads = append(reads, txn.RevisionsOf(k))
+		}
+		return reads
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	revisions = make([]int64, len(keys))
+	for i := range keys {
+		if kvs := txn.Found(resp, i); len(kvs) > 0 {
+			revisions[i] = kvs[0].CreateRevision
+		}
+	}
+	return revisions, resp.Header.Revision, nil
+}
+
+const (
+	// lookahead is how many more predecessors than it may have when it holds a waiter follows
+	// one by one. One with more of them follows only the nearest, so that the work of a
+	// hand-over does not grow with the number of waiters.
+	lookahead = 8
+	// farAway is how many predecessors take longer to leave than etcd takes to serve a watch
+	// that begins in the past: 100 ms. If they do not, the waiter only notices it later.
+	farAway = 200
+	// mostWatched is how many predecessors are watched one by one.
+	mostWatched = 16
+)
+
+// sight is how many predecessors an entry reads: one more than it follows.
+func (e *entry) sight() int { return int(e.kind()) + lookahead }
+
+// blockers is so many of the nearest predecessors that the entry does not hold while all of
+// them stay.
+func (e *entry) blockers() int { return max(1, int(e.kind())) }
+
+// view is what a waiter knows of the queue of one entry.
+type view struct {
+	*Lock
+	entry    *entry
+	key      string
+	ahead    []string        // the keys ahead at revision that it waits for, the nearest first
+	more     bool            // others may be ahead of those
+	revision int64           // 0 if they are not known
+	replay   bool            // there is time for a watch that begins at revision
+	watch    *watchmux.Watch // of the queue, from revision on or before; nil if there is none
+}
+
+// firstView returns what the put of an entry has shown.
+func (l *Lock) firstView(e *entry) *view {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := &view{Lock: l, entry: e, key: l.key(e)}
+	if p := e.position; p != nil {
+		v.see(slices.Clone(p.ahead), l.token.Load())
+		v.replay = p.total > farAway
+	}
+	return v
+}
+
+// see notes which keys are ahead at a revision.
+func (v *view) see(ahead []string, revision int64) {
+	v.ahead, v.more, v.revision = ahead, len(ahead) >= v.entry.sight(), revision
+}
+
+// holds reports whether the entry holds by the rule.
+func (v *view) holds() bool {
+	return v.revision != 0 && !v.more && free(v.entry.kind(), v.kinds(v.ahead))
+}
+
+// follows reports whether the waiter follows its predecessors one by one: all those that it
+// waits for, or, if they are too many to be watched, those of the view. Otherwise it waits
+// until one of the blockers is gone, and looks again. A shared entry always does that: what
+// is not shared goes one by one, and a watch of the queue would show all the shared ones.
+func (v *view) follows() bool {
+	return v.entry.kind() != key.Shared && (!v.more || v.entry.blockers() > mostWatched)
+}
+
+// wait returns nil once the entry holds. It does not poll. While there are only a few
+// predecessors, it watches the deletions in the queue. While there are many, it waits for
+// the nearest ones only, and looks again when one of them is gone.
+func (v *view) wait(ctx context.Context) error {
+	watches, queue := v.client.watches, v.queue(v.entry)
+	if v.follows() && v.revision != 0 {
+		v.watch = watches.Again(queue, v.revision) // from before the entry was put: it misses nothing
+	}
+	for pause := (backoff.Pause{}); !v.holds(); {
 		var unwatched, err error
 		switch {
-		case len(v.ahead) > lookahead:
+		case v.revision != 0 && !v.follows():
 			err = v.outlast(ctx)
 		case v.watch != nil && v.revision != 0:
 			unwatched, err = v.passBy(ctx)
@@ -405,50 +690,21 @@ func (l *Lock) waitForHead(ctx context.Context) error {
 			return err
 		}
 		if pause.Wait(ctx) != nil {
-			return l.client.interrupted(ctx)
+			return v.client.interrupted(ctx)
 		}
 	}
-	watches.Keep(l.queue(), v.watch)
+	watches.Keep(queue, v.watch)
 	return nil
 }
 
-const (
-	// lookahead is how many predecessors a waiter follows one by one. A waiter with more of
-	// them follows only the nearest, so that the work of a hand-over does not grow with the
-	// number of waiters.
-	lookahead = 8
-	// farAway is how many predecessors take longer to leave than etcd takes to serve a watch
-	// that begins in the past: 100 ms. If they do not, the waiter only notices it later.
-	farAway = 200
-)
-
-// view is what a waiter knows of its queue.
-type view struct {
-	*Lock
-	ahead    []string        // the keys ahead at revision, the nearest first; if more than lookahead, there may be others
-	revision int64           // 0 if they are not known
-	replay   bool            // there is time for a watch that begins at revision
-	watch    *watchmux.Watch // of the queue, from revision on or before; nil if there is none
-}
-
-// firstView returns what the put of the entry has shown.
-func (l *Lock) firstView() *view {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.placed {
-		return &view{Lock: l}
-	}
-	return &view{Lock: l, ahead: slices.Clone(l.ahead), revision: l.token.Load(), replay: l.total > farAway}
-}
-
-// isHead reports whether nothing is ahead.
-func (v *view) isHead() bool { return v.revision != 0 && len(v.ahead) == 0 }
-
-// open opens the watch of the queue and then looks at it, so that nothing is missed in
-// between. unwatched is why there is no watch.
+// open opens the watch of the queue, if it is to be followed, and then looks at the queue, so
+// that nothing is missed in between. unwatched is why there is no watch.
 func (v *view) open(ctx context.Context) (unwatched, err error) {
 	v.watch.Close()
-	v.watch, unwatched = v.client.watches.Open(ctx, watchmux.Target{Key: v.queue(), Below: true, Deletions: true})
+	if v.watch = nil; v.entry.kind() == key.Shared {
+		return nil, v.look(ctx, 0)
+	}
+	v.watch, unwatched = v.client.watches.Open(ctx, watchmux.Target{Key: v.queue(v.entry), Below: true, Deletions: true})
 	since := int64(0)
 	if unwatched == nil {
 		if since = v.watch.Opened; since == v.revision {
@@ -466,10 +722,14 @@ func (v *view) open(ctx context.Context) (unwatched, err error) {
 	return unwatched, nil
 }
 
-// passBy removes from the keys ahead those that are deleted, until none is left or the watch
-// has ended; unwatched is why it has.
+// passBy removes from the keys ahead those that are deleted, until the entry holds or the
+// watch has ended; unwatched is why it has. Where others are ahead as well, it looks again
+// when too few are left to block the entry.
 func (v *view) passBy(ctx context.Context) (unwatched, err error) {
-	for len(v.ahead) > 0 {
+	for !v.holds() {
+		if v.more && len(v.ahead) < v.entry.blockers() {
+			return nil, v.look(ctx, v.watch.Reached)
+		}
 		answer, ended := v.watch.Next(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -499,8 +759,8 @@ func (v *view) strike(events []*mvccpb.Event) (own bool) {
 	return false
 }
 
-// outlast waits until the nearest predecessor is gone, and looks again. Usually it was the
-// head by then, and none is left.
+// outlast waits until one of the blockers is gone, and looks again. Usually the entry holds
+// by then.
 func (v *view) outlast(ctx context.Context) error {
 	v.watch.Close()
 	v.watch = nil
@@ -518,34 +778,43 @@ func (v *view) outlast(ctx context.Context) error {
 	}
 }
 
-// watchNearest watches the nearest predecessor until it is gone, or the watch has ended.
-// since is the revision of its deletion, 0 if that is not known. First the watch, then a
-// read of its key; that is not needed if nothing has changed, or if the watch begins at the
-// revision of the view.
+// watchNearest watches the blockers, which are the nearest predecessors, until one of them is
+// gone, or the watch has ended. since is the revision of its deletion, 0 if that is not known.
+// First the watch, then a read of their keys; that is not needed if nothing has changed, or if
+// the watch begins at the revision of the view.
 func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err error) {
-	what := watchmux.Target{Key: v.ahead[0], Deletions: true}
-	if v.replay {
-		what.Since = v.revision
-	}
-	w, unwatched := v.client.watches.Open(ctx, what)
-	defer func() { w.Close() }() // there may be none
-	if unwatched != nil || w.Opened < v.revision || w.Opened > v.revision && !v.replay {
-		if unwatched == nil {
-			since = max(v.revision, w.Opened)
+	nearest := v.ahead[:min(len(v.ahead), v.entry.blockers())]
+	targets := make([]watchmux.Target, len(nearest))
+	for i, k := range nearest {
+		targets[i] = watchmux.Target{Key: k, Deletions: true}
+		if v.replay {
+			targets[i].Since = v.revision
 		}
-		resp, err := v.client.store.ReadSince(ctx, since, func() *pb.RangeRequest { return txn.RevisionsOf(what.Key) })
+	}
+	watches, unwatched := v.client.watches.OpenAll(ctx, targets)
+	defer func() { watchmux.CloseAll(watches) }() // there may be none
+	complete := unwatched == nil
+	for _, w := range watches {
+		since = max(since, w.Opened)
+		complete = complete && (w.Opened == v.revision || w.Opened > v.revision && v.replay)
+	}
+	if !complete {
+		if unwatched == nil {
+			since = max(since, v.revision)
+		}
+		created, now, err := v.created(ctx, nearest, since)
 		if err != nil {
 			return false, 0, err
 		}
-		stands, now := len(resp.Kvs) > 0 && resp.Kvs[0].CreateRevision <= v.revision, resp.Header.Revision
-		if !stands || now < max(v.revision, since) { // or etcd has gone back
+		left := slices.ContainsFunc(created, func(revision int64) bool { return revision == 0 || revision > v.revision })
+		if left || now < max(v.revision, since) { // or etcd has gone back
 			return true, 0, nil
 		}
 		v.revision = now
 	}
 	for unwatched == nil {
 		var answer *pb.WatchResponse
-		if answer, unwatched = w.Next(ctx); unwatched == nil && len(answer.Events) > 0 {
+		if answer, unwatched = watchmux.NextOf(ctx, watches); unwatched == nil && len(answer.Events) > 0 {
 			return true, answer.Events[len(answer.Events)-1].Kv.ModRevision, nil
 		}
 	}
@@ -553,48 +822,62 @@ func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err er
 }
 
 // look reads which entries are ahead: now, or if since is not 0, at some revision that is
-// not before it. That proves as much: nobody joins ahead, so who is the head of the queue
-// stays the head.
+// not before it. That proves as much: nobody joins ahead, so an entry that holds keeps on
+// holding.
 func (v *view) look(ctx context.Context, since int64) error {
 	token := v.token.Load()
 	if since != 0 {
 		since = max(since, token) // a watch may be that of a member that is behind
 	}
-	resp, err := v.client.store.ReadSince(ctx, since, func() *pb.RangeRequest { return v.newest(token) })
+	resp, err := v.client.store.ReadSince(ctx, since, func() []*pb.RangeRequest { return v.reads(v.entry, token) })
 	if err != nil {
 		return err
 	}
-	ahead, ok := v.predecessors(resp.Kvs, token)
+	ahead, ok := v.predecessors(v.key, resp.Responses, token)
 	if !ok {
 		return v.entryDeleted(ctx)
 	}
-	v.ahead, v.revision = ahead, resp.Header.Revision
+	v.see(ahead, resp.Header.Revision)
 	return nil
 }
 
-// predecessors returns what is ahead, given a list of entries, the newest first. ok is
-// false if the list does not begin with l's own entry.
-func (l *Lock) predecessors(kvs []*mvccpb.KeyValue, token int64) (ahead []string, ok bool) {
-	if len(kvs) == 0 || string(kvs[0].Key) != l.key || kvs[0].CreateRevision != token {
+// predecessors returns the keys that are ahead, the nearest first, given what the reads of an
+// entry have returned. ok is false if the entry itself is not there.
+func (l *Lock) predecessors(own string, reads []*pb.ResponseOp, token int64) (ahead []string, ok bool) {
+	keys, created := newestFirst(reads)
+	if len(keys) == 0 || keys[0] != own || created != token {
 		return nil, false
 	}
-	for _, kv := range kvs[1:] {
-		ahead = append(ahead, string(kv.Key))
+	return keys[1:], true
+}
+
+// newestFirst returns the keys that reads have returned, the newest first, and the create
+// revision of that one.
+func newestFirst(reads []*pb.ResponseOp) (keys []string, newest int64) {
+	var kvs []*mvccpb.KeyValue
+	for _, read := range reads {
+		kvs = append(kvs, read.GetResponseRange().Kvs...)
 	}
-	return ahead, true
+	slices.SortStableFunc(kvs, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(b.CreateRevision, a.CreateRevision) })
+	for _, kv := range kvs {
+		keys = append(keys, string(kv.Key))
+	}
+	if len(kvs) > 0 {
+		newest = kvs[0].CreateRevision
+	}
+	return keys, newest
 }
 
-// newest returns a read of the newest entries of the queue: l's own, and up to one more
-// than lookahead ahead of it. If revision is not 0, none is newer than that.
-func (l *Lock) newest(revision int64) *pb.RangeRequest {
-	read := txn.AllBelow(l.queue())
-	read.KeysOnly, read.MaxCreateRevision = true, revision
-	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND, lookahead+2
-	return read
+// kinds returns the kinds of entries, given their keys.
+func (l *Lock) kinds(keys []string) iter.Seq[key.Kind] {
+	return func(yield func(key.Kind) bool) {
+		for _, k := range keys {
+			if !yield(l.client.keys.KindOf(k)) {
+				return
+			}
+		}
+	}
 }
-
-// queue returns the prefix of the keys of the name's queue.
-func (l *Lock) queue() string { return l.client.keys.Queue(l.name) }
 
 // hold makes a queued lock whose entry is the head of the queue a held one, unless it has
 // ended meanwhile.
@@ -604,6 +887,9 @@ func (l *Lock) hold() error {
 	ok := alive && l.phase == queued
 	if ok {
 		l.phase = held
+		for i := range l.entries {
+			l.entries[i].position = nil // a program may hold very many
+		}
 	}
 	l.mu.Unlock()
 	if ok {

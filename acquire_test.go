@@ -339,6 +339,20 @@ func TestQueue_AWaiterFarBehindMissesNoDeparture(t *testing.T) {
 	}
 }
 
+// serializable returns the reads of a transaction that only reads, and needs no leader.
+func serializable(req any) (reads []*pb.RangeRequest) {
+	t, ok := req.(*pb.TxnRequest)
+	if !ok {
+		return nil
+	}
+	for _, op := range t.Success {
+		if read := op.GetRequestRange(); read.GetSerializable() {
+			reads = append(reads, read)
+		}
+	}
+	return reads
+}
+
 // A member that is behind opens watches, and answers what needs no leader, at an earlier revision.
 func TestQueue_AMemberThatIsBehindDoesNotMisleadAWaiter(t *testing.T) {
 	t.Parallel()
@@ -350,15 +364,17 @@ func TestQueue_AMemberThatIsBehindDoesNotMisleadAWaiter(t *testing.T) {
 			config := b.Server.ClientConfig()
 			config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(
 				func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-					read, ok := req.(*pb.RangeRequest)
-					if !ok || !read.Serializable {
+					reads := serializable(req)
+					if len(reads) == 0 {
 						return invoke(ctx, method, req, reply, conn, opts...)
 					}
 					asked.Add(1)
-					read.Revision = behind.Load()
-					err := invoke(ctx, method, read, reply, conn, opts...)
+					for _, read := range reads {
+						read.Revision = behind.Load()
+					}
+					err := invoke(ctx, method, req, reply, conn, opts...)
 					if err == nil {
-						reply.(*pb.RangeResponse).Header.Revision = behind.Load()
+						reply.(*pb.TxnResponse).Header.Revision = behind.Load()
 					}
 					return err
 				}))

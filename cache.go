@@ -14,8 +14,8 @@ type Cache struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu       sync.RWMutex // guards what follows
-	holders  map[string]Holder
+	mu       sync.RWMutex        // guards what follows
+	holders  map[string][]Holder // the oldest first
 	revision int64
 	changed  chan struct{} // closed at the next change to holders
 	current  time.Time     // when the copy was last known to be current
@@ -37,15 +37,15 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 	}
 	defer end()
 	followCtx, cancel := context.WithCancelCause(c.ctx)
-	k := &Cache{cancel: func() { cancel(nil) }, done: make(chan struct{}), holders: make(map[string]Holder), changed: make(chan struct{})}
+	k := &Cache{cancel: func() { cancel(nil) }, done: make(chan struct{}), holders: make(map[string][]Holder), changed: make(chan struct{})}
 	filled := make(chan struct{})
 	fill := sync.OnceFunc(func() { close(filled) })
 	var refused error // set before done is closed
 	c.tasks.Run(func() {
 		defer close(k.done)
 		f := follower{client: c, below: c.keys.Below(prefix), stays: true, progress: true}
-		refused = f.run(followCtx, func(sent time.Time, revision int64, changed []State) {
-			k.update(sent, revision, changed, c.watches.Current)
+		refused = f.run(followCtx, func(sent time.Time, revision int64, queues *queueView, changed []State) {
+			k.update(sent, revision, queues, changed, c.watches.Current)
 			fill()
 		})
 	})
@@ -63,15 +63,15 @@ func (c *Client) NewCache(ctx context.Context, prefix string) (*Cache, error) {
 // update takes in what the follower has found. current returns when the cluster was last
 // known to be at a revision or before it, which is when a copy with that revision was
 // current.
-func (k *Cache) update(sent time.Time, revision int64, changed []State, current func(revision int64) time.Time) {
+func (k *Cache) update(sent time.Time, revision int64, queues *queueView, changed []State, current func(revision int64) time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	differs := false
 	for _, state := range changed {
-		last, wasHeld := k.holders[state.Name]
-		differs = differs || state.Held != wasHeld || state.Held && state.Holder != last
-		if state.Held {
-			k.holders[state.Name] = state.Holder
+		holders := queues.holders(state.Name)
+		differs = differs || !slices.Equal(holders, k.holders[state.Name])
+		if len(holders) > 0 {
+			k.holders[state.Name] = holders
 		} else {
 			delete(k.holders, state.Name)
 		}
@@ -92,27 +92,41 @@ func (k *Cache) update(sent time.Time, revision int64, changed []State, current 
 	}
 }
 
-// Get returns the holder of name, and false if nobody holds it. It does not block, makes no
-// request and does not allocate. The answer is as old as Age reports.
+// Get returns the holder of name, the oldest one if there are several, and false if nobody
+// holds it. It does not block, makes no request and does not allocate. The answer is as old as
+// Age reports.
 func (k *Cache) Get(name string) (Holder, bool) {
 	k = k.orZero()
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	holder, ok := k.holders[name]
-	return holder, ok
+	if holders := k.holders[name]; len(holders) > 0 {
+		return holders[0], true
+	}
+	return Holder{}, false
 }
 
-// List returns all holders, sorted by name, as of one revision.
+// Holders returns all holders of name, the oldest first, as of one revision; none if nobody
+// holds it. It does not block and makes no request. The answer is as old as Age reports.
+func (k *Cache) Holders(name string) []Holder {
+	k = k.orZero()
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return slices.Clone(k.holders[name])
+}
+
+// List returns all holders, sorted by name, then by token, as of one revision.
 func (k *Cache) List() []Holder {
 	k = k.orZero()
 	k.mu.RLock()
-	holders := make([]Holder, 0, len(k.holders))
-	for _, holder := range k.holders {
-		holders = append(holders, holder)
+	all := make([]Holder, 0, len(k.holders))
+	for _, holders := range k.holders {
+		all = append(all, holders...)
 	}
 	k.mu.RUnlock()
-	slices.SortFunc(holders, func(a, b Holder) int { return cmp.Compare(a.Name, b.Name) })
-	return holders
+	slices.SortStableFunc(all, func(a, b Holder) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Token, b.Token))
+	})
+	return all
 }
 
 // Revision returns the revision of etcd that the copy has reached. It becomes smaller only

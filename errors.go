@@ -34,8 +34,9 @@ var (
 
 // A LockedError reports who kept TryLock from taking a name. It matches ErrLocked.
 type LockedError struct {
-	// Holder has the Name. It has the rest as well, unless the name was just passing from
-	// one holder to the next; then the Token is 0.
+	// Holder has the Name that refused. It has the rest as well, unless the name was just
+	// passing from one holder to the next; then the Token is 0. If several hold the name, it
+	// is the oldest of them, although somebody who waits may be what is in the way.
 	Holder Holder
 }
 
@@ -169,6 +170,8 @@ func inDoubt(err error) error { return fmt.Errorf("%w: %w", ErrInDoubt, err) }
 var errRepeated = errors.New("etcd's client sent it more than once")
 
 var errBackInTime = errors.New("etcd has gone back to an earlier revision")
+
+var errNested = &InvalidError{"option", "of And", "within And there are only WithShared and WithLimit"}
 
 // Errors of calls on a value that neither New nor a call of its Client has made.
 var (

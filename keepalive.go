@@ -20,7 +20,7 @@ import (
 // grant has etcd grant the lease. If an attempt without an answer has achieved that
 // already, it leaves it to renewOnce to find out how long the lease lives.
 func (s *Session) grant(ctx context.Context) error {
-	seconds := int64((s.ttl + time.Second - 1) / time.Second)
+	seconds := int64((s.ttl + s.delay + time.Second - 1) / time.Second)
 	c := s.client
 	var granted renewal
 	var once sync.Once
@@ -93,7 +93,8 @@ func (s *Session) renewOnce(ctx context.Context) error {
 func (s *Session) start(r renewal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.renewed, s.ttl = r, r.lifetime()
+	s.renewed = r
+	s.ttl = s.holdTime()
 	s.deadline = s.until(r)
 	s.setAlarm()
 	if s.over {
@@ -112,8 +113,13 @@ func (s *Session) setAlarm() {
 // until returns the deadline after a renewal. etcd counts the TTL from a moment after the
 // request was sent, so it cannot delete before the deadline.
 func (s *Session) until(r renewal) time.Time {
-	return r.sent.Add(r.lifetime() - s.client.marginOf(r.lifetime()))
+	ttl := r.lifetime() - s.delay
+	return r.sent.Add(ttl - s.client.marginOf(ttl))
 }
+
+// holdTime is how long the holds of the session would last after the last renewal, but for
+// the safety margin: as long as the lease, without the lock-delay.
+func (s *Session) holdTime() time.Duration { return s.renewed.lifetime() - s.delay }
 
 // renewal is the outcome of one request to renew the lease.
 type renewal struct {
@@ -142,7 +148,7 @@ const longestRenewalWait = 30 * time.Second
 func (s *Session) renew(kept *keepAlive) *keepAlive {
 	var (
 		wait    = s.client.store.HedgeDelay
-		longest = max(wait, min(s.renewed.lifetime()/6, longestRenewalWait)) // several of these fit before the deadline
+		longest = max(wait, min(s.holdTime()/6, longestRenewalWait)) // several of these fit before the deadline
 		again   = time.NewTimer(0)
 		answers = make(chan renewal)
 		asked   []*keepAlive // on their way

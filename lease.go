@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,21 +12,21 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/line"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// A Lock is the handle of one hold of a name: an entry in the queue of the name, attached
-// to the lease of a session. The hold ends by Unlock, by a loss, or with its Client or
-// Session; the same Lock never holds again. All methods are safe for concurrent use. Those
-// without a context do not block.
+// A Lock is the handle of one hold of a name, or of several names: an entry in the queue of
+// each, attached to the lease of a session. The hold ends by Unlock, by a loss, or with its
+// Client or Session; the same Lock never holds again. All methods are safe for concurrent
+// use. Those without a context do not block.
 type Lock struct {
 	client  *Client
 	session *Session
-	name    string
-	key     string
-	token   atomic.Int64    // create revision of the entry; 0 until it is known
+	entries []entry         // one for each name, put and deleted in one transaction
+	token   atomic.Int64    // create revision of the entries; 0 until it is known
 	ctx     context.Context // ends with the hold, or before it with the wait in the queue; see holdContext
 	cancel  context.CancelCauseFunc
 	outer   *Lock // the hold that the context it was locked with comes from; nil if there is none
@@ -34,28 +35,40 @@ type Lock struct {
 	mu       sync.Mutex // guards what follows; no request is made under it
 	phase    phase
 	stage    stage
-	revalued bool  // SetValue was called, so the entry may have another value
-	shares   int32 // how many goroutines in a row have shared the entry, this one included
-	value    string
-	modified int64 // mod revision at which the entry had value
-	position
+	revalued bool      // SetValue was called, so the entry may have another value
+	shares   int32     // how many goroutines in a row have shared the entry, this one included
 	callback *callback // nil if there is none
 }
 
-// waiter is what a Lock needs until it is held.
-type waiter struct {
-	wants *Session   // of WithSession; nil for a shared one
-	place line.Place // in the client's line
-	puts  inFlight   // of the entry, that may yet take effect
-	since int64      // a revision of etcd from before any put of the entry; 0 if none is known
+// entry is what a Lock has in the queue of one of its names.
+type entry struct {
+	place line.Place[*Lock] // in the client's line; its number is that of the key
+
+	// Guarded by the mutex of the Lock.
+	value    string
+	modified int64     // mod revision at which the entry had value
+	position *position // nil if it is not known, or the lock is held
 }
 
-// position is where in the queue the entry was when it was put.
-type position struct {
-	ahead  []string // the keys ahead, the nearest first; if more than lookahead, there may be others
-	total  int32    // how many keys were ahead, others included
-	placed bool     // both are known
+// kind returns the kind of the entry.
+func (e *entry) kind() key.Kind { return key.Kind(e.place.Kind) }
+
+// waiter is what a Lock needs until it is held.
+type waiter struct {
+	wants *Session  // of WithSession; nil for a shared one
+	wait  line.Wait // in the client's lines
+	puts  inFlight  // of the entries, that may yet take effect
+	since int64     // a revision of etcd from before any put of the entries; 0 if none is known
 }
+
+// position is where in its queue an entry was when it was put.
+type position struct {
+	ahead []string // the keys ahead that it waits for, as in a view
+	total int64    // how many there were, others included
+}
+
+// alone is the position of an entry that holds.
+var alone position
 
 // callback is the function that Do calls under the hold.
 type callback struct {
@@ -82,40 +95,58 @@ type stage uint8
 const (
 	inLine   stage = iota // of the client's
 	admitted              // to a session, which gives the entry its key
-	enqueued              // the entry was put, and its token is known
+	enqueued              // the entries were put, and their token is known
 )
 
-// Name returns the name that is locked.
+// Name returns the name that is locked, the first one if there are several.
 func (l *Lock) Name() string {
-	if l == nil {
+	if l.usable() != nil {
 		return ""
 	}
-	return l.name
+	return l.name()
+}
+
+// Names returns all names that are locked, in the order in which they were given.
+func (l *Lock) Names() (names []string) {
+	if l.usable() != nil {
+		return nil
+	}
+	for i := range l.entries {
+		names = append(names, l.entries[i].place.Name)
+	}
+	return names
 }
 
 // Value returns the value that the name was locked with, or the last value that SetValue is
-// known to have set.
+// known to have set; if there are several names, that of the first.
 func (l *Lock) Value() string {
-	if l == nil {
+	if l.usable() != nil {
 		return ""
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.value
+	return l.entries[0].value
 }
 
-// Key returns the key of the hold's entry in etcd.
+// Key returns the key of the hold's entry in etcd; if there are several names, that of the
+// first.
 func (l *Lock) Key() string {
-	if l == nil {
+	if l.usable() != nil {
 		return ""
 	}
-	return l.key
+	return l.key(&l.entries[0])
 }
 
-// Token returns the fencing token, which is the create revision of the entry. It is
+// Token returns the fencing token, which is the create revision of the entries. It is
 // strictly larger for each later hold of the name. A resource that refuses a token smaller
 // than the largest it has seen cannot be harmed by a holder that does not know yet that it
 // has lost the lock (M. Kleppmann, "How to do distributed locking", 2016).
+//
+// Where several may hold at one time, their tokens do not exclude each other. Shared holders
+// may even have the same one. A resource that tells readers from writers keeps the largest
+// token of each, and accepts a write whose token is at least as large as both, and a read
+// whose token is larger than that of every write. Among the holders of WithLimit a smaller
+// token may be that of a good hold: use Commit or Guard.
 func (l *Lock) Token() int64 {
 	if l == nil {
 		return 0
@@ -159,20 +190,45 @@ func (l *Lock) Err() error {
 	if l.ctx.Err() == nil {
 		return nil
 	}
-	return wrap("hold", l.name, context.Cause(l.ctx))
+	return wrap("hold", l.name(), context.Cause(l.ctx))
 }
 
 // Guard returns compares that are true in etcd exactly as long as the lock is held, for
-// transactions of the caller's own. etcd refuses those of the zero Lock.
-func (l *Lock) Guard() []clientv3.Cmp {
-	if l == nil {
-		l = new(Lock)
+// transactions of the caller's own: one for each name. etcd refuses those of the zero Lock.
+func (l *Lock) Guard() (guard []clientv3.Cmp) {
+	if l.usable() != nil {
+		return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(""), "=", 0)}
 	}
-	return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.token.Load())}
+	for i := range l.entries {
+		guard = append(guard, clientv3.Compare(clientv3.CreateRevision(l.key(&l.entries[i])), "=", l.token.Load()))
+	}
+	return guard
 }
 
-// standing is Guard as a message of etcd.
-func (l *Lock) standing() *pb.Compare { return txn.CmpCreate(l.key, l.token.Load()) }
+// standing is Guard as messages of etcd.
+func (l *Lock) standing() []*pb.Compare {
+	compares := make([]*pb.Compare, len(l.entries))
+	for i := range l.entries {
+		compares[i] = txn.CmpCreate(l.key(&l.entries[i]), l.token.Load())
+	}
+	return compares
+}
+
+// name returns the first name.
+func (l *Lock) name() string { return l.entries[0].place.Name }
+
+// has reports whether the lock is of the name.
+func (l *Lock) has(name string) bool {
+	return slices.ContainsFunc(l.entries, func(e entry) bool { return e.place.Name == name })
+}
+
+// key returns the key of an entry. The lock must have been admitted to a session.
+func (l *Lock) key(e *entry) string {
+	return l.client.keys.Entry(e.place.Name, l.session.member, e.kind(), int(e.place.Number))
+}
+
+// queue returns the prefix of the keys of the queue that an entry is in.
+func (l *Lock) queue(e *entry) string { return l.client.keys.Queue(e.place.Name) }
 
 // Commit applies all ops in one transaction, or none of them if the lock is not held any
 // more. etcd itself decides, so even a holder that was stopped for an hour cannot write
@@ -198,14 +254,14 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	}
 	ctx, end, err := l.begin(ctx)
 	if err != nil {
-		return nil, wrap(op, l.name, err)
+		return nil, wrap(op, l.name(), err)
 	}
 	defer end()
 	repeats := &txn.Repeats{Context: ctx}
 	kv := clientv3.NewKVFromKVClient(repeats.KV(l.client.store.KV), l.client.etcd)
 	// The read keeps etcd from deciding a transaction without writes by what the member
 	// that was asked happens to know.
-	check := clientv3.OpGet(l.key, clientv3.WithCountOnly())
+	check := clientv3.OpGet(l.Key(), clientv3.WithCountOnly())
 	resp, err := kv.Txn(repeats).If(l.Guard()...).Then(ops...).Else(check).Commit()
 	doubtful := txn.WritesAny(ops) && (repeats.Any() || err != nil && txn.Unsure(err))
 	switch {
@@ -224,7 +280,7 @@ func (l *Lock) Commit(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 	if doubtful {
 		err = inDoubt(err)
 	}
-	return nil, wrap(op, l.name, err)
+	return nil, wrap(op, l.name(), err)
 }
 
 // allows returns an error for what Commit must not do: an operation that is none, and one
@@ -247,7 +303,7 @@ func (l *Lock) allows(ops []clientv3.Op) error {
 		case op.IsGet():
 		case !op.IsPut() && !op.IsDelete():
 			return &InvalidError{"operation", "{}", "it is the zero value, use clientv3.OpPut or another"}
-		case txn.Writes(op, l.key):
+		case slices.ContainsFunc(l.entries, func(e entry) bool { return txn.Writes(op, l.key(&e)) }):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the entry of the lock; there are SetValue and Unlock"}
 		case txn.Writes(op, l.session.record()):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the record of the lock's session"}
@@ -269,26 +325,27 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		return wrap(op, l.Name(), err)
 	}
 	defer end()
-	for {
+	for entry := l.Key(); ; {
 		l.mu.Lock()
-		revision := l.modified
+		revision := l.entries[0].modified
 		l.revalued = true
 		l.mu.Unlock()
+		name, _ := l.group()
 		// The mod revision orders the writes: one that arrives late is refused.
 		resp, only, err := l.client.store.Commit(ctx, txn.Txn{
-			Name:      l.name,
-			When:      []*pb.Compare{l.standing(), txn.CmpMod(l.key, revision)},
-			Then:      []*pb.RequestOp{txn.OpPut(l.key, value, l.session.lease)},
-			Otherwise: []*pb.RequestOp{txn.OpRange(txn.Get(l.key))},
+			Name:      name,
+			When:      append(l.standing(), txn.CmpMod(entry, revision)),
+			Then:      []*pb.RequestOp{txn.OpPut(entry, value, l.session.lease)},
+			Otherwise: []*pb.RequestOp{txn.OpRange(txn.Get(entry))},
 		})
 		if errors.Is(err, errDrained) {
-			return wrap(op, l.name, context.Cause(l.ctx)) // the value has gone with the lease
+			return wrap(op, l.name(), context.Cause(l.ctx)) // the value has gone with the lease
 		}
 		if err != nil {
 			if err = l.session.diagnose(err); txn.Unsure(err) || ctx.Err() != nil {
 				err = inDoubt(err)
 			}
-			return wrap(op, l.name, err)
+			return wrap(op, l.name(), err)
 		}
 		l.session.timeline.saw(resp.Header)
 		if resp.Succeeded {
@@ -296,8 +353,8 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 			return nil
 		}
 		kvs := txn.Found(resp, 0)
-		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() {
-			return wrap(op, l.name, l.entryDeleted(ctx))
+		if len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load() || kvs[0].ModRevision == revision { // or that of another name is gone
+			return wrap(op, l.name(), l.entryDeleted(ctx))
 		}
 		l.learn(string(kvs[0].Value), kvs[0].ModRevision)
 		if !only && string(kvs[0].Value) == value {
@@ -310,8 +367,8 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 func (l *Lock) learn(value string, modified int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if modified > l.modified {
-		l.value, l.modified = value, modified
+	if e := &l.entries[0]; modified > e.modified {
+		e.value, e.modified = value, modified
 	}
 }
 
@@ -337,7 +394,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		return wrap(op, l.Name(), err)
 	}
 	if err := checkContext(ctx); err != nil {
-		return wrap(op, l.name, err)
+		return wrap(op, l.name(), err)
 	}
 	c := l.client
 	ctx, stop := l.outlasting(ctx)
@@ -345,30 +402,30 @@ func (l *Lock) Unlock(ctx context.Context) error {
 	l.session.check()
 	if l.end(ErrReleased) != held {
 		<-l.ctx.Done() // the goroutine that ended it is about to set the cause
-		return wrap(op, l.name, context.Cause(l.ctx))
+		return wrap(op, l.name(), context.Cause(l.ctx))
 	}
 	if !c.tasks.Begin() {
 		l.session.deleteLater(l)
-		l.detach(nil)
-		return wrap(op, l.name, ErrClosed)
+		l.detach()
+		return wrap(op, l.name(), ErrClosed)
 	}
 	defer c.tasks.End()
-	next := c.lines.Call(l.name)
+	next := c.lines.Call(l)
 	if next != nil && l.shareHold(next) {
 		return nil
 	}
 	w := l.startRemoval(ctx, next)
 	if l.removed(ctx, w) {
-		l.detach(next)
+		l.detach()
 		return nil
 	}
 	done := make(chan error, 1)
 	c.tasks.Run(func() { done <- l.cleanUp(next, w) })
 	select {
 	case err := <-done:
-		return wrap(op, l.name, err)
+		return wrap(op, l.name(), err)
 	case <-ctx.Done(): // the removal goes on
-		return wrap(op, l.name, txn.Ended(ctx, c.explain(ctx.Err())))
+		return wrap(op, l.name(), txn.Ended(ctx, c.explain(ctx.Err())))
 	}
 }
 
@@ -440,9 +497,9 @@ func (l *Lock) entryDeleted(ctx context.Context) error {
 	if resp, err := l.client.etcd.TimeToLive(ctx, s.lease); err == nil && resp.GrantedTTL == 0 {
 		s.end(&LostError{Reason: Revoked, Cause: rpctypes.ErrLeaseNotFound})
 	} else {
-		lost := &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
+		lost := &LostError{Name: l.name(), Token: l.token.Load(), Reason: Deleted}
 		if l.end(lost) == held {
-			l.client.log.Warn("lock deleted by somebody else", "name", l.name, "token", lost.Token)
+			l.client.log.Warn("lock deleted by somebody else", "name", l.name(), "token", lost.Token)
 			l.startCleanUp()
 		}
 	}

@@ -49,6 +49,7 @@ type Client struct {
 type config struct {
 	keys    key.Space
 	ttl     time.Duration
+	delay   time.Duration // how much longer than the TTL leases live
 	margin  time.Duration // 0: a tenth of the TTL
 	shares  int           // of goroutines in a row that share a hold
 	log     *slog.Logger
@@ -174,8 +175,9 @@ func (c *Client) Close() error {
 	return wrap("close", "", err)
 }
 
-// Lock locks name with value. It blocks until nobody else holds the name; waiters are
-// served first come, first served, also among the goroutines of one Client. ctx bounds the
+// Lock locks name with value. It blocks until nobody else holds the name, or, with WithShared
+// or WithLimit, nobody whom that excludes; waiters are served first come, first served, also
+// among the goroutines of one Client. With And it locks several names at once. ctx bounds the
 // wait only: the hold outlives it. While etcd cannot be reached, Lock keeps trying until
 // ctx ends. After an error nothing is held, and nothing is left in the queue; if etcd does
 // not answer at once, the entry is removed in the background.
@@ -195,8 +197,8 @@ func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOptio
 	return l, wrap("lock", name, err)
 }
 
-// TryLock locks name with value if nobody holds it or waits for it. It never waits for
-// another holder. It blocks for etcd's answers, and for the removal of what an ended call
+// TryLock locks name with value if nobody holds it or waits for it; with WithShared or
+// WithLimit, if Lock would not have to wait. It never waits for another holder. It blocks for etcd's answers, and for the removal of what an ended call
 // or hold of this Client still has in the queue; ctx bounds both. After an error nothing is
 // held and nothing is left in the queue, as with Lock, and like Lock it is not reentrant.
 //
@@ -219,7 +221,7 @@ func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOp
 // did not last until fn returned; and that of the release.
 func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
 	const op = "do under"
-	if _, err := c.checkCampaign(fn, opts); err != nil {
+	if _, err := c.checkCampaign(name, fn, opts); err != nil {
 		return wrap(op, name, err)
 	}
 	l, err := c.acquire(ctx, name, value, false, opts)
@@ -241,7 +243,7 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 // Errors: as for Do; ErrLost only if the session of WithSession was lost.
 func (c *Client) Campaign(ctx context.Context, name, value string, fn func(context.Context, *Lock) error, opts ...LockOption) error {
 	const op = "campaign for"
-	session, err := c.checkCampaign(fn, opts)
+	session, err := c.checkCampaign(name, fn, opts)
 	if err != nil {
 		return wrap(op, name, err)
 	}
@@ -267,13 +269,14 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 	}
 }
 
-// checkCampaign checks those arguments of Do and Campaign that Lock does not check.
-func (c *Client) checkCampaign(fn func(context.Context, *Lock) error, opts []LockOption) (*Session, error) {
-	session, err := c.sessionFor(opts)
+// checkCampaign checks those arguments of Do and Campaign that Lock does not check, and
+// returns the session of WithSession, nil if there is none.
+func (c *Client) checkCampaign(name string, fn func(context.Context, *Lock) error, opts []LockOption) (*Session, error) {
+	cfg, err := c.configure(name, "", opts)
 	if err == nil && fn == nil {
 		err = &InvalidError{"function", "nil", "there is nothing to do"}
 	}
-	return session, err
+	return cfg.session, err
 }
 
 // join joins the error of fn with that of the release, unless fn has returned that one

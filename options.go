@@ -2,6 +2,7 @@ package locker
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -66,6 +67,23 @@ func WithSafetyMargin(d time.Duration) Option {
 	}
 }
 
+// WithLockDelay keeps a name locked for d after its holder was lost, for what that may still
+// have under way elsewhere. The default is 0. The lease lives for the TTL and d, while a hold
+// ends as early as without it; so whoever waits for the name, also by etcd's own means, waits
+// for d longer. A hold that was given up, or whose Client or Session was closed, leaves no
+// delay, and neither does a lease that is revoked by hand, an entry that is deleted by hand,
+// or an adopted session. The price: what a caller that was killed while it waited has left in
+// the queue is in the way for d longer as well. d must not be negative, and at most a year.
+func WithLockDelay(d time.Duration) Option {
+	return func(c *Client) error {
+		c.delay = d
+		if d < 0 || d > longestTTL {
+			return &InvalidError{"lock delay", d.String(), "it must not be negative, and at most a year"}
+		}
+		return nil
+	}
+}
+
 // WithLocalHandover lets up to n goroutines of this process in a row share one hold of a
 // name, before the name goes back to etcd, where other clients wait for it. Passing a hold
 // on takes no request, so a name that is contended within one process changes hands in
@@ -106,11 +124,48 @@ func WithLogger(l *slog.Logger) Option {
 	}
 }
 
-// A LockOption configures one lock.
+// A LockOption configures one lock. It applies to Lock, TryLock, Do and Campaign alike.
 type LockOption func(*lockConfig) error
 
-// lockConfig is what LockOptions set.
-type lockConfig struct{ session *Session }
+// lockConfig is what is to be locked, and how.
+type lockConfig struct {
+	item
+	others  []item   // of And
+	session *Session // of WithSession
+	nested  bool     // it is that of an And
+}
+
+// item is one name to be locked.
+type item struct {
+	name, value string
+	shared      bool
+	limit       int // 0 if it was not set
+}
+
+// kind returns the kind of the item's entry.
+func (i item) kind() key.Kind {
+	switch {
+	case i.shared:
+		return key.Shared
+	case i.limit == 0:
+		return key.Exclusive
+	}
+	return key.Kind(i.limit)
+}
+
+// names returns all names.
+func (cfg lockConfig) names() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if !yield(cfg.name) {
+			return
+		}
+		for _, other := range cfg.others {
+			if !yield(other.name) {
+				return
+			}
+		}
+	}
+}
 
 // WithSession attaches the lock to a session of the caller's own. It is then lost with that
 // session and with no other. The default is a session that the Client shares among its
@@ -118,12 +173,91 @@ type lockConfig struct{ session *Session }
 func WithSession(s *Session) LockOption {
 	return func(cfg *lockConfig) error {
 		cfg.session = s
-		if s == nil {
+		switch {
+		case s == nil:
 			return &InvalidError{"session", "nil", "leave the option out for a shared one"}
+		case cfg.nested:
+			return errNested
 		}
 		return nil
 	}
 }
+
+// WithShared makes the lock shared: any number of shared holders, and nobody else, hold a
+// name together, like the readers of a sync.RWMutex. It is fair: one that comes behind a
+// waiting exclusive lock waits for that, also within TryLock. A shared lock is not reentrant,
+// and becomes neither exclusive nor the reverse: unlock it, and lock anew.
+//
+// With WithLimit it is ErrInvalid.
+func WithShared() LockOption {
+	return func(cfg *lockConfig) error {
+		cfg.shared = true
+		return cfg.checkKind()
+	}
+}
+
+// WithLimit lets at most n hold the name at one time, this hold included, like a weighted
+// semaphore whose users all weigh the same. The default is 1, which is an exclusive lock. n
+// must be at least 1 and at most 1000. The limit belongs to the lock, not to the name: nobody
+// holds in larger company than it asked for, so of differing limits among the holders the
+// smallest counts, and a larger one takes effect when those with the smaller have gone.
+//
+// Tokens of such holders do not exclude each other; Guard and Commit do. With WithShared it
+// is ErrInvalid.
+func WithLimit(n int) LockOption {
+	return func(cfg *lockConfig) error {
+		if n < 1 || n > int(key.LargestLimit) {
+			return &InvalidError{"limit", strconv.Itoa(n), "it must be at least 1 and at most 1000"}
+		}
+		cfg.limit = n
+		return cfg.checkKind()
+	}
+}
+
+// checkKind returns an error for a lock that is shared and limited.
+func (cfg *lockConfig) checkKind() error {
+	if cfg.shared && cfg.limit != 0 {
+		return &InvalidError{"limit", strconv.Itoa(cfg.limit), "a shared lock has none"}
+	}
+	return nil
+}
+
+// And locks another name, with a value of its own, in the same transaction: the names are
+// held, lost and released as one, and have one token. Locks of several names cannot deadlock
+// with each other, in whatever order they name them; to call Lock while holding another lock
+// can. A lock may have 100 names. Lock.Name, Key, Value and SetValue are about the first.
+//
+// opts are WithShared and WithLimit, of that name alone. A name given twice, or another
+// option, is ErrInvalid.
+func And(name, value string, opts ...LockOption) LockOption {
+	return func(cfg *lockConfig) error {
+		if cfg.nested {
+			return errNested
+		}
+		if err := checkName(name); err != nil {
+			return err
+		}
+		other := lockConfig{item: item{name: name, value: value}, nested: true}
+		for _, opt := range opts {
+			if err := apply(opt, &other); err != nil {
+				return err
+			}
+		}
+		for taken := range cfg.names() {
+			if taken == name {
+				return &InvalidError{"name", quote(name), "it is given twice"}
+			}
+		}
+		if cfg.others = append(cfg.others, other.item); len(cfg.others) >= mostNames {
+			return &InvalidError{"number of names", strconv.Itoa(1 + len(cfg.others)), "a lock may have 100"}
+		}
+		return nil
+	}
+}
+
+// mostNames bounds the names of one lock: what writes to their queues has to fit into one
+// transaction, see txn.MaxTogether.
+const mostNames = 100
 
 // A SessionOption configures a Session of the caller's own.
 type SessionOption func(*Session) error
@@ -193,24 +327,34 @@ func apply[O ~func(T) error, T any](opt O, to T) error {
 	return opt(to)
 }
 
-// sessionFor returns the session that the options ask for, nil for a shared one.
-func (c *Client) sessionFor(opts []LockOption) (*Session, error) {
-	if len(opts) == 0 {
-		return nil, nil
+// configure returns what a lock is to be, after checking it.
+func (c *Client) configure(name, value string, opts []LockOption) (lockConfig, error) {
+	if err := checkName(name); err != nil {
+		return lockConfig{}, err
 	}
-	var cfg lockConfig
+	cfg := lockConfig{item: item{name: name, value: value}}
+	if len(opts) == 0 {
+		return cfg, nil
+	}
+	return c.withOptions(cfg, opts)
+}
+
+// withOptions applies the options of a lock.
+func (c *Client) withOptions(cfg lockConfig, opts []LockOption) (lockConfig, error) {
 	for _, opt := range opts {
 		if err := apply(opt, &cfg); err != nil {
-			return nil, err
+			return cfg, err
 		}
 	}
-	if cfg.session != nil && cfg.session.client == nil {
-		return nil, errZeroSession
+	switch {
+	case cfg.session == nil:
+		return cfg, nil
+	case cfg.session.client == nil:
+		return cfg, errZeroSession
+	case cfg.session.client != c:
+		return cfg, &InvalidError{"session", cfg.session.member, "it belongs to another Client"}
 	}
-	if cfg.session != nil && cfg.session.client != c {
-		return nil, &InvalidError{"session", cfg.session.member, "it belongs to another Client"}
-	}
-	return cfg.session, nil
+	return cfg, nil
 }
 
 // marginOf returns the safety margin of leases with the given TTL.
@@ -258,13 +402,15 @@ func checkText(what, text string) error {
 	return &InvalidError{what, quote(text), problem}
 }
 
+// longestTTL is a year. etcd allows for more.
+const longestTTL = 365 * 24 * time.Hour
+
 // checkTTL returns an error for a TTL that is too short or too long.
 func checkTTL(ttl time.Duration) error {
-	const longest = 365 * 24 * time.Hour
 	switch {
 	case ttl < time.Second:
 		return &InvalidError{"TTL", ttl.String(), "it must be at least a second"}
-	case ttl > longest:
+	case ttl > longestTTL:
 		return &InvalidError{"TTL", ttl.String(), "it must be at most a year"}
 	}
 	return nil

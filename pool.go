@@ -30,7 +30,7 @@ func (c *Client) attach(ctx context.Context, l *Lock) error {
 	ctx, stop := tasks.Either(ctx, c.ctx)
 	defer stop()
 	for pause := (backoff.Pause{}); err != nil; err = c.attachNow(l) {
-		switch err := c.openShared(ctx); {
+		switch err := c.openShared(ctx, len(l.entries)); {
 		case err == nil:
 		case !errors.Is(err, ErrLost) || ctx.Err() != nil:
 			return err
@@ -55,16 +55,16 @@ func (c *Client) attachNow(l *Lock) error {
 	return err
 }
 
-// openShared opens another shared session, unless one has room by now. One goroutine does
-// that at a time, and the others wait for it.
-func (c *Client) openShared(ctx context.Context) error {
+// openShared opens another shared session, unless one has room for so many entries by now.
+// One goroutine does that at a time, and the others wait for it.
+func (c *Client) openShared(ctx context.Context, entries int) error {
 	select {
 	case c.pool.opening <- struct{}{}:
 		defer func() { <-c.pool.opening }()
 	case <-ctx.Done():
 		return c.interrupted(ctx)
 	}
-	if slices.ContainsFunc(c.pool.candidates(), func(s *Session) bool { return s.room() > 0 }) {
+	if slices.ContainsFunc(c.pool.candidates(), func(s *Session) bool { return s.room() >= entries }) {
 		return nil
 	}
 	s := c.newSession(0)
@@ -168,14 +168,14 @@ func (p *pool) holding(err error) *Session {
 	return nil
 }
 
-// room returns how many more locks may be attached to the session.
+// room returns how many more entries the session may have.
 func (s *Session) room() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
 		return 0
 	}
-	return entriesPerLease - len(s.locks)
+	return entriesPerLease - s.used
 }
 
 // admit attaches l to the session.
@@ -184,10 +184,11 @@ func (s *Session) admit(l *Lock) error {
 		return err
 	}
 	s.mu.Lock()
-	isOver, full := s.over, len(s.locks) >= entriesPerLease
+	isOver, full := s.over, s.used+len(l.entries) > entriesPerLease
 	if !isOver && !full {
 		s.locks[l] = struct{}{}
-		l.session, l.key, l.since = s, s.client.keys.Entry(l.name, s.member), s.timeline.revision.Load()
+		s.used += len(l.entries)
+		l.session, l.since = s, s.timeline.revision.Load()
 		l.reach(admitted)
 	}
 	s.mu.Unlock()
@@ -207,6 +208,7 @@ func (s *Session) drop(l *Lock) int {
 	defer s.mu.Unlock()
 	if _, ok := s.locks[l]; ok {
 		delete(s.locks, l)
+		s.used -= len(l.entries)
 		if s.over && len(s.locks) == 0 {
 			close(s.empty)
 		}

@@ -7,6 +7,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
@@ -15,9 +16,10 @@ type Holder struct {
 	Name, Value string
 	Token       int64            // fencing token, see Lock.Token
 	Lease       clientv3.LeaseID // 0 for an entry that somebody made without a lease
+	Limit       int              // so many may hold the name while it does: 1 if it is exclusive, 0 if it is shared
 }
 
-// Get returns the holder of name. The read is linearizable: it sees every lock and every
+// Get returns the holder of name, the oldest one if there are several. The read is linearizable: it sees every lock and every
 // release that was confirmed before the call. Get blocks until etcd has answered, or ctx
 // ends.
 //
@@ -37,8 +39,36 @@ func (c *Client) Get(ctx context.Context, name string) (Holder, error) {
 	return holder, wrap(op, name, err)
 }
 
-// List returns the holders of all names that begin with prefix, sorted by name, all as of
-// one revision. An empty prefix means all names. The read is linearizable. List blocks
+// Holders returns all holders of name, the oldest first, all as of one revision. There are
+// several only if they have locked it with WithShared or WithLimit. The read is linearizable.
+// Holders blocks until etcd has answered, or ctx ends.
+//
+// Errors: as for Get.
+func (c *Client) Holders(ctx context.Context, name string) ([]Holder, error) {
+	const op = "holders of"
+	if err := checkName(name); err != nil {
+		return nil, wrap(op, name, err)
+	}
+	ctx, end, err := c.begin(ctx)
+	if err != nil {
+		return nil, wrap(op, name, err)
+	}
+	defer end()
+	resp, err := c.store.ReadAll(ctx, c.keys.Queue(name))
+	if err != nil {
+		return nil, wrap(op, name, err)
+	}
+	q := queueView{keys: c.keys}
+	q.load(resp, "")
+	holders := q.holders(name)
+	if len(holders) == 0 {
+		return nil, wrap(op, name, &NotFoundError{name})
+	}
+	return holders, nil
+}
+
+// List returns the holders of all names that begin with prefix, sorted by name, then by
+// token, all as of one revision. An empty prefix means all names. The read is linearizable. List blocks
 // until etcd has answered, or ctx ends.
 //
 // Errors: ErrInvalid for a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and
@@ -54,11 +84,10 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Holder, error) {
 	if err != nil {
 		return nil, wrap(op, prefix, err)
 	}
-	p := queueView{keys: c.keys}
-	states := p.load(resp, "")
-	holders := make([]Holder, len(states))
-	for i, state := range states {
-		holders[i] = state.Holder
+	q := queueView{keys: c.keys}
+	holders := []Holder{}
+	for _, state := range q.load(resp, "") {
+		holders = append(holders, q.holders(state.Name)...)
 	}
 	return holders, nil
 }
@@ -93,17 +122,24 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 
 // get is Get without its checks.
 func (c *Client) get(ctx context.Context, name string) (Holder, error) {
-	resp, err := c.store.Read(ctx, txn.OldestBelow(c.keys.Queue(name)))
+	all := c.keys.All(name)
+	resp, err := c.store.Read(ctx, txn.Oldest(all.From, all.To))
 	if err != nil {
 		return Holder{}, err
 	}
 	if len(resp.Kvs) == 0 {
 		return Holder{}, &NotFoundError{name}
 	}
-	return holderOf(name, resp.Kvs[0]), nil
+	return holderOf(c.keys, name, resp.Kvs[0]), nil
 }
 
-// holderOf returns the holder of name, given the head of its queue.
-func holderOf(name string, kv *mvccpb.KeyValue) Holder {
-	return Holder{Name: name, Value: string(kv.Value), Token: kv.CreateRevision, Lease: clientv3.LeaseID(kv.Lease)}
+// holderOf returns a holder of name, given its entry.
+func holderOf(keys key.Space, name string, kv *mvccpb.KeyValue) Holder {
+	return Holder{
+		Name:  name,
+		Value: string(kv.Value),
+		Token: kv.CreateRevision,
+		Lease: clientv3.LeaseID(kv.Lease),
+		Limit: int(keys.KindOf(string(kv.Key))),
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,17 +99,20 @@ func (s *Session) inEpoch(t txn.Txn) txn.Txn {
 // final.
 //
 // So invalidatePuts deletes the record, unless it has changed since anyway, and writes a
-// new one for the puts that follow. It returns the create revision of the entry, 0 if there
-// is none. A delete is possible even when etcd has run out of space.
+// new one for the puts that follow. It returns the create revision of the entries, 0 if there
+// are none. A delete is possible even when etcd has run out of space.
 func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	s := l.session
 	before := s.timeline.now()
-	read := txn.OpRange(txn.RevisionsOf(l.key))
+	var reads []*pb.RequestOp
+	for i := range l.entries {
+		reads = append(reads, txn.OpRange(l.own(&l.entries[i])))
+	}
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
 		Record:    s.guard,
 		Epoch:     l.puts.newest(), // if another lock has invalidated the puts since, they are refused already
-		Then:      []*pb.RequestOp{read, txn.OpDelete(s.record())},
-		Otherwise: []*pb.RequestOp{read},
+		Then:      append(slices.Clip(reads), txn.OpDelete(s.record())),
+		Otherwise: reads,
 	})
 	if err != nil {
 		return 0, s.diagnose(err)
@@ -122,10 +124,12 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	if resp.Succeeded && s.ctx.Err() == nil {
 		_ = s.writeRecord(ctx) // if it fails, the next put finds it missing and tries again
 	}
-	if kvs := txn.Found(resp, 0); len(kvs) > 0 {
-		return kvs[0].CreateRevision, nil
+	for i := range l.entries {
+		if kvs := txn.Found(resp, i); len(kvs) > 0 { // unless others have deleted it, so are the rest
+			created = max(created, kvs[0].CreateRevision)
+		}
 	}
-	return 0, nil
+	return created, nil
 }
 
 // inFlight counts the attempts to put an entry that may yet take effect: those that are in
@@ -243,7 +247,7 @@ func (t *timeline) same(header *pb.ResponseHeader) bool {
 // session if etcd has gone back to an earlier time.
 func (s *Session) audit() {
 	// What takes longer is left to the next audit: the next renewal must not wait.
-	until := s.renewed.sent.Add(s.renewed.lifetime() / 3)
+	until := s.renewed.sent.Add(s.holdTime() / 3)
 	ctx, cancel := context.WithTimeout(s.ctx, min(time.Until(until), cleanupWait))
 	defer cancel()
 	if s.renewed.odd { // perhaps only because the member that has answered is behind the others
@@ -284,32 +288,38 @@ func (s *Session) follow(header *pb.ResponseHeader, before int64) error {
 // request for a batch of entries; if one of them is not as it was, another for the batch,
 // and one for each entry that is gone.
 func (s *Session) auditHolds(ctx context.Context) {
+	type believed struct {
+		*Lock
+		*entry
+	}
 	s.mu.Lock()
-	locks := make([]*Lock, 0, len(s.locks))
+	all := make([]believed, 0, s.used)
 	for l := range s.locks {
-		if l.reached(enqueued) {
-			locks = append(locks, l)
+		for i := range l.entries {
+			if l.reached(enqueued) {
+				all = append(all, believed{l, &l.entries[i]})
+			}
 		}
 	}
 	s.mu.Unlock()
-	_ = inBatches(locks, func(batch []*Lock) error { // if etcd does not answer, the next audit asks again
-		all := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // with a read, so that etcd does not answer with what one member knows
+	_ = inBatches(all, func(batch []believed) error { // if etcd does not answer, the next audit asks again
+		stand := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // with a read, so that etcd does not answer with what one member knows
 		reads := make([]*pb.RequestOp, len(batch))
-		for i, l := range batch {
-			all.When = append(all.When, l.standing())
-			reads[i] = txn.OpRange(txn.RevisionsOf(l.key))
+		for i, b := range batch {
+			stand.When = append(stand.When, txn.CmpCreate(b.key(b.entry), b.token.Load()))
+			reads[i] = txn.OpRange(b.own(b.entry))
 		}
-		resp, err := s.look(ctx, all)
+		resp, err := s.look(ctx, stand)
 		if err != nil || resp.Succeeded {
 			return err
 		}
 		if resp, err = s.look(ctx, txn.Txn{Then: reads}); err != nil {
 			return err
 		}
-		for i, l := range batch {
+		for i, b := range batch {
 			kvs := txn.Found(resp, i)
-			if ctx.Err() == nil && l.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != l.token.Load()) {
-				_ = l.entryDeleted(ctx) // the lock keeps the error
+			if ctx.Err() == nil && b.ctx.Err() == nil && (len(kvs) == 0 || kvs[0].CreateRevision != b.token.Load()) {
+				_ = b.entryDeleted(ctx) // the lock keeps the error
 			}
 		}
 		return ctx.Err()
@@ -329,8 +339,8 @@ func (s *Session) auditEntries(ctx context.Context) {
 		return
 	}
 	s.timeline.saw(lease.Header)
-	strays := s.unclaimed(s.entries(lease.Keys))
-	err = inBatches(strays, func(batch []entry) error {
+	strays := s.unclaimed(s.own(lease.Keys))
+	err = inBatches(strays, func(batch []stray) error {
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, e := range batch {
 			reads[i] = txn.OpRange(txn.RevisionsOf(e.key))
@@ -352,26 +362,28 @@ func (s *Session) auditEntries(ctx context.Context) {
 	// Once more: what was read may have been put by a lock that has come since. A lock that
 	// comes from now on does not mistake for its own what was there before it (see
 	// enqueue).
-	strays = slices.DeleteFunc(s.unclaimed(strays), func(e entry) bool { return e.created == 0 })
+	strays = slices.DeleteFunc(s.unclaimed(strays), func(e stray) bool { return e.created == 0 })
 	if len(strays) == 0 {
 		return
 	}
-	err = concurrently(s.client, strays, func(e entry) error {
-		_, _, err := s.client.store.Commit(ctx, e.removal())
-		return err
-	})
+	err = concurrently(s.client, strays, func(e stray) error { return e.remove(ctx, s.client.store) })
 	s.client.log.Warn("entries that belong to no lock, perhaps of a backup", "lease", s.member, "entries", len(strays), "error", err)
 }
 
-// entry is a key in the queue of a name.
-type entry struct {
+// stray is an entry that may belong to no lock.
+type stray struct {
 	name, key string
 	created   int64 // create revision; 0 until it is known
 }
 
-// removal returns the transaction that deletes this incarnation of the entry and no other.
-func (e entry) removal() txn.Txn {
-	return txn.Txn{Name: e.name, When: []*pb.Compare{txn.CmpCreate(e.key, e.created)}, Then: []*pb.RequestOp{txn.OpDelete(e.key)}}
+// remove deletes this incarnation of the entry and no other.
+func (e stray) remove(ctx context.Context, store *txn.Store) error {
+	_, _, err := store.Commit(ctx, txn.Txn{
+		Name: e.name,
+		When: []*pb.Compare{txn.CmpCreate(e.key, e.created)},
+		Then: []*pb.RequestOp{txn.OpDelete(e.key)},
+	})
+	return err
 }
 
 // keysPerLease is about how many bytes the keys of a full session have.
@@ -390,16 +402,13 @@ func (s *Session) leaseWithKeys(ctx context.Context) (*pb.LeaseTimeToLiveRespons
 	})
 }
 
-// entries returns those of the keys that are the session's own entries. Others may have
-// keys on the same lease, such as a concurrency.Mutex of an adopted session.
-func (s *Session) entries(keys [][]byte) (own []entry) {
-	for _, key := range keys {
-		e := entry{key: string(key)}
+// own returns those of the keys that are the session's own entries. Others may have keys on
+// the same lease, such as a concurrency.Mutex of an adopted session.
+func (s *Session) own(keys [][]byte) (own []stray) {
+	for _, k := range keys {
+		e := stray{key: string(k)}
 		var ok bool
-		if e.name, ok = s.client.keys.Name(e.key); !ok {
-			continue
-		}
-		if strings.TrimSuffix(e.key, alternate) == s.client.keys.Entry(e.name, s.member) {
+		if e.name, ok = s.client.keys.Name(e.key); ok && s.client.keys.Member(e.key) == s.member {
 			own = append(own, e)
 		}
 	}
@@ -408,18 +417,24 @@ func (s *Session) entries(keys [][]byte) (own []entry) {
 
 // unclaimed returns the entries that certainly belong to no lock of the session. While it
 // is not known where in the queue a lock is, every entry of its name may be its own.
-func (s *Session) unclaimed(entries []entry) (strays []entry) {
+func (s *Session) unclaimed(entries []stray) (strays []stray) {
 	if len(entries) == 0 {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	byName := make(map[string][]*Lock, len(s.locks))
+	uncertain, claimed := make(map[string]bool), make(map[string]bool, s.used) // names and keys
 	for l := range s.locks {
-		byName[l.name] = append(byName[l.name], l)
+		for i := range l.entries {
+			if e := &l.entries[i]; l.reached(enqueued) {
+				claimed[l.key(e)] = true
+			} else {
+				uncertain[e.place.Name] = true
+			}
+		}
 	}
 	for _, e := range entries {
-		if !slices.ContainsFunc(byName[e.name], func(l *Lock) bool { return !l.reached(enqueued) || l.key == e.key }) {
+		if !uncertain[e.name] && !claimed[e.key] {
 			strays = append(strays, e)
 		}
 	}

@@ -12,17 +12,18 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2/internal/backoff"
+	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// cleanUp removes whatever the lock may have in the queue, and detaches it; next, if there
+// cleanUp removes whatever the lock may have in its queues, and detaches it; next, if there
 // is one, takes its place. w is the write that startRemoval has returned, nil if it was not
 // called. cleanUp is bounded by the TTL: what cannot be confirmed gone by then costs the
 // session its lease, and goes with it.
 func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 	s := l.session
-	defer l.detach(next)
+	defer l.detach()
 	ctx, cancel := context.WithTimeout(s.cleanUpCtx, s.ttl)
 	defer cancel()
 	found, err := l.dequeue(ctx, next, w)
@@ -35,7 +36,7 @@ func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 	case s.ctx.Err() != nil: // its lease has taken the entry along, or will
 		return context.Cause(s.ctx)
 	case err == nil:
-		return &LostError{Name: l.name, Token: l.token.Load(), Reason: Deleted}
+		return &LostError{Name: l.name(), Token: l.token.Load(), Reason: Deleted}
 	}
 	s.end(&LostError{Reason: Revoked, Cause: err})
 	return err
@@ -47,13 +48,13 @@ func (l *Lock) cleanUp(next *Lock, w *txn.Write) error {
 func (l *Lock) startCleanUp() (done <-chan struct{}, started bool) {
 	left := make(chan struct{})
 	if l.nothingLeft() {
-		l.detach(nil)
+		l.detach()
 		close(left)
 		return left, true
 	}
 	started = l.client.removals.Run(func() {
 		defer close(left)
-		_ = l.cleanUp(l.client.lines.Call(l.name), nil) // it has done what can be done
+		_ = l.cleanUp(l.client.lines.Call(l), nil) // it has done what can be done
 	})
 	return left, started
 }
@@ -64,18 +65,18 @@ const removalsAtOnce = 2 * txn.MaxTogether
 // nothingLeft reports whether the lock certainly has nothing in the queue.
 func (l *Lock) nothingLeft() bool { return !l.puts.unresolved() && !l.reached(enqueued) }
 
-// detach is the last step in the life of a lock. It detaches the lock from its session and
-// makes the next in the client's line ready; that is next, if it was called already.
-func (l *Lock) detach(next *Lock) {
+// detach is the last step in the life of a lock. It detaches the lock from its session, and
+// puts those in front of the client's lines that are next.
+func (l *Lock) detach() {
 	left := l.session.drop(l)
-	l.client.lines.Leave(l.name, next)
+	l.client.lines.Leave(l)
 	if left == 0 {
 		l.client.pool.retire(l.session)
 	}
 }
 
-// dequeue removes the entry from the queue, after making sure that none can be put after
-// that. found reports whether the entry was there until then. If there is a next, the name
+// dequeue removes the entries from their queues, after making sure that none can be put after
+// that. found reports whether all of them were there until then. If there is a next, the name
 // is handed over to it. w is as for cleanUp.
 func (l *Lock) dequeue(ctx context.Context, next *Lock, w *txn.Write) (found bool, err error) {
 	if w == nil {
@@ -109,7 +110,7 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	if !l.puts.unresolved() {
 		return nil
 	}
-	landed, cancel := context.WithTimeout(ctx, l.client.store.HedgeDelay+txn.Allowance(int64(len(l.Value()))))
+	landed, cancel := context.WithTimeout(ctx, l.client.store.HedgeDelay+txn.Allowance(l.size()))
 	l.puts.wait(landed)
 	cancel()
 	if !l.puts.unresolved() {
@@ -117,31 +118,54 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	}
 	created, err := l.invalidatePuts(ctx)
 	if err == nil && created != l.token.Load() {
-		l.queuedAt(created, created, position{})
+		l.queuedAt(created, nil)
 	}
 	return err
 }
 
-// startRemoval starts the write that takes the entry out of the queue, this incarnation of
-// it and no other: a hand-over to next, if that is possible without delay, or else a delete,
-// which etcd accepts even when it has run out of space, since it puts nothing. ctx bounds
-// only how long startRemoval blocks, see Store.Start.
+// size returns how many bytes the values have.
+func (l *Lock) size() (n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.entries {
+		n += int64(len(l.entries[i].value))
+	}
+	return n
+}
+
+// startRemoval starts the write that takes the entries out of their queues, these
+// incarnations and no others: a hand-over to next, if that is possible without delay, or else
+// a delete, which etcd accepts even when it has run out of space, since it puts nothing. ctx
+// bounds only how long startRemoval blocks, see Store.Start.
 func (l *Lock) startRemoval(ctx context.Context, next *Lock) *txn.Write {
 	w := l.handOver(next)
 	if w == nil {
-		w = &txn.Write{Txn: txn.Txn{Name: l.name, When: []*pb.Compare{l.standing()}, Then: []*pb.RequestOp{txn.OpDelete(l.key)}}}
+		w = &txn.Write{Txn: l.removal()}
 	}
 	l.client.store.Start(ctx, w)
 	return w
 }
 
-// alternate is the end of every second key of a name and session: etcd refuses to delete
-// and put the same key in one transaction, so hand-overs alternate between two.
-const alternate = ".2"
+// removal returns the transaction that deletes the entries. If one of them is gone already,
+// that is what the answer says, and the others are deleted nevertheless.
+func (l *Lock) removal() txn.Txn {
+	t := txn.Txn{When: l.standing()}
+	t.Name, t.Shared = l.group()
+	for i := range l.entries {
+		t.Then = append(t.Then, txn.OpDelete(l.key(&l.entries[i])))
+	}
+	if len(l.entries) > 1 {
+		for i, op := range t.Then {
+			t.Otherwise = append(t.Otherwise, txn.OpTxn(&pb.TxnRequest{Compare: t.When[i : i+1], Success: []*pb.RequestOp{op}}))
+		}
+	}
+	return t
+}
 
 // handOver returns a write that deletes the entry of l, and puts that of next, the next in
 // the client's line, at the end of the queue: if nobody else is waiting, next holds after
-// one commit. It returns nil if there is no next, or if next has to go its own way: because
+// one commit. (Their keys have different numbers: etcd refuses to delete and put the same key
+// in one transaction.) It returns nil if there is no next, or if next has to go its own way: because
 // it takes a request to attach it, or because its value takes too long to send.
 func (l *Lock) handOver(next *Lock) *txn.Write {
 	c := l.client
@@ -150,21 +174,19 @@ func (l *Lock) handOver(next *Lock) *txn.Write {
 		return nil
 	case !next.reached(admitted) && c.attachNow(next) != nil:
 		return nil
-	case txn.Allowance(int64(len(next.value))) > c.store.HedgeDelay:
+	case txn.Allowance(next.size()) > c.store.HedgeDelay:
 		return nil
 	}
-	if next.key == l.key {
-		next.key += alternate
-	}
+	entry := &next.entries[0]
 	w := &txn.Write{Begun: next.puts.begin, Txn: next.session.inEpoch(txn.Txn{
-		Name: l.name,
-		When: []*pb.Compare{l.standing(), txn.CmpCreate(next.key, 0)},
-		Then: []*pb.RequestOp{txn.OpDelete(l.key), next.entry(), txn.OpRange(next.newest(0))},
+		Name: l.name(),
+		When: append(l.standing(), txn.CmpCreate(next.key(entry), 0)),
+		Then: append([]*pb.RequestOp{txn.OpDelete(l.Key())}, next.putAndRead(entry)...),
 	})}
 	w.Landed = func(o txn.Outcome) {
-		next.landed(o)
+		next.landed(o, 1)
 		if o.Err == nil && o.Resp.Succeeded {
-			c.lines.Leave(l.name, next) // at once: it need not wait for what is left for l to do
+			c.lines.Leave(l) // at once: next need not wait for what is left for l to do
 		}
 	}
 	next.puts.begin(w.Epoch)
@@ -218,12 +240,14 @@ func (l *Lock) awaitHandOver(ctx context.Context, w *txn.Write) (released, unkno
 // shared often enough in a row, or next wants another session or value.
 func (l *Lock) shareHold(next *Lock) bool {
 	l.mu.Lock()
-	allowed := int(l.shares) < l.client.shares && !l.revalued && next.value == l.value && next.wants == l.wants
+	own, other := &l.entries[0], &next.entries[0]
+	allowed := int(l.shares) < l.client.shares && !l.revalued && other.value == own.value && next.wants == l.wants &&
+		own.kind() == key.Exclusive && other.kind() == key.Exclusive
 	l.mu.Unlock()
 	if !allowed || !l.session.replace(l, next) {
 		return false
 	}
-	l.client.lines.Leave(l.name, next)
+	l.client.lines.Leave(l)
 	return true
 }
 
@@ -234,8 +258,9 @@ func (s *Session) replace(l, next *Lock) bool {
 	if s.over {
 		return false
 	}
-	next.session, next.key, next.shares = s, l.key, l.shares+1
-	next.queuedAt(l.token.Load(), l.token.Load(), position{placed: true})
+	s.client.lines.Inherit(l, next) // the key
+	next.session, next.shares = s, l.shares+1
+	next.queuedAt(l.token.Load(), []*position{&alone})
 	delete(s.locks, l)
 	s.locks[next] = struct{}{}
 	return true
@@ -292,8 +317,11 @@ func (s *Session) cleanUp() error {
 	defer stop()
 	s.awaitCallbacks(ctx)
 	leave := s.revoke
-	if s.adopted != nil {
+	switch {
+	case s.adopted != nil:
 		leave = s.deleteEntries
+	case s.delay > 0 && errors.Is(context.Cause(s.ctx), ErrLost) && !s.client.etcdIsClosed():
+		return nil // the names stay locked until the lease expires
 	}
 	err := leave(ctx)
 	if err != nil {
@@ -314,7 +342,7 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 	deadline, _ := ctx.Deadline()
 	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), cleanupWait)*3/4)
 	defer cancel()
-	interval := s.renewed.lifetime() / 3
+	interval := s.holdTime() / 3
 	again := time.NewTimer(time.Until(s.renewed.sent.Add(interval)))
 	defer again.Stop()
 	pause := backoff.Pause{}
@@ -386,7 +414,7 @@ func (s *Session) deleteLeftovers(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	return inBatches(s.entries(lease.Keys), func(batch []entry) error {
+	return inBatches(s.own(lease.Keys), func(batch []stray) error {
 		deletes := make([]*pb.RequestOp, len(batch))
 		for i, e := range batch {
 			deletes[i] = txn.OpDelete(e.key)

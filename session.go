@@ -27,6 +27,7 @@ type Session struct {
 	guard   *txn.Record     // its record, as it guards puts of entries; set by open
 	member  string          // the last part of the keys of its entries, in every queue
 	adopted <-chan struct{} // closed when the adopted session ends; nil if the lease is its own
+	delay   time.Duration   // how much longer the lease lives than its holds
 
 	ctx    context.Context // ends when the session is over, with the reason as its cause
 	cancel context.CancelCauseFunc
@@ -58,6 +59,7 @@ type ending struct {
 // attached is the locks of a session. The session's mutex guards it.
 type attached struct {
 	locks          map[*Lock]struct{}
+	used           int           // how many entries they have
 	pendingDeletes []*Lock       // locks whose entries an adopted session has yet to delete; complete when empty is closed
 	empty          chan struct{} // closed when the session is over and has no locks
 }
@@ -119,7 +121,7 @@ func (c *Client) AdoptSession(session *concurrency.Session) (*Session, error) {
 	}
 	defer end()
 	s := c.newSession(session.Lease())
-	s.adopted = session.Done()
+	s.adopted, s.delay = session.Done(), 0
 	// Not just the lease ID: a Mutex of the same session uses that as its key, and takes a
 	// key that exists for its own.
 	s.member = fmt.Sprintf("%x-%08x", s.lease, rand.Uint32())
@@ -189,6 +191,7 @@ func (c *Client) newSession(lease clientv3.LeaseID) *Session {
 		lease:    lease,
 		member:   fmt.Sprintf("%x", lease),
 		ttl:      c.ttl,
+		delay:    c.delay,
 		ending:   ending{done: make(chan struct{})},
 		attached: attached{locks: make(map[*Lock]struct{}), empty: make(chan struct{})},
 	}
@@ -248,7 +251,7 @@ func (s *Session) run() {
 			}
 		})
 	}
-	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.renewed.lifetime()/3))) == nil; {
+	for kept := (*keepAlive)(nil); backoff.Sleep(s.ctx, time.Until(s.renewed.sent.Add(s.holdTime()/3))) == nil; {
 		if s.check() == nil {
 			kept = s.renew(kept)
 			s.audit()
@@ -334,7 +337,7 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 	for _, l := range locks {
 		each := cause
 		if isLost {
-			each = &LostError{Name: l.name, Token: l.token.Load(), Reason: lost.Reason, Cause: lost.Cause}
+			each = &LostError{Name: l.name(), Token: l.token.Load(), Reason: lost.Reason, Cause: lost.Cause}
 		}
 		if l.end(each) == held {
 			holds = append(holds, l)
@@ -347,7 +350,7 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 	s.client.pool.unshare(s)
 	for _, l := range holds {
 		s.deleteLater(l)
-		l.detach(nil)
+		l.detach()
 	}
 	if isLost {
 		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))

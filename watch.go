@@ -22,13 +22,21 @@ import (
 // A State is what was true of a name at one revision. It does not say whether the previous
 // holder has given the name up or lost it.
 type State struct {
-	Holder         // Name is set even if nobody holds it
+	Holder         // the oldest, if there are several; Name is set even if nobody holds it
 	Held     bool  // whether somebody holds the name
+	Holders  int   // how many do
 	Revision int64 // of etcd, at which this was true
 }
 
+// same reports whether two states differ at most in their revisions.
+func (s State) same(other State) bool {
+	other.Revision = s.Revision
+	return s == other
+}
+
 // Watch yields the present state of name, and then each newer one, until ctx ends or the
-// loop is left. A state is who holds the name, if anybody does, and with what value. While
+// loop is left. A state is who holds the name, if anybody does, with what value, and how many
+// others do so together with it. While
 // the loop is busy, states may be skipped, but never the newest, and none comes out of
 // order. A slow loop costs no more memory than the queue of the name.
 //
@@ -83,7 +91,7 @@ func (c *Client) states(ctx context.Context, op, name string, f follower) iter.S
 		var end error // set before done is closed
 		c.tasks.Run(func() {
 			defer close(done)
-			end = f.run(ctx, func(_ time.Time, _ int64, changed []State) { changes.add(changed) })
+			end = f.run(ctx, func(_ time.Time, _ int64, _ *queueView, changed []State) { changes.add(changed) })
 			cancel(end)
 		})
 		c.tasks.End() // Close waits for the goroutine, but not for the body of the loop
@@ -120,7 +128,7 @@ type pending struct {
 	mu      sync.Mutex               // guards what follows
 	order   list.List                // of State, the oldest first
 	byName  map[string]*list.Element // the elements of order
-	yielded map[string]Holder        // the last holder that was yielded of each name that is held
+	yielded map[string]State         // the last one of each name that is held
 	fresh   bool                     // yield the first state even if nobody holds the name
 }
 
@@ -129,7 +137,7 @@ func newPending(fresh bool) *pending {
 	return &pending{
 		ready:   make(chan struct{}, 1),
 		byName:  make(map[string]*list.Element),
-		yielded: make(map[string]Holder),
+		yielded: make(map[string]State),
 		fresh:   fresh,
 	}
 }
@@ -161,11 +169,11 @@ func (p *pending) next() (State, bool) {
 		delete(p.byName, state.Name)
 		last, wasHeld := p.yielded[state.Name]
 		if state.Held {
-			p.yielded[state.Name] = state.Holder
+			p.yielded[state.Name] = state
 		} else {
 			delete(p.yielded, state.Name)
 		}
-		if p.fresh || state.Held != wasHeld || state.Holder != last && state.Held {
+		if p.fresh || state.Held != wasHeld || state.Held && !state.same(last) {
 			p.fresh = false
 			return state, true
 		}
@@ -183,11 +191,11 @@ type follower struct {
 }
 
 // run calls update after each read and each answer of the watch, with the time at which the
-// read was sent (zero for a watch), the revision reached, and the states that have changed,
-// in the order of their revisions. It returns when ctx ends, with the reason why etcd did
+// read was sent (zero for a watch), the revision reached, the queues as they are then, and
+// the states of those whose holders have changed, in the order of their revisions. It returns when ctx ends, with the reason why etcd did
 // not answer if that is known, or, unless the follower stays, when etcd refuses.
-func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, changed []State)) error {
-	p := queueView{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
+func (f follower) run(ctx context.Context, update func(sent time.Time, revision int64, queues *queueView, changed []State)) error {
+	q := &queueView{keys: f.client.keys, queues: make(map[string][]*mvccpb.KeyValue)}
 	logged := ""
 	for pause, filled := (backoff.Pause{}), false; ; {
 		// First the watch, then the read: so nothing is missed in between.
@@ -199,14 +207,15 @@ func (f follower) run(ctx context.Context, update func(sent time.Time, revision 
 		resp, refused := f.client.store.ReadAll(ctx, f.below)
 		if refused == nil {
 			filled = true
-			update(sent, resp.Header.Revision, p.load(resp, f.name))
+			changed := q.load(resp, f.name)
+			update(sent, resp.Header.Revision, q, changed)
 			// If the read is behind the watch, etcd has come back empty or from a backup in
 			// between, and what the watch reports would be from before that.
 			if err == nil && w.Opened <= resp.Header.Revision {
 				for answer, ended := w.Next(ctx); ended == nil; answer, ended = w.Next(ctx) {
 					pause = backoff.Pause{} // only now: reading everything again is expensive
-					changed := p.apply(answer.Events, resp.Header.Revision)
-					update(time.Time{}, reached(answer), changed)
+					changed := q.apply(answer.Events, resp.Header.Revision)
+					update(time.Time{}, reached(answer), q, changed)
 				}
 			}
 		}
@@ -244,49 +253,49 @@ func reached(answer *pb.WatchResponse) int64 {
 	return answer.Header.Revision // it reports progress
 }
 
-// queueView is a copy of queues: for each name its entries, the holder's first.
+// queueView is a copy of queues: for each name its entries, the oldest first.
 type queueView struct {
 	keys   key.Space
 	queues map[string][]*mvccpb.KeyValue
 }
 
-// load replaces the queueView by what was read. It returns the states that differ, sorted
-// by name, and in any case that of the name always, if set.
-func (p *queueView) load(resp *pb.RangeResponse, always string) (changed []State) {
-	before := p.queues
-	p.queues = make(map[string][]*mvccpb.KeyValue, len(before))
+// load replaces the queueView by what was read. It returns the states of those whose holders
+// differ, sorted by name, and in any case that of the name always, if set.
+func (q *queueView) load(resp *pb.RangeResponse, always string) (changed []State) {
+	before := q.queues
+	q.queues = make(map[string][]*mvccpb.KeyValue, len(before))
 	// Keys come in order, so the entries of a queue follow each other.
 	for kvs := resp.Kvs; len(kvs) > 0; {
-		name, ok := p.keys.Name(string(kvs[0].Key))
+		name, ok := q.keys.Name(string(kvs[0].Key))
 		n := 1
-		for ; n < len(kvs) && p.keys.SameQueue(kvs[0].Key, kvs[n].Key); n++ {
+		for ; n < len(kvs) && q.keys.SameQueue(kvs[0].Key, kvs[n].Key); n++ {
 		}
 		queue := kvs[:n:n]
 		kvs = kvs[n:]
 		if !ok {
 			continue
 		}
-		slices.SortFunc(queue, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
-		p.queues[name] = queue
-		if !same(head(before[name]), head(queue)) || name == always {
-			changed = append(changed, p.state(name, resp.Header.Revision))
+		slices.SortFunc(queue, byAge)
+		q.queues[name] = queue
+		if name == always || !slices.EqualFunc(q.head(before[name]), q.head(queue), same) {
+			changed = append(changed, q.state(name, resp.Header.Revision))
 		}
 	}
 	for name := range before {
-		if len(p.queues[name]) == 0 {
-			changed = append(changed, p.state(name, resp.Header.Revision))
+		if len(q.queues[name]) == 0 {
+			changed = append(changed, q.state(name, resp.Header.Revision))
 		}
 	}
-	if always != "" && len(p.queues[always]) == 0 && len(before[always]) == 0 {
-		changed = append(changed, p.state(always, resp.Header.Revision))
+	if always != "" && len(q.queues[always]) == 0 && len(before[always]) == 0 {
+		changed = append(changed, q.state(always, resp.Header.Revision))
 	}
 	slices.SortFunc(changed, func(a, b State) int { return cmp.Compare(a.Name, b.Name) })
 	return changed
 }
 
-// apply takes in the events after a revision and returns the states that differ, revision
-// by revision: everything within one transaction is one change.
-func (p *queueView) apply(events []*mvccpb.Event, after int64) (changed []State) {
+// apply takes in the events after a revision and returns the states of those whose holders
+// differ, revision by revision: everything within one transaction is one change.
+func (q *queueView) apply(events []*mvccpb.Event, after int64) (changed []State) {
 	for len(events) > 0 {
 		revision := events[0].Kv.ModRevision
 		n := slices.IndexFunc(events, func(ev *mvccpb.Event) bool { return ev.Kv.ModRevision != revision })
@@ -294,7 +303,7 @@ func (p *queueView) apply(events []*mvccpb.Event, after int64) (changed []State)
 			n = len(events)
 		}
 		if revision > after {
-			changed = append(changed, p.applyOne(events[:n], revision)...)
+			changed = append(changed, q.applyOne(events[:n], revision)...)
 		}
 		events = events[n:]
 	}
@@ -302,18 +311,18 @@ func (p *queueView) apply(events []*mvccpb.Event, after int64) (changed []State)
 }
 
 // applyOne takes in the events of one revision.
-func (p *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []State) {
-	before := make(map[string]*mvccpb.KeyValue, 1) // the heads of the queues
+func (q *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []State) {
+	before := make(map[string][]*mvccpb.KeyValue, 1) // who held
 	for _, ev := range events {
-		name, ok := p.keys.Name(string(ev.Kv.Key))
+		name, ok := q.keys.Name(string(ev.Kv.Key))
 		if !ok {
 			continue
 		}
-		queue := p.queues[name]
+		queue := q.queues[name]
 		if _, seen := before[name]; !seen {
-			before[name] = head(queue)
+			before[name] = slices.Clone(q.head(queue))
 		}
-		i := slices.IndexFunc(queue, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == string(ev.Kv.Key) })
+		i := slices.IndexFunc(queue, func(kv *mvccpb.KeyValue) bool { return bytes.Equal(kv.Key, ev.Kv.Key) })
 		if i >= 0 && ev.Type == mvccpb.Event_PUT && queue[i].CreateRevision == ev.Kv.CreateRevision {
 			queue[i] = ev.Kv
 			continue
@@ -322,15 +331,16 @@ func (p *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []
 			queue = slices.Delete(queue, i, i+1)
 		}
 		if ev.Type == mvccpb.Event_PUT {
-			queue = append(queue, ev.Kv)
+			i, _ := slices.BinarySearchFunc(queue, ev.Kv, byAge)
+			queue = slices.Insert(queue, i, ev.Kv)
 		}
-		if p.queues[name] = queue; len(queue) == 0 {
-			delete(p.queues, name)
+		if q.queues[name] = queue; len(queue) == 0 {
+			delete(q.queues, name)
 		}
 	}
-	for name, was := range before {
-		if !same(was, head(p.queues[name])) {
-			changed = append(changed, p.state(name, revision))
+	for name, held := range before {
+		if !slices.EqualFunc(held, q.head(q.queues[name]), same) {
+			changed = append(changed, q.state(name, revision))
 		}
 	}
 	slices.SortFunc(changed, func(a, b State) int { return cmp.Compare(a.Name, b.Name) })
@@ -338,29 +348,41 @@ func (p *queueView) applyOne(events []*mvccpb.Event, revision int64) (changed []
 }
 
 // state returns the state of a name.
-func (p *queueView) state(name string, revision int64) State {
+func (q *queueView) state(name string, revision int64) State {
 	state := State{Holder: Holder{Name: name}, Revision: revision}
-	if holder := head(p.queues[name]); holder != nil {
-		state.Held = true
-		state.Holder = holderOf(name, holder)
+	if head := q.head(q.queues[name]); len(head) > 0 {
+		state.Held, state.Holders = true, len(head)
+		state.Holder = holderOf(q.keys, name, head[0])
 	}
 	return state
 }
 
-// head returns the holder's entry, nil if there is none.
-func head(queue []*mvccpb.KeyValue) *mvccpb.KeyValue {
-	if len(queue) == 0 {
-		return nil
+// holders returns all holders of a name, the oldest first.
+func (q *queueView) holders(name string) (holders []Holder) {
+	for _, kv := range q.head(q.queues[name]) {
+		holders = append(holders, holderOf(q.keys, name, kv))
 	}
-	return queue[0]
+	return holders
 }
 
-// same reports whether two entries, either of which may be missing, show the same state.
-// Revisions alone do not decide that: etcd may have come back empty and given the same ones
-// again.
+// head returns the entries of a queue that hold.
+func (q *queueView) head(queue []*mvccpb.KeyValue) []*mvccpb.KeyValue {
+	return queue[:holding(func(yield func(key.Kind) bool) {
+		for _, kv := range queue {
+			if !yield(q.keys.KindOf(string(kv.Key))) {
+				return
+			}
+		}
+	})]
+}
+
+// byAge orders entries by age. Only shared ones may have the same; then by key.
+func byAge(a, b *mvccpb.KeyValue) int {
+	return cmp.Or(cmp.Compare(a.CreateRevision, b.CreateRevision), bytes.Compare(a.Key, b.Key))
+}
+
+// same reports whether two entries show the same holder. Revisions alone do not decide that:
+// etcd may have come back empty and given the same ones again.
 func same(a, b *mvccpb.KeyValue) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return a.CreateRevision == b.CreateRevision && a.Lease == b.Lease && bytes.Equal(a.Value, b.Value) && bytes.Equal(a.Key, b.Key)
+	return a == b || a.CreateRevision == b.CreateRevision && a.Lease == b.Lease && bytes.Equal(a.Value, b.Value) && bytes.Equal(a.Key, b.Key)
 }

@@ -49,7 +49,8 @@ func (s *states) expect(t *testing.T, name string, l *locker.Lock) {
 	state := receive(t, s.next)
 	expected := locker.State{Holder: locker.Holder{Name: name}, Revision: state.Revision}
 	if l != nil {
-		expected.Held, expected.Holder.Value, expected.Holder.Token, expected.Holder.Lease = true, l.Value(), l.Token(), state.Lease
+		expected = locker.State{Holder: state.Holder, Held: true, Holders: 1, Revision: state.Revision}
+		expected.Value, expected.Token, expected.Limit = l.Value(), l.Token(), 1
 	}
 	if state != expected || state.Revision < s.last {
 		t.Errorf("got state %+v after revision %d, want %+v", state, s.last, expected)

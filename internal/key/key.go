@@ -1,18 +1,45 @@
 // Package key maps the names of locks to keys of etcd and back:
 //
-//	<prefix><escaped name>/<member>    an entry in the queue of a name
-//	<prefix>/<member>                  the record of a member
+//	<prefix><escaped name>/<member>       an exclusive entry in the queue of a name
+//	<prefix><escaped name>/<member>~4     one that is limited to 4
+//	<prefix><escaped name>/~/<member>     a shared one
+//	<prefix>/<member>                     the record of a member
 //
 // The queue of a name is every key below <prefix><escaped name>/. That is the layout of
 // etcd's concurrency package (Mutex, Election) and of "etcdctl lock" and "etcdctl elect",
 // so that all of them exclude each other. Names are escaped byte by byte: no queue lies
 // within another, and a prefix of names is a prefix of keys.
+//
+// A member that has several entries in a queue numbers them: after the member comes .2, .3
+// and so on. The kind of an entry is in its key, so that even the event of its deletion
+// shows it, and shared entries lie apart, so that they can be left out of a read.
 package key
 
 import (
 	"bytes"
+	"strconv"
 	"strings"
 )
+
+// Kind says beside which others an entry may hold its name. Shared entries hold it together
+// with any number of other shared ones; of any other kind, so many entries hold it at most.
+type Kind int16
+
+const (
+	Shared       Kind = 0
+	Exclusive    Kind = 1
+	LargestLimit Kind = 1000
+)
+
+const (
+	sharedPart  = "~/" // between the queue and the member of a shared entry
+	afterShared = "~0" // follows every key with the sharedPart
+	limitMark   = "~"  // before the limit
+	numberMark  = "."  // before the number
+)
+
+// Range is the range of the keys from From on and before To.
+type Range struct{ From, To string }
 
 // Space is the part of etcd's key space below one prefix.
 type Space struct {
@@ -31,8 +58,76 @@ func NewSpace(prefix string) Space {
 // Queue returns the prefix shared by all entries in the queue of name, and by no other key.
 func (s Space) Queue(name string) string { return s.prefix + Escape(name) + "/" }
 
-// Entry returns the key of the entry that member has in the queue of name.
-func (s Space) Entry(name, member string) string { return s.Queue(name) + member }
+// Entry returns the key of the entry of the kind and number, which count from 1, that
+// member has in the queue of name.
+func (s Space) Entry(name, member string, kind Kind, number int) string {
+	key := s.Queue(name)
+	if kind == Shared {
+		key += sharedPart
+	}
+	key += member
+	if number > 1 {
+		key += numberMark + strconv.Itoa(number)
+	}
+	if kind > Exclusive {
+		key += limitMark + strconv.Itoa(int(kind))
+	}
+	return key
+}
+
+// KindOf returns the kind of an entry. What does not look like a key of this package is
+// exclusive: the entries of other programs, and kinds of later versions.
+func (s Space) KindOf(key string) Kind {
+	kind, _ := parse(s.inQueue(key))
+	return kind
+}
+
+// Member returns the member that has an entry.
+func (s Space) Member(key string) string {
+	_, member := parse(s.inQueue(key))
+	return member
+}
+
+// parse takes apart what follows the queue in a key.
+func parse(rest string) (Kind, string) {
+	kind := Exclusive
+	if member, ok := strings.CutPrefix(rest, sharedPart); ok {
+		kind, rest = Shared, member
+	} else if i := strings.LastIndex(rest, limitMark); i >= 0 {
+		if n, ok := count(rest[i+1:]); ok && n <= int(LargestLimit) {
+			kind, rest = Kind(n), rest[:i]
+		}
+	}
+	if i := strings.LastIndex(rest, numberMark); i >= 0 {
+		if _, ok := count(rest[i+1:]); ok {
+			rest = rest[:i]
+		}
+	}
+	return kind, rest
+}
+
+// count returns the number in a key, which is at least 2, and written in only one way.
+func count(digits string) (n int, ok bool) {
+	n, err := strconv.Atoi(digits)
+	return n, err == nil && n > 1 && strconv.Itoa(n) == digits
+}
+
+// All returns the range of all entries in the queue of name.
+func (s Space) All(name string) Range {
+	queue := s.Queue(name)
+	return Range{queue, after(queue)}
+}
+
+// Unshared returns the ranges of the entries in the queue of name that are not shared. Of
+// the second, only entries of other programs are.
+func (s Space) Unshared(name string) []Range {
+	queue := s.Queue(name)
+	return []Range{{queue, queue + sharedPart}, {queue + afterShared, after(queue)}}
+}
+
+// after returns the end of the range of all keys that begin with a queue, which ends in a
+// slash.
+func after(queue string) string { return queue[:len(queue)-1] + string(rune('/'+1)) }
 
 // Record returns the key of the record of member. It lies in the queue of the empty name,
 // which no lock can have.
@@ -73,6 +168,15 @@ func (s Space) queue(key []byte) []byte {
 		return key[:len(s.prefix)+i+1]
 	}
 	return key
+}
+
+// inQueue returns the part of key that follows its queue.
+func (s Space) inQueue(key string) string {
+	if len(key) < len(s.prefix) {
+		return ""
+	}
+	_, rest, _ := strings.Cut(key[len(s.prefix):], "/")
+	return rest
 }
 
 // Escape percent-encodes the slash, the percent sign and control bytes. It works byte by

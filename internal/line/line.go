@@ -1,82 +1,103 @@
 // Package line decides who is next inside a program. For each name there is a line: callers
-// that want the name stand in it, first come, first served, and the one in front has the
-// name until it leaves.
+// that want the name stand in it, first come, first served, and those in front have the name
+// until they leave. A rule that is given to the package says how many are in front; of those
+// that exclude each other, it is one.
 //
 //	front   behind
 //	  a  ←  b  c  d
 //
-//	Join     puts e behind d, and waits until its place is granted
-//	Leave    removes a, puts b in front, and so grants b's place
+//	Join     puts e behind d, and waits until it is in front
+//	Leave    removes a, which puts b in front
 //
-// Where what comes with the name takes time, it is passed on in two steps: Call takes b out
-// of the line, so that it is not called twice, and Leave puts it in front.
+// A caller may want several names at once. It joins all their lines in one step, so no two
+// callers wait for each other.
+//
+// Where what comes with the name takes time, it is passed on in two steps: Call chooses b,
+// which from then on cannot just give up, and Leave puts it in front.
 package line
 
 import (
-	"container/list"
 	"context"
+	"iter"
+	"slices"
 	"sync"
 )
+
+// Config is what Lines need to know of those that stand in them. The functions are called
+// with a mutex held, and must not block.
+type Config[T comparable] struct {
+	Places func(T) iter.Seq[*Place[T]] // of a T: one for each name that it wants
+	Wait   func(T) *Wait               // of a T
+	Over   func(T) bool                // whether a T in front has only to be cleaned up after
+
+	// Holding returns how many are in front, given the kinds of those in a line. Who is in
+	// front must stay there when others leave.
+	Holding func(kinds iter.Seq[int16]) int
+}
 
 // Lines are the lines of all names. They are safe for concurrent use. The zero T stands for
 // nobody.
 type Lines[T comparable] struct {
-	place func(T) *Place
-	over  func(T) bool
+	Config[T]
 
-	mu     sync.Mutex // guards what follows, and the places
+	mu     sync.Mutex // guards what follows, the places and the waits
 	byName map[string]line[T]
 }
 
 // line is the line of one name.
 type line[T comparable] struct {
-	front  T
-	behind *list.List    // of T; nil while there are none
-	moved  chan struct{} // closed when front changes; nil if nobody waits for that
+	first, last *Place[T]
+	moved       chan struct{} // closed when somebody leaves; nil if nobody waits for that
 }
 
-// Place is the place of one T in a line. Each T has a Place of its own, and stands in one
-// line once.
-type Place struct {
-	ready   chan struct{} // closed when the place is granted; nil if it did not have to wait
-	granted bool          // Leave has put it in front
+// Place is where a T stands in the line of one name.
+type Place[T comparable] struct {
+	Name string
+	Kind int16
+
+	// Number tells those in front and the one that is called apart. It is the smallest that
+	// was free, from 1 on, and is free again when its T has left.
+	Number int32
+
+	front         bool
+	of            T
+	ahead, behind *Place[T]
 }
 
-// Ready returns a channel that is closed when the place is granted. The place must have
-// been behind another.
-func (p *Place) Ready() <-chan struct{} { return p.ready }
-
-// New returns empty lines. place returns the Place of a T that joins. over reports whether
-// a T in front has only to be cleaned up after. Both are called with a mutex held, and must
-// not block.
-func New[T comparable](place func(T) *Place, over func(T) bool) *Lines[T] {
-	return &Lines[T]{place: place, over: over, byName: make(map[string]line[T])}
+// Wait is what a T waits with until it is in front in each of its lines.
+type Wait struct {
+	ready  chan struct{} // closed when it is; nil if it did not have to wait
+	behind int32         // in so many lines it is not
+	called bool
 }
 
-// Join waits until t is in front, and then returns nil, or which of the contexts has ended.
-// In that case t is not in the line any more; mine reports that its place was granted
-// nevertheless, or is about to be. Join waits on the three contexts as they are, without
-// deriving one: many may end at once, and each derived context would take the locks of its
-// parents.
-func (q *Lines[T]) Join(name string, t T, ctx, second, third context.Context) (mine bool, ended context.Context) {
+// Ready returns a channel that is closed when the T is in front in each of its lines. It must
+// have had to wait for that.
+func (w *Wait) Ready() <-chan struct{} { return w.ready }
+
+// New returns empty lines.
+func New[T comparable](config Config[T]) *Lines[T] {
+	return &Lines[T]{Config: config, byName: make(map[string]line[T])}
+}
+
+// Join waits until t is in front in each of its lines, and then returns nil, or which of the
+// contexts has ended. In that case t is not in the lines any more, unless mine reports that
+// it is in front nevertheless, or is about to be. Join waits on the three contexts as they
+// are, without deriving one: many may end at once, and each derived context would take the
+// locks of its parents.
+func (q *Lines[T]) Join(t T, ctx, second, third context.Context) (mine bool, ended context.Context) {
 	q.mu.Lock()
-	l, taken := q.byName[name]
-	if !taken {
-		q.byName[name] = line[T]{front: t}
+	q.stand(t)
+	w := q.Wait(t)
+	if w.behind == 0 {
 		q.mu.Unlock()
 		return true, nil
 	}
-	if l.behind == nil {
-		l.behind = list.New()
-		q.byName[name] = l
-	}
-	ready := make(chan struct{})
-	q.place(t).ready = ready
-	item := l.behind.PushBack(t)
+	w.ready = make(chan struct{})
 	q.mu.Unlock()
 
 	select {
-	case <-ready:
+	case <-w.ready:
 		return true, nil
 	case <-ctx.Done():
 		ended = ctx
@@ -87,94 +108,214 @@ func (q *Lines[T]) Join(name string, t T, ctx, second, third context.Context) (m
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	before := l.behind.Len()
-	l.behind.Remove(item) // without effect if it was called
-	return l.behind.Len() == before, ended
-}
-
-// TryJoin puts t in front if nobody is. Otherwise, if the one in front is over and nobody
-// is behind it, moved is closed when it has left; else moved is nil.
-func (q *Lines[T]) TryJoin(name string, t T) (ok bool, moved <-chan struct{}) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	l, taken := q.byName[name]
-	switch {
-	case !taken:
-		q.byName[name] = line[T]{front: t}
-		return true, nil
-	case !q.over(l.front) || l.behind != nil && l.behind.Len() > 0:
-		return false, nil
-	case l.moved == nil:
-		l.moved = make(chan struct{})
-		q.byName[name] = l
+	if w.behind == 0 || w.called {
+		return true, ended
 	}
-	return false, l.moved
+	q.leave(t)
+	return false, ended
 }
 
-// Call takes the next out of the line and returns it, or nobody. Its place has yet to be
-// granted, by Leave.
-func (q *Lines[T]) Call(name string) T {
+// TryJoin puts t in front in each of its lines, or, if it would have to wait, in none.
+// Otherwise name is that of one where it would. If everybody in the line of that name is
+// over, moved is closed when one of them has left; else moved is nil.
+func (q *Lines[T]) TryJoin(t T) (ok bool, name string, moved <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.byName[name].next()
-}
-
-// next is Call for a caller that holds the mutex.
-func (l line[T]) next() (t T) {
-	if l.behind == nil || l.behind.Len() == 0 {
-		return t
+	q.stand(t)
+	if q.Wait(t).behind == 0 {
+		return true, "", nil
 	}
-	return l.behind.Remove(l.behind.Front()).(T)
+	var blocked *Place[T] // preferably where nobody is over
+	for p := range q.Places(t) {
+		if !p.front && (blocked == nil || q.allOver(blocked)) {
+			blocked = p
+		}
+	}
+	name, waits := blocked.Name, q.allOver(blocked)
+	q.leave(t)
+	if l := q.byName[name]; waits {
+		if l.moved == nil {
+			l.moved = make(chan struct{})
+			q.byName[name] = l
+		}
+		moved = l.moved
+	}
+	return false, name, moved
 }
 
-// Leave removes the one in front, and puts in its place the one that was called, or, if
-// nobody was, the next in the line. If the place of the one that was called is granted
-// already, it does nothing.
-func (q *Lines[T]) Leave(name string, called T) {
+// allOver reports whether everybody ahead is over.
+func (q *Lines[T]) allOver(p *Place[T]) bool {
+	for p = p.ahead; p != nil; p = p.ahead {
+		if !q.Over(p.of) {
+			return false
+		}
+	}
+	return true
+}
+
+// Call returns the next in line, to which t is to pass on what it has, or nobody. It is
+// somebody only if both want just that one name, nobody else is in front, and the next has
+// not been called yet.
+func (q *Lines[T]) Call(t T) (next T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	l := q.byName[name]
+	mine := q.only(t)
+	if mine == nil || mine.ahead != nil || mine.behind == nil {
+		return next
+	}
+	p := mine.behind
+	w := q.Wait(p.of)
+	if p.front || w.called || q.only(p.of) == nil {
+		return next
+	}
+	w.called = true
+	p.Number = q.byName[p.Name].freeNumber()
+	return p.of
+}
+
+// only returns the place of a T that stands in one line, nil if it stands in several.
+func (q *Lines[T]) only(t T) (only *Place[T]) {
+	for p := range q.Places(t) {
+		if only != nil {
+			return nil
+		}
+		only = p
+	}
+	return only
+}
+
+// Leave removes t from its lines. If it has left them already, Leave does nothing.
+func (q *Lines[T]) Leave(t T) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.leave(t)
+}
+
+// Replace puts with in the places of t, which wants the same names and has not succeeded.
+func (q *Lines[T]) Replace(t, with T) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	next, stop := iter.Pull(q.Places(with))
+	defer stop()
+	for p := range q.Places(t) {
+		own, _ := next()
+		*own = *p
+		own.of = with
+		l := q.byName[p.Name]
+		l.link(own.ahead, own)
+		l.link(own, own.behind)
+		q.byName[p.Name] = l
+		p.reset()
+	}
+}
+
+// Inherit gives next, which was called by t, the number of t, which is about to leave.
+func (q *Lines[T]) Inherit(t, next T) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.only(next).Number = q.only(t).Number
+}
+
+// Waiting returns how many are behind those in front.
+func (q *Lines[T]) Waiting(name string) (n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for p := q.byName[name].last; p != nil && !p.front; p = p.ahead {
+		n++
+	}
+	return n
+}
+
+// stand puts t at the end of its lines. The caller holds the mutex.
+func (q *Lines[T]) stand(t T) {
+	w := q.Wait(t)
+	for p := range q.Places(t) {
+		l := q.byName[p.Name]
+		p.of, p.Number = t, 0
+		l.link(l.last, p)
+		l.link(p, nil)
+		q.byName[p.Name] = l
+		w.behind++
+		if p.ahead == nil || p.ahead.front {
+			q.advance(l)
+		}
+	}
+}
+
+// leave removes t from its lines. The caller holds the mutex.
+func (q *Lines[T]) leave(t T) {
 	var nobody T
-	if called == nobody {
-		called = l.next()
+	for p := range q.Places(t) {
+		if p.of == nobody {
+			continue // it is not in the line
+		}
+		l := q.byName[p.Name]
+		l.link(p.ahead, p.behind)
+		if p.front && l.moved != nil {
+			close(l.moved)
+			l.moved = nil
+		}
+		p.reset()
+		if l.first == nil {
+			delete(q.byName, p.Name)
+			continue
+		}
+		q.byName[p.Name] = l
+		q.advance(l)
 	}
-	if called == nobody {
-		q.move(name, l, nobody)
-		return
-	}
-	if p := q.place(called); !p.granted {
-		p.granted = true
-		q.move(name, l, called)
-		close(p.ready)
+	q.Wait(t).behind = 0
+}
+
+// advance puts those in front that may be. The caller holds the mutex.
+func (q *Lines[T]) advance(l line[T]) {
+	n := q.Holding(func(yield func(int16) bool) {
+		for p := l.first; p != nil && yield(p.Kind); p = p.behind {
+		}
+	})
+	for p := l.first; n > 0; p, n = p.behind, n-1 {
+		if p.front {
+			continue
+		}
+		p.front = true
+		if p.Number == 0 {
+			p.Number = l.freeNumber()
+		}
+		w := q.Wait(p.of)
+		if w.behind--; w.behind == 0 && w.ready != nil {
+			close(w.ready)
+		}
 	}
 }
 
-// Replace puts t in the place of the one in front, which has not succeeded.
-func (q *Lines[T]) Replace(name string, t T) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.move(name, q.byName[name], t)
+// freeNumber returns the smallest number that nobody has.
+func (l line[T]) freeNumber() int32 {
+	n := 0 // those in front, and the one that is called
+	for p := l.first; p != nil && (p.front || p.Number > 0); p = p.behind {
+		n++
+	}
+	taken := make([]bool, n+2)
+	for p := l.first; p != nil && (p.front || p.Number > 0); p = p.behind {
+		if int(p.Number) < len(taken) {
+			taken[p.Number] = true
+		}
+	}
+	taken[0] = true
+	return int32(slices.Index(taken, false))
 }
 
-// Waiting returns how many are behind the one in front.
-func (q *Lines[T]) Waiting(name string) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if l := q.byName[name]; l.behind != nil {
-		return l.behind.Len()
-	}
-	return 0
-}
+// reset takes a place out of its line. Its number stays, for what is left to do under it.
+func (p *Place[T]) reset() { *p = Place[T]{Name: p.Name, Kind: p.Kind, Number: p.Number} }
 
-// move puts t, or nobody, in front. The caller holds the mutex.
-func (q *Lines[T]) move(name string, l line[T], t T) {
-	if l.moved != nil {
-		close(l.moved)
+// link makes two places neighbours; nil stands for the end of the line.
+func (l *line[T]) link(ahead, behind *Place[T]) {
+	if ahead == nil {
+		l.first = behind
+	} else {
+		ahead.behind = behind
 	}
-	var nobody T
-	if t == nobody {
-		delete(q.byName, name)
-		return
+	if behind == nil {
+		l.last = ahead
+	} else {
+		behind.ahead = ahead
 	}
-	q.byName[name] = line[T]{front: t, behind: l.behind}
 }

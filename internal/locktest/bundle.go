@@ -117,7 +117,7 @@ func (b Bundle) HolderOf(t testing.TB, l *locker.Lock) locker.Holder {
 	if err != nil || len(resp.Kvs) != 1 {
 		t.Fatalf("entry of %q: %v, %v", l.Name(), resp, err)
 	}
-	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: clientv3.LeaseID(resp.Kvs[0].Lease)}
+	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: clientv3.LeaseID(resp.Kvs[0].Lease), Limit: limitOf(l)}
 }
 
 // WantHeldAlone fails the test unless l is held, and its entry is the only one in the queue of its name.

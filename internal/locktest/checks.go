@@ -9,6 +9,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/key"
 )
 
 // WantLost fails the test unless err says that l was lost for the reason.
@@ -52,8 +53,11 @@ func Renewed(t testing.TB, l *locker.Lock) {
 
 // HolderBy returns what others should see of l, without a request.
 func HolderBy(l *locker.Lock) locker.Holder {
-	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: LeaseOf(l)}
+	return locker.Holder{Name: l.Name(), Value: l.Value(), Token: l.Token(), Lease: LeaseOf(l), Limit: limitOf(l)}
 }
+
+// limitOf returns what the key of l says of its kind.
+func limitOf(l *locker.Lock) int { return int(key.NewSpace(locker.DefaultPrefix).KindOf(l.Key())) }
 
 // LeaseOf returns the lease that the entry of l is attached to, as its key says.
 func LeaseOf(l *locker.Lock) (id clientv3.LeaseID) {

@@ -70,7 +70,7 @@ func TestWatch_ShowsWhatIsSoWhenEtcdComesBackEmptyWithTheSameRevisions(t *testin
 				if err != nil {
 					t.Fatal(err)
 				}
-				return locker.Holder{Name: "a", Value: e.value, Token: resp.Header.Revision, Lease: e.lease}
+				return locker.Holder{Name: "a", Value: e.value, Token: resp.Header.Revision, Lease: e.lease, Limit: 1}
 			}
 			before := holds(test.before)
 			for i := range test.more {

@@ -22,7 +22,7 @@ func TestInterop_AForeignEntryWithoutALeaseHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign := locker.Holder{Name: "a", Value: "foreign", Token: resp.Header.Revision}
+	foreign := locker.Holder{Name: "a", Value: "foreign", Token: resp.Header.Revision, Limit: 1}
 	if holder := locktest.Get(t, c, "a"); holder != foreign {
 		t.Errorf("%+v, want %+v", holder, foreign)
 	}

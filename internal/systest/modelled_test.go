@@ -319,7 +319,7 @@ func (w *world) compare() error {
 			}
 			continue
 		}
-		actual := locker.Holder{Name: name, Value: want[0], Token: entries[0].CreateRevision, Lease: clientv3.LeaseID(entries[0].Lease)}
+		actual := locker.Holder{Name: name, Value: want[0], Token: entries[0].CreateRevision, Lease: clientv3.LeaseID(entries[0].Lease), Limit: 1}
 		held = append(held, actual)
 		if holder != actual || cached != actual || err != nil {
 			errs = append(errs, fmt.Errorf("Get says %+v, %w, and the cache %+v, it should be %+v", holder, err, cached, actual))

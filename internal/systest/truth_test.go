@@ -99,7 +99,7 @@ func head(name, queue string, entries map[string]*mvccpb.KeyValue, revision int6
 	state := locker.State{Holder: locker.Holder{Name: name}, Revision: revision}
 	for key, kv := range entries {
 		if strings.HasPrefix(key, queue) && (!state.Held || kv.CreateRevision < state.Token) {
-			state.Held = true
+			state.Held, state.Holders, state.Limit = true, 1, 1
 			state.Value, state.Token, state.Lease = string(kv.Value), kv.CreateRevision, clientv3.LeaseID(kv.Lease)
 		}
 	}

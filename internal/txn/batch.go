@@ -224,7 +224,7 @@ func together(writes []*Write, flat bool) Txn {
 			all.When = append(all.When, part.When...)
 			all.Then = append(all.Then, part.Then...)
 		} else {
-			all.Then = append(all.Then, opTxn(w.request(false)))
+			all.Then = append(all.Then, OpTxn(w.request(false)))
 		}
 		if guarded.add(w) {
 			all.When = append(all.When, w.guard())

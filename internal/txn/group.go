@@ -40,6 +40,7 @@ const InFlight = 2
 type pending struct {
 	name   string
 	writes []*Write
+	away   bool // the name is not in the order
 }
 
 // optimism decides whether the next transaction is flat: one list of compares and one of
@@ -238,9 +239,9 @@ func (g *group) ready() bool {
 	return waiting >= min(g.usual/g.store.InFlight, g.limit)
 }
 
-// take returns the batch that leaves now, nil if there is none: the oldest writes of each
-// name, since within one transaction a write does not see what another has written. The
-// caller holds the mutex.
+// take returns the batch that leaves now, nil if there is none: the oldest write of each
+// name, since within one transaction a write does not see what another has written; of
+// those that are shared, several. The caller holds the mutex.
 func (g *group) take() *batch {
 	if !g.ready() {
 		return nil
@@ -251,24 +252,27 @@ func (g *group) take() *batch {
 	flat := g.order.Len() > 1 && g.flat.next() && (first == nil || !first.refused)
 	var writes []*Write
 	guarded := make(guards, 1)
-	for operations, size := 0, int64(0); g.order.Len() > 0; {
+	for operations, size, full := 0, int64(0), false; g.order.Len() > 0 && !full; {
 		place := g.order.Front()
 		p := place.Value.(*pending)
 		w := p.next()
-		if w != nil {
+		for first := w; w != nil && (w == first || w.Shared && first.Shared); w = p.next() {
 			operations += w.operations(flat)
 			size += w.size()
 			if guarded.add(w) && flat {
 				operations++
 			}
-			if len(writes) > 0 && (operations > g.limit || size > maxBytesTogether) {
+			if full = len(writes) > 0 && (operations > g.limit || size > maxBytesTogether); full {
 				break
 			}
 			writes = append(writes, w)
-			p.writes = p.writes[1:]
+			p.writes, p.away = p.writes[1:], true
 		}
-		g.order.Remove(place)
-		if w == nil {
+		switch {
+		case p.away:
+			g.order.Remove(place)
+		case w == nil:
+			g.order.Remove(place)
 			delete(g.byName, p.name)
 		}
 	}
@@ -355,7 +359,12 @@ func (g *group) makeWay(b *batch) {
 	g.underWay -= len(b.writes)
 	var refused []*pending
 	for _, w := range b.writes {
-		switch p := g.byName[w.Name]; {
+		p := g.byName[w.Name]
+		if p == nil || !p.away { // another write of the name was before this one
+			continue
+		}
+		p.away = false
+		switch {
 		case len(p.writes) == 0:
 			delete(g.byName, w.Name)
 		case p.writes[0].refused:

@@ -40,11 +40,19 @@ func CmpMod(key string, revision int64) *pb.Compare {
 	}
 }
 
-// CmpNoneBelow holds if no key begins with prefix.
-func CmpNoneBelow(prefix string) *pb.Compare {
-	none := CmpCreate(prefix, 0)
-	none.RangeEnd = rangeEnd(prefix)
+// CmpNone holds if there is no key from from on and before to.
+func CmpNone(from, to string) *pb.Compare {
+	none := CmpCreate(from, 0)
+	none.RangeEnd = []byte(to)
 	return none
+}
+
+// CmpNoneSince holds if none of the keys from from on and before to was created after the
+// revision.
+func CmpNoneSince(from, to string, revision int64) *pb.Compare {
+	older := CmpCreate(from, revision+1)
+	older.RangeEnd, older.Result = []byte(to), pb.Compare_LESS
+	return older
 }
 
 // OpPut puts key with value, attached to lease.
@@ -66,8 +74,8 @@ func OpRange(read *pb.RangeRequest) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: read}}
 }
 
-// opTxn makes a transaction part of another.
-func opTxn(request *pb.TxnRequest) *pb.RequestOp {
+// OpTxn makes a transaction part of another.
+func OpTxn(request *pb.TxnRequest) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: request}}
 }
 
@@ -79,16 +87,18 @@ func RevisionsOf(key string) *pb.RangeRequest {
 	return &pb.RangeRequest{Key: []byte(key), KeysOnly: true}
 }
 
-// AllBelow reads every key that begins with prefix.
-func AllBelow(prefix string) *pb.RangeRequest {
-	return &pb.RangeRequest{Key: []byte(prefix), RangeEnd: rangeEnd(prefix)}
+// Oldest reads the key with the smallest create revision from from on and before to.
+func Oldest(from, to string) *pb.RangeRequest {
+	read := &pb.RangeRequest{Key: []byte(from), RangeEnd: []byte(to), Limit: 1}
+	read.SortTarget, read.SortOrder = pb.RangeRequest_CREATE, pb.RangeRequest_ASCEND
+	return read
 }
 
-// OldestBelow reads the key with the smallest create revision of those that begin with
-// prefix.
-func OldestBelow(prefix string) *pb.RangeRequest {
-	read := AllBelow(prefix)
-	read.SortTarget, read.SortOrder, read.Limit = pb.RangeRequest_CREATE, pb.RangeRequest_ASCEND, 1
+// Newest reads the keys, without their values, with the n largest create revisions from from
+// on and before to; if revision is not 0, those that were created at it or before.
+func Newest(from, to string, n int, revision int64) *pb.RangeRequest {
+	read := &pb.RangeRequest{Key: []byte(from), RangeEnd: []byte(to), Limit: int64(n), KeysOnly: true, MaxCreateRevision: revision}
+	read.SortTarget, read.SortOrder = pb.RangeRequest_CREATE, pb.RangeRequest_DESCEND
 	return read
 }
 

@@ -39,19 +39,31 @@ func (s *Store) Read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeRe
 	return resp, err
 }
 
-// ReadSince makes a read that sees at least what was so at a revision. It asks any member
-// what it knows, which needs no leader, and makes a linearizable read only if that member is
-// behind, or if the revision is 0. The request is made anew for each.
-func (s *Store) ReadSince(ctx context.Context, revision int64, request func() *pb.RangeRequest) (*pb.RangeResponse, error) {
+// ReadSince makes reads that see at least what was so at a revision, all of them at one
+// revision, that of the header. It asks any member what it knows, which needs no leader, and
+// makes linearizable reads only if that member is behind, or if the revision is 0. The reads
+// are made anew for each; their answers must be small.
+func (s *Store) ReadSince(ctx context.Context, revision int64, reads func() []*pb.RangeRequest) (*pb.TxnResponse, error) {
 	if revision != 0 {
-		local := request()
-		local.Serializable = true
-		resp, err := s.Read(ctx, local)
+		resp, err := s.readTogether(ctx, reads(), true)
 		if err == nil && resp.Header.Revision >= revision || ctx.Err() != nil {
 			return resp, err
 		}
 	}
-	return s.Read(ctx, request())
+	return s.readTogether(ctx, reads(), false)
+}
+
+// readTogether makes several reads in one transaction.
+func (s *Store) readTogether(ctx context.Context, reads []*pb.RangeRequest, serializable bool) (*pb.TxnResponse, error) {
+	t := Txn{Then: make([]*pb.RequestOp, len(reads))}
+	for i, read := range reads {
+		read.Serializable = serializable
+		t.Then[i] = OpRange(read)
+	}
+	return Ask(ctx, s, func(ctx context.Context) (*pb.TxnResponse, error) {
+		resp, err := s.Send(ctx, t)
+		return resp, clientv3.ContextError(ctx, err)
+	})
 }
 
 func (s *Store) readUpTo(ctx context.Context, request *pb.RangeRequest, size int, allowed time.Duration) (*pb.RangeResponse, error) {

@@ -50,7 +50,8 @@ func New(config Config) *Store {
 // Txn is a guarded write: Then is applied if all of When hold, and the Record, if there is
 // one, has not been written since Epoch; otherwise, Otherwise is.
 type Txn struct {
-	Name            string  // whose queue it writes; "" for a record, which is sent alone
+	Name            string  // whose queue it writes; "" for a record, or several queues: it is sent alone
+	Shared          bool    // it may leave together with others of the Name that are Shared
 	Record          *Record // nil for none
 	Epoch           int64   // the mod revision of the Record
 	When            []*pb.Compare

@@ -226,9 +226,10 @@ func (s *stream) hears() heard {
 	return s.heard
 }
 
-// watch opens a watch. It does not wait for etcd to confirm it.
-func (s *stream) watch(what Target) *Watch {
-	w := &Watch{Target: what, stream: s, ready: make(chan struct{}, 1)}
+// watch opens a watch whose answers are signaled on ready. It does not wait for etcd to
+// confirm it.
+func (s *stream) watch(what Target, ready chan struct{}) *Watch {
+	w := &Watch{Target: what, stream: s, ready: ready}
 	request := &pb.WatchCreateRequest{Key: []byte(what.Key)}
 	if what.Since != 0 {
 		request.StartRevision = what.Since
@@ -262,7 +263,7 @@ func (s *stream) probe(what Target) *Watch {
 	s.mu.Lock()
 	if s.ended || !s.answers || len(s.following) == 0 {
 		s.mu.Unlock()
-		return s.watch(what)
+		return s.watch(what, make(chan struct{}, 1))
 	}
 	defer s.mu.Unlock()
 	w := &Watch{Target: what, stream: s, id: everyWatch, ready: make(chan struct{}, 1)}

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -70,6 +71,32 @@ func New(config Config) *Mux {
 // from Since on, the watch has every change. After an error there is no watch; an error that
 // matches ErrEnded is worth another attempt.
 func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
+	return m.open(ctx, what, make(chan struct{}, 1))
+}
+
+// OpenAll is Open for several watches, which one goroutine uses, see NextOf.
+func (m *Mux) OpenAll(ctx context.Context, whats []Target) (watches []*Watch, err error) {
+	ready := make(chan struct{}, 1)
+	for _, what := range whats {
+		w, err := m.open(ctx, what, ready)
+		if err != nil {
+			CloseAll(watches)
+			return nil, err
+		}
+		watches = append(watches, w)
+	}
+	return watches, nil
+}
+
+// CloseAll closes several watches.
+func CloseAll(watches []*Watch) {
+	for _, w := range watches {
+		w.Close()
+	}
+}
+
+// open is Open for a watch whose answers are signaled on ready.
+func (m *Mux) open(ctx context.Context, what Target, ready chan struct{}) (*Watch, error) {
 	m.mu.Lock()
 	if m.stream == nil || !m.stream.alive() {
 		m.stream = newStream(m)
@@ -80,14 +107,14 @@ func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
 		m.Tasks.Run(m.check)
 	}
 	m.mu.Unlock()
-	w := s.watch(what)
+	w := s.watch(what, ready)
 	// The confirmation is the first answer.
 	confirmed, err := w.Next(ctx)
 	if err != nil {
 		w.Close()
 		return nil, err
 	}
-	w.Opened = confirmed.Header.Revision
+	w.Opened, w.Reached = confirmed.Header.Revision, confirmed.Header.Revision
 	return w, nil
 }
 
@@ -104,7 +131,7 @@ const watchIdle = time.Second
 // that often waits for the same name is spared opening another. The caller must not use w
 // any more. If w is nil, Keep only notes that the key was waited for.
 func (m *Mux) Keep(key string, w *Watch) {
-	m.Again(key).Close()
+	m.Again(key, math.MaxInt64).Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.kept[key] = keptWatch{w, m.Tasks.After(m.Idle, func() {
@@ -130,15 +157,17 @@ func (m *Mux) Keeps(key string) bool {
 }
 
 // Again returns the watch of key that was kept, which the caller has to close or keep
-// again, or nil if there was none. There must be one caller for a key at a time.
-func (m *Mux) Again(key string) *Watch {
+// again, or nil if there was none. A watch is left where it is if events after the revision
+// have been read from it: whoever has read them, the caller would miss them.
+func (m *Mux) Again(key string, revision int64) *Watch {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w, ok := m.kept[key]
-	if ok {
-		delete(m.kept, key)
-		w.expiry.Stop()
+	if !ok || w.Watch != nil && w.Reached > revision {
+		return nil
 	}
+	delete(m.kept, key)
+	w.expiry.Stop()
 	return w.Watch
 }
 
@@ -173,9 +202,10 @@ type Target struct {
 // time.
 type Watch struct {
 	Target
-	stream *stream
-	ready  chan struct{} // has an item when there is something to read
-	Opened int64         // revision at which etcd had opened it
+	stream  *stream
+	ready   chan struct{} // has an item when there is something to read
+	Opened  int64         // revision at which etcd had opened it
+	Reached int64         // the larger of that and the revision of the last event that Next has returned
 
 	id     int64         // this and what follows is guarded by the stream's mutex
 	posted *list.Element // until the request for it is sent
@@ -214,21 +244,8 @@ func (w *Watch) notify() {
 // are read, it returns the watch's error; when ctx ends first, that of ctx.
 func (w *Watch) Next(ctx context.Context) (*pb.WatchResponse, error) {
 	for {
-		w.mu.Lock()
-		var answer *pb.WatchResponse
-		if len(w.answers) > 0 {
-			answer = w.answers[0]
-			if w.answers = w.answers[1:]; len(w.answers) == 0 {
-				w.answers = nil
-			}
-		}
-		err := w.err
-		w.mu.Unlock()
-		if answer != nil {
-			return answer, nil
-		}
-		if err != nil {
-			return nil, err
+		if answer, err := w.take(); answer != nil || err != nil {
+			return answer, err
 		}
 		select {
 		case <-w.ready:
@@ -236,6 +253,40 @@ func (w *Watch) Next(ctx context.Context) (*pb.WatchResponse, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// NextOf is Next for whichever of the watches has an answer, or ends, first. They must have
+// been opened together.
+func NextOf(ctx context.Context, watches []*Watch) (*pb.WatchResponse, error) {
+	for {
+		for _, w := range watches {
+			if answer, err := w.take(); answer != nil || err != nil {
+				return answer, err
+			}
+		}
+		select {
+		case <-watches[0].ready:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// take returns the next answer, nil if there is none yet, or why none will come.
+func (w *Watch) take() (*pb.WatchResponse, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.answers) == 0 {
+		return nil, w.err
+	}
+	answer := w.answers[0]
+	if w.answers = w.answers[1:]; len(w.answers) == 0 {
+		w.answers = nil
+	}
+	if n := len(answer.Events); n > 0 {
+		w.Reached = max(w.Reached, answer.Events[n-1].Kv.ModRevision)
+	}
+	return answer, nil
 }
 
 // Close closes the watch. It does not block, and does nothing if w is nil.

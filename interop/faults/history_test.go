@@ -75,7 +75,7 @@ func appendState(states []locker.State, name string, queue []*mvccpb.KeyValue, r
 	if len(queue) > 0 {
 		head := queue[0]
 		state.Held = true
-		state.Holder = locker.Holder{Name: name, Value: string(head.Value), Token: head.CreateRevision, Lease: clientv3.LeaseID(head.Lease)}
+		state.Holder = locker.Holder{Name: name, Value: string(head.Value), Token: head.CreateRevision, Lease: clientv3.LeaseID(head.Lease), Limit: 1}
 	}
 	if n := len(states); n > 0 && states[n-1].Holder == state.Holder {
 		return states
