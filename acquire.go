@@ -20,8 +20,9 @@ import (
 	"github.com/jagregory/locker/v2/internal/watchmux"
 )
 
-// acquire is Lock and, with try, TryLock.
-func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts []LockOption) (*Lock, error) {
+// prepare begins a call of Lock: it checks the arguments, counts in the call, and returns a
+// lock for acquire.
+func (c *Client) prepare(ctx context.Context, name, value string, opts []LockOption) (*Lock, error) {
 	cfg, err := c.checkLock(ctx, name, value, opts)
 	if err != nil {
 		return nil, err
@@ -32,14 +33,19 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 	if err := c.beginTask(); err != nil {
 		return nil, err
 	}
-	defer c.tasks.End()
-	l := c.newLock(ctx, cfg)
-	if try {
-		err = l.tryInLine(ctx)
-	} else {
-		err = l.waitInLine(ctx)
+	entries := []entry{newEntry(cfg.name, cfg.value, cfg.kind())}
+	for _, other := range cfg.others {
+		entries = append(entries, newEntry(other.name, other.value, other.kind()))
 	}
-	if err != nil {
+	return c.newLock(ctx, entries, cfg.session), nil
+}
+
+// acquire is Lock and, with try, TryLock. It returns the lock that is held, which is another
+// one than l if a session was lost on the way.
+func (l *Lock) acquire(ctx context.Context, try bool) (*Lock, error) {
+	c := l.client
+	defer c.tasks.End()
+	if err := l.join(ctx, try); err != nil {
 		return nil, err
 	}
 	for pause := (backoff.Pause{}); ; {
@@ -53,7 +59,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 		if err == nil {
 			return l, nil
 		}
-		if l, err = l.afterFailure(ctx, cfg, err, &pause); err != nil {
+		if l, err = l.afterFailure(ctx, err, &pause); err != nil {
 			return nil, err
 		}
 	}
@@ -61,7 +67,7 @@ func (c *Client) acquire(ctx context.Context, name, value string, try bool, opts
 
 // afterFailure returns the lock with which to try again after an error of take, or the error
 // if that is final.
-func (l *Lock) afterFailure(ctx context.Context, cfg lockConfig, err error, pause *backoff.Pause) (*Lock, error) {
+func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause) (*Lock, error) {
 	c := l.client
 	unqueued := !l.reached(enqueued) || errors.Is(err, errBackInTime)
 	if l.wants == nil && unqueued && l.session.ctx.Err() != nil && ctx.Err() == nil {
@@ -70,7 +76,12 @@ func (l *Lock) afterFailure(ctx context.Context, cfg lockConfig, err error, paus
 		l.end(err)
 		l.session.drop(l)
 		_ = pause.Wait(ctx) // if ctx ends, the next attempt reports that
-		next := c.newLock(ctx, cfg)
+		var entries []entry
+		for i := range l.entries {
+			e := &l.entries[i]
+			entries = append(entries, newEntry(e.place.Name, e.value, e.kind()))
+		}
+		next := c.newLock(ctx, entries, nil)
 		c.lines.Replace(l, next)
 		return next, nil
 	}
@@ -117,18 +128,14 @@ func (c *Client) checkNesting(ctx context.Context, cfg lockConfig) error {
 
 // newLock returns a lock that is yet to be attached to a session. Its context has the
 // values of ctx but does not end with it.
-func (c *Client) newLock(ctx context.Context, cfg lockConfig) *Lock {
-	l := &Lock{client: c, entries: make([]entry, 1+len(cfg.others)), shares: 1, outer: holdOf(ctx), waiter: waiter{wants: cfg.session}}
-	l.entries[0] = newEntry(cfg.item)
-	for i, other := range cfg.others {
-		l.entries[1+i] = newEntry(other)
-	}
+func (c *Client) newLock(ctx context.Context, entries []entry, wants *Session) *Lock {
+	l := &Lock{client: c, entries: entries, shares: 1, outer: holdOf(ctx), waiter: waiter{wants: wants}}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }
 
-func newEntry(i item) entry {
-	return entry{value: i.value, place: line.Place[*Lock]{Name: i.name, Kind: int16(i.kind())}}
+func newEntry(name, value string, kind key.Kind) entry {
+	return entry{value: value, place: line.Place[*Lock]{Name: name, Kind: int16(kind)}}
 }
 
 // newLines returns the lines inside a client. Only those in front deal with etcd. So the
@@ -159,8 +166,11 @@ func newLines() *line.Lines[*Lock] {
 	})
 }
 
-// waitInLine waits until l is in front of the client's lines.
-func (l *Lock) waitInLine(ctx context.Context) error {
+// join waits until l is in front of the client's lines.
+func (l *Lock) join(ctx context.Context, try bool) error {
+	if try {
+		return l.tryJoin(ctx)
+	}
 	c := l.client
 	mine, ended := c.lines.Join(l, ctx, c.ctx, l.ofSession())
 	if ended == nil {
@@ -172,10 +182,10 @@ func (l *Lock) waitInLine(ctx context.Context) error {
 	return c.interrupted(ended)
 }
 
-// tryInLine is waitInLine for TryLock. It waits neither for a holder nor behind other
+// tryJoin is join for TryLock. It waits neither for a holder nor behind other
 // waiters, but only for the removal of entries that are over: of a call that failed, or of
 // a hold that was released. (For that of a hold that was lost, see awaitEnd.)
-func (l *Lock) tryInLine(ctx context.Context) error {
+func (l *Lock) tryJoin(ctx context.Context) error {
 	c := l.client
 	for {
 		ok, name, moved := c.lines.TryJoin(l)
@@ -344,8 +354,8 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 // probably not free.
 func (l *Lock) joining() txn.Txn {
 	t := l.writes(l.each(l.putAndRead), l.each(func(e *entry) []*pb.RequestOp { return ops(l.own(e)) }))
-	for i := range l.entries {
-		t.When = append(t.When, txn.CmpCreate(l.key(&l.entries[i]), 0))
+	for _, k := range l.keys() {
+		t.When = append(t.When, txn.CmpCreate(k, 0))
 	}
 	if first := &l.entries[0]; len(l.entries) == 1 && first.kind() <= key.Exclusive && !l.client.watches.Keeps(l.queue(first)) {
 		t.Flat = &txn.Flat{When: l.vacant(first, 0), Then: []*pb.RequestOp{l.put(first)}}
@@ -567,11 +577,7 @@ func (l *Lock) waitForHead(ctx context.Context) error {
 // verify returns an error if one of the entries is not there any more, at the revision or
 // later.
 func (l *Lock) verify(ctx context.Context, revision int64) error {
-	own := make([]string, len(l.entries))
-	for i := range l.entries {
-		own[i] = l.key(&l.entries[i])
-	}
-	created, _, err := l.created(ctx, own, revision)
+	created, _, err := l.created(ctx, l.keys(), revision)
 	if err != nil {
 		return err
 	}

@@ -199,8 +199,8 @@ func (l *Lock) Guard() (guard []clientv3.Cmp) {
 	if l.usable() != nil {
 		return []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(""), "=", 0)}
 	}
-	for i := range l.entries {
-		guard = append(guard, clientv3.Compare(clientv3.CreateRevision(l.key(&l.entries[i])), "=", l.token.Load()))
+	for _, k := range l.keys() {
+		guard = append(guard, clientv3.Compare(clientv3.CreateRevision(k), "=", l.token.Load()))
 	}
 	return guard
 }
@@ -208,8 +208,8 @@ func (l *Lock) Guard() (guard []clientv3.Cmp) {
 // standing is Guard as messages of etcd.
 func (l *Lock) standing() []*pb.Compare {
 	compares := make([]*pb.Compare, len(l.entries))
-	for i := range l.entries {
-		compares[i] = txn.CmpCreate(l.key(&l.entries[i]), l.token.Load())
+	for i, k := range l.keys() {
+		compares[i] = txn.CmpCreate(k, l.token.Load())
 	}
 	return compares
 }
@@ -218,13 +218,20 @@ func (l *Lock) standing() []*pb.Compare {
 func (l *Lock) name() string { return l.entries[0].place.Name }
 
 // has reports whether the lock is of the name.
-func (l *Lock) has(name string) bool {
-	return slices.ContainsFunc(l.entries, func(e entry) bool { return e.place.Name == name })
-}
+func (l *Lock) has(name string) bool { return slices.Contains(l.Names(), name) }
 
 // key returns the key of an entry. The lock must have been admitted to a session.
 func (l *Lock) key(e *entry) string {
 	return l.client.keys.Entry(e.place.Name, l.session.member, e.kind(), int(e.place.Number))
+}
+
+// keys returns the keys of all entries.
+func (l *Lock) keys() []string {
+	keys := make([]string, len(l.entries))
+	for i := range l.entries {
+		keys[i] = l.key(&l.entries[i])
+	}
+	return keys
 }
 
 // queue returns the prefix of the keys of the queue that an entry is in.
@@ -303,7 +310,7 @@ func (l *Lock) allows(ops []clientv3.Op) error {
 		case op.IsGet():
 		case !op.IsPut() && !op.IsDelete():
 			return &InvalidError{"operation", "{}", "it is the zero value, use clientv3.OpPut or another"}
-		case slices.ContainsFunc(l.entries, func(e entry) bool { return txn.Writes(op, l.key(&e)) }):
+		case slices.ContainsFunc(l.keys(), func(key string) bool { return txn.Writes(op, key) }):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the entry of the lock; there are SetValue and Unlock"}
 		case txn.Writes(op, l.session.record()):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the record of the lock's session"}

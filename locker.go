@@ -193,7 +193,10 @@ func (c *Client) Close() error {
 // ErrEtcdClosed; ErrSessionFull; and etcd's own if it refuses (no permission, no space,
 // value too large).
 func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
-	l, err := c.acquire(ctx, name, value, false, opts)
+	l, err := c.prepare(ctx, name, value, opts)
+	if err == nil {
+		l, err = l.acquire(ctx, false)
+	}
 	return l, wrap("lock", name, err)
 }
 
@@ -204,7 +207,10 @@ func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOptio
 //
 // Errors: ErrLocked as *LockedError, with the present holder; otherwise as for Lock.
 func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
-	l, err := c.acquire(ctx, name, value, true, opts)
+	l, err := c.prepare(ctx, name, value, opts)
+	if err == nil {
+		l, err = l.acquire(ctx, true)
+	}
 	return l, wrap("try lock", name, err)
 }
 
@@ -224,7 +230,10 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 	if _, err := c.checkCampaign(name, fn, opts); err != nil {
 		return wrap(op, name, err)
 	}
-	l, err := c.acquire(ctx, name, value, false, opts)
+	l, err := c.prepare(ctx, name, value, opts)
+	if err == nil {
+		l, err = l.acquire(ctx, false)
+	}
 	if err != nil {
 		return wrap(op, name, err)
 	}
@@ -249,7 +258,10 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 	}
 	for pause := (backoff.Pause{}); ; {
 		began := time.Now()
-		l, err := c.acquire(ctx, name, value, false, opts)
+		l, err := c.prepare(ctx, name, value, opts)
+		if err == nil {
+			l, err = l.acquire(ctx, false)
+		}
 		if err == nil {
 			var result error
 			if result, err = l.do(ctx, fn); !errors.Is(err, ErrLost) || ctx.Err() != nil {

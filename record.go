@@ -105,8 +105,8 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 	s := l.session
 	before := s.timeline.now()
 	var reads []*pb.RequestOp
-	for i := range l.entries {
-		reads = append(reads, txn.OpRange(l.own(&l.entries[i])))
+	for _, k := range l.keys() {
+		reads = append(reads, txn.OpRange(txn.RevisionsOf(k)))
 	}
 	resp, _, err := s.client.store.Commit(ctx, txn.Txn{
 		Record:    s.guard,

@@ -151,8 +151,8 @@ func (l *Lock) startRemoval(ctx context.Context, next *Lock) *txn.Write {
 func (l *Lock) removal() txn.Txn {
 	t := txn.Txn{When: l.standing()}
 	t.Name, t.Shared = l.group()
-	for i := range l.entries {
-		t.Then = append(t.Then, txn.OpDelete(l.key(&l.entries[i])))
+	for _, k := range l.keys() {
+		t.Then = append(t.Then, txn.OpDelete(k))
 	}
 	if len(l.entries) > 1 {
 		for i, op := range t.Then {
