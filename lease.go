@@ -12,7 +12,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/jagregory/locker/v2/internal/key"
 	"github.com/jagregory/locker/v2/internal/line"
 	"github.com/jagregory/locker/v2/internal/tasks"
 	"github.com/jagregory/locker/v2/internal/txn"
@@ -40,19 +39,6 @@ type Lock struct {
 	callback *callback // nil if there is none
 }
 
-// entry is what a Lock has in the queue of one of its names.
-type entry struct {
-	place line.Place[*Lock] // in the client's line; its number is that of the key
-
-	// Guarded by the mutex of the Lock.
-	value    string
-	modified int64     // mod revision at which the entry had value
-	position *position // nil if it is not known, or the lock is held
-}
-
-// kind returns the kind of the entry.
-func (e *entry) kind() key.Kind { return key.Kind(e.place.Kind) }
-
 // waiter is what a Lock needs until it is held.
 type waiter struct {
 	wants *Session  // of WithSession; nil for a shared one
@@ -60,15 +46,6 @@ type waiter struct {
 	puts  inFlight  // of the entries, that may yet take effect
 	since int64     // a revision of etcd from before any put of the entries; 0 if none is known
 }
-
-// position is where in its queue an entry was when it was put.
-type position struct {
-	ahead []string // the keys ahead that it waits for, as in a view
-	total int64    // how many there were, others included
-}
-
-// alone is the position of an entry that holds.
-var alone position
 
 // callback is the function that Do calls under the hold.
 type callback struct {
@@ -205,37 +182,11 @@ func (l *Lock) Guard() (guard []clientv3.Cmp) {
 	return guard
 }
 
-// standing is Guard as messages of etcd.
-func (l *Lock) standing() []*pb.Compare {
-	compares := make([]*pb.Compare, len(l.entries))
-	for i, k := range l.keys() {
-		compares[i] = txn.CmpCreate(k, l.token.Load())
-	}
-	return compares
-}
-
 // name returns the first name.
 func (l *Lock) name() string { return l.entries[0].place.Name }
 
 // has reports whether the lock is of the name.
 func (l *Lock) has(name string) bool { return slices.Contains(l.Names(), name) }
-
-// key returns the key of an entry. The lock must have been admitted to a session.
-func (l *Lock) key(e *entry) string {
-	return l.client.keys.Entry(e.place.Name, l.session.member, e.kind(), int(e.place.Number))
-}
-
-// keys returns the keys of all entries.
-func (l *Lock) keys() []string {
-	keys := make([]string, len(l.entries))
-	for i := range l.entries {
-		keys[i] = l.key(&l.entries[i])
-	}
-	return keys
-}
-
-// queue returns the prefix of the keys of the queue that an entry is in.
-func (l *Lock) queue(e *entry) string { return l.client.keys.Queue(e.place.Name) }
 
 // Commit applies all ops in one transaction, or none of them if the lock is not held any
 // more. etcd itself decides, so even a holder that was stopped for an hour cannot write

@@ -146,22 +146,6 @@ func (l *Lock) startRemoval(ctx context.Context, next *Lock) *txn.Write {
 	return w
 }
 
-// removal returns the transaction that deletes the entries. If one of them is gone already,
-// that is what the answer says, and the others are deleted nevertheless.
-func (l *Lock) removal() txn.Txn {
-	t := txn.Txn{When: l.standing()}
-	t.Name, t.Shared = l.group()
-	for _, k := range l.keys() {
-		t.Then = append(t.Then, txn.OpDelete(k))
-	}
-	if len(l.entries) > 1 {
-		for i, op := range t.Then {
-			t.Otherwise = append(t.Otherwise, txn.OpTxn(&pb.TxnRequest{Compare: t.When[i : i+1], Success: []*pb.RequestOp{op}}))
-		}
-	}
-	return t
-}
-
 // handOver returns a write that deletes the entry of l, and puts that of next, the next in
 // the client's line, at the end of the queue: if nobody else is waiting, next holds after
 // one commit. (Their keys have different numbers: etcd refuses to delete and put the same key
