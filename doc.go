@@ -17,6 +17,12 @@
 // entry belongs to the holder: its value is the value of the name, and its create revision
 // is the fencing token.
 //
+// Entries are exclusive, unless [WithShared] or [WithLimit] say otherwise. One rule decides
+// who holds: an entry does if no entry of the other kind, shared or not, is ahead of it and,
+// unless it is shared, fewer entries are ahead than the smallest limit among its own and
+// theirs; an exclusive entry has the limit 1. With [And] a lock has an entry in each of
+// several queues, and is held when all of them hold.
+//
 // A [Lock] is the handle of one hold. Once it has ended, it never holds again:
 //
 //	               head of the queue             Unlock
@@ -51,7 +57,9 @@
 //   - [Client.Do] runs a function under the lock.
 //   - [Client.Campaign] runs it again after each loss, for a role that must always be
 //     filled.
-//   - [Client.Get], [Client.List] and [Client.Owners] read who holds what.
+//   - [WithShared], [WithLimit] and [And], for any of these, let several hold a name
+//     together, or lock several names at once.
+//   - [Client.Get], [Client.Holders], [Client.List] and [Client.Owners] read who holds what.
 //   - [Client.Watch] and [Client.WatchPrefix] follow it; a [Cache] keeps it in memory.
 //
 // # Guarantees
@@ -61,7 +69,8 @@
 // decide. If it is in etcd, write through [Lock.Commit], or add [Lock.Guard] to your own
 // transactions: etcd refuses them once the hold is over. If it is elsewhere, send
 // [Lock.Token] along, and let the resource refuse a token that is smaller than one it has
-// seen. Both hold whatever clocks and networks do.
+// seen. Both hold whatever clocks and networks do. ([Lock.Token] has more on tokens of several
+// holders.)
 //
 // Beyond that, as long as the clocks of this machine and of etcd's leader do not drift
 // apart by more than the safety margin within one TTL (see [WithSafetyMargin]), the context

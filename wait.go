@@ -90,9 +90,19 @@ func (v *view) see(ahead []string, revision int64) {
 // sight is how many predecessors an entry reads: one more than it follows.
 func (e *entry) sight() int { return int(e.kind()) + lookahead }
 
-// blockers is so many of the nearest predecessors that the entry does not hold while all of
-// them stay.
-func (e *entry) blockers() int { return max(1, int(e.kind())) }
+// enough is how many predecessors keep an entry from holding while all of them stay.
+func (e *entry) enough() int { return max(1, int(e.kind())) }
+
+// blockers returns enough of the predecessors: the nearest, which usually leave last. Shared
+// ones leave in any order, so of those the farthest that are known: when one has left, most
+// of the nearer ones have as well.
+func (v *view) blockers() []string {
+	n := min(len(v.ahead), v.entry.enough())
+	if v.client.keys.KindOf(v.ahead[0]) == key.Shared {
+		return v.ahead[len(v.ahead)-n:]
+	}
+	return v.ahead[:n]
+}
 
 // holds reports whether the entry holds by the rule.
 func (v *view) holds() bool {
@@ -104,12 +114,12 @@ func (v *view) holds() bool {
 // until one of the blockers is gone, and looks again. A shared entry always does that: what
 // is not shared goes one by one, and a watch of the queue would show all the shared ones.
 func (v *view) follows() bool {
-	return v.entry.kind() != key.Shared && (!v.more || v.entry.blockers() > mostWatched)
+	return v.entry.kind() != key.Shared && (!v.more || v.entry.enough() > mostWatched)
 }
 
 // wait returns nil once the entry holds. It does not poll. While there are only a few
 // predecessors, it watches the deletions in the queue. While there are many, it waits for
-// the nearest ones only, and looks again when one of them is gone.
+// the blockers only, and looks again when one of them is gone.
 func (v *view) wait(ctx context.Context) error {
 	watches, queue := v.client.watches, v.queue(v.entry)
 	if v.follows() && v.revision != 0 {
@@ -171,7 +181,7 @@ func (v *view) open(ctx context.Context) (unwatched, err error) {
 // when too few are left to block the entry.
 func (v *view) passBy(ctx context.Context) (unwatched, err error) {
 	for !v.holds() {
-		if v.more && len(v.ahead) < v.entry.blockers() {
+		if v.more && len(v.ahead) < v.entry.enough() {
 			return nil, v.look(ctx, v.watch.Reached)
 		}
 		answer, ended := v.watch.Next(ctx)
@@ -198,7 +208,7 @@ func (v *view) strike(events []*mvccpb.Event) (own bool) {
 		if string(ev.Kv.Key) == v.key {
 			return true
 		}
-		v.ahead = slices.DeleteFunc(v.ahead, func(key string) bool { return key == string(ev.Kv.Key) })
+		v.ahead = slices.DeleteFunc(v.ahead, func(k string) bool { return k == string(ev.Kv.Key) })
 	}
 	return false
 }
@@ -209,7 +219,7 @@ func (v *view) outlast(ctx context.Context) error {
 	v.watch.Close()
 	v.watch = nil
 	for pause := (backoff.Pause{}); ; {
-		gone, since, err := v.watchNearest(ctx)
+		gone, since, err := v.watchBlockers(ctx)
 		v.replay = false
 		switch {
 		case err != nil:
@@ -222,14 +232,14 @@ func (v *view) outlast(ctx context.Context) error {
 	}
 }
 
-// watchNearest watches the blockers, which are the nearest predecessors, until one of them is
-// gone, or the watch has ended. since is the revision of its deletion, 0 if that is not known.
-// First the watch, then a read of their keys; that is not needed if nothing has changed, or if
-// the watch begins at the revision of the view.
-func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err error) {
-	nearest := v.ahead[:min(len(v.ahead), v.entry.blockers())]
-	targets := make([]watchmux.Target, len(nearest))
-	for i, k := range nearest {
+// watchBlockers watches the blockers until one of them is gone, or the watch has ended. since
+// is the revision of its deletion, 0 if that is not known. First the watch, then a read of
+// their keys; that is not needed if nothing has changed, or if the watch begins at the
+// revision of the view.
+func (v *view) watchBlockers(ctx context.Context) (gone bool, since int64, err error) {
+	blockers := v.blockers()
+	targets := make([]watchmux.Target, len(blockers))
+	for i, k := range blockers {
 		targets[i] = watchmux.Target{Key: k, Deletions: true}
 		if v.replay {
 			targets[i].Since = v.revision
@@ -246,7 +256,7 @@ func (v *view) watchNearest(ctx context.Context) (gone bool, since int64, err er
 		if unwatched == nil {
 			since = max(since, v.revision)
 		}
-		created, now, err := v.created(ctx, nearest, since)
+		created, now, err := v.created(ctx, blockers, since)
 		if err != nil {
 			return false, 0, err
 		}
