@@ -237,7 +237,7 @@ func (s *sequence) read() *pb.RangeRequest {
 
 func (s *sequence) compares() (compares []*pb.Compare) {
 	for range rapid.IntRange(0, 2).Draw(s.T, "compares") {
-		c := new(pb.Compare)
+		c := &pb.Compare{Result: rapid.SampledFrom([]pb.Compare_CompareResult{pb.Compare_EQUAL, pb.Compare_LESS}).Draw(s.T, "result")}
 		c.Key, c.RangeEnd = s.span()
 		revision := int64(0)
 		if !s.one(2, "absent") {

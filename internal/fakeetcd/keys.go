@@ -168,16 +168,18 @@ func (s *Server) choose(r *pb.TxnRequest) (plan, error) {
 
 // holds reports whether a compare is true of each key in its range, or of none.
 func (s *Server) holds(c *pb.Compare) (bool, error) {
-	var of func(*mvccpb.KeyValue) bool
+	var order func(*mvccpb.KeyValue) int // of the revision of a key and that of the compare
 	switch target := c.TargetUnion.(type) {
 	case *pb.Compare_CreateRevision:
-		of = func(kv *mvccpb.KeyValue) bool { return kv.GetCreateRevision() == target.CreateRevision }
+		order = func(kv *mvccpb.KeyValue) int { return cmp.Compare(kv.GetCreateRevision(), target.CreateRevision) }
 	case *pb.Compare_ModRevision:
-		of = func(kv *mvccpb.KeyValue) bool { return kv.GetModRevision() == target.ModRevision }
+		order = func(kv *mvccpb.KeyValue) int { return cmp.Compare(kv.GetModRevision(), target.ModRevision) }
 	}
-	if of == nil || c.Result != pb.Compare_EQUAL {
+	want, ok := map[pb.Compare_CompareResult]int{pb.Compare_EQUAL: 0, pb.Compare_LESS: -1}[c.Result]
+	if order == nil || !ok {
 		return false, status.Errorf(codes.Unimplemented, "no such compare here: %v", c)
 	}
+	of := func(kv *mvccpb.KeyValue) bool { return order(kv) == want }
 	keys := s.within(c.Key, c.RangeEnd)
 	if len(keys) == 0 {
 		return of(nil), nil

@@ -19,7 +19,7 @@ func TestSpace_LaysKeysOutAsEtcdsConcurrencyPackageDoes(t *testing.T) {
 		{"tab\t", "locker/tab%09/694d"},
 		{"del\x7f", "locker/del%7F/694d"},
 	} {
-		if got := space.Entry(c.name, "694d"); got != c.want {
+		if got := space.Entry(c.name, "694d", key.Exclusive, 1); got != c.want {
 			t.Errorf("entry of %q = %q, want %q", c.name, got, c.want)
 		}
 	}
@@ -69,7 +69,7 @@ func FuzzNamesAndKeys(f *testing.F) {
 		if a != b && strings.HasPrefix(space.Queue(a), space.Queue(b)) {
 			t.Fatalf("the queue of %q lies within that of %q", a, b)
 		}
-		if name, ok := space.Name(space.Entry(a, "1f")); ok != (a != "") || ok && name != a {
+		if name, ok := space.Name(space.Entry(a, "1f", key.Exclusive, 1)); ok != (a != "") || ok && name != a {
 			t.Fatalf("the entry of %q was read as that of %q, %v", a, name, ok)
 		}
 	})
@@ -81,7 +81,7 @@ func BenchmarkEntry(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				space.Entry(name, "694d8f1c2a3b4c5d")
+				space.Entry(name, "694d8f1c2a3b4c5d", key.Exclusive, 1)
 			}
 		})
 	}

@@ -130,6 +130,7 @@ func (q *Lines[T]) TryJoin(t T) (ok bool, name string, moved <-chan struct{}) {
 		if !p.front && (blocked == nil || q.allOver(blocked)) {
 			blocked = p
 		}
+		p.front = false // others wait for somebody who has been in front for longer than this
 	}
 	name, waits := blocked.Name, q.allOver(blocked)
 	q.leave(t)
@@ -204,6 +205,7 @@ func (q *Lines[T]) Replace(t, with T) {
 		l := q.byName[p.Name]
 		l.link(own.ahead, own)
 		l.link(own, own.behind)
+		l.move()
 		q.byName[p.Name] = l
 		p.reset()
 	}
@@ -251,9 +253,8 @@ func (q *Lines[T]) leave(t T) {
 		}
 		l := q.byName[p.Name]
 		l.link(p.ahead, p.behind)
-		if p.front && l.moved != nil {
-			close(l.moved)
-			l.moved = nil
+		if p.front {
+			l.move()
 		}
 		p.reset()
 		if l.first == nil {
@@ -264,6 +265,14 @@ func (q *Lines[T]) leave(t T) {
 		q.advance(l)
 	}
 	q.Wait(t).behind = 0
+}
+
+// move tells those who wait for somebody in front to leave.
+func (l *line[T]) move() {
+	if l.moved != nil {
+		close(l.moved)
+		l.moved = nil
+	}
 }
 
 // advance puts those in front that may be. The caller holds the mutex.

@@ -3,58 +3,121 @@ package line
 import (
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"testing"
 	"testing/synctest"
 )
 
 // waiter is in line, and nothing else.
-type waiter struct{ place Place }
+type waiter struct {
+	places []Place[*waiter]
+	wait   Wait
+	over   bool
+}
 
-// newLines returns lines in which no front is ever over.
+// want returns a waiter that wants the names, as one of the kind.
+func want(kind int16, names ...string) *waiter {
+	w := new(waiter)
+	for _, name := range names {
+		w.places = append(w.places, Place[*waiter]{Name: name, Kind: kind})
+	}
+	return w
+}
+
+// only is the kind of those that are in front alone.
+const only = 1
+
+// holds is the rule of these tests: one is in front if nobody of the other kind, 0 or not, is ahead and, unless its own
+// is 0, fewer are ahead than the smallest kind among its own and theirs.
+func holds(kind int16, ahead []int16) bool {
+	smallest := kind
+	for _, other := range ahead {
+		if (other == 0) != (kind == 0) {
+			return false
+		}
+		smallest = min(smallest, other)
+	}
+	return kind == 0 || len(ahead) < int(smallest)
+}
+
+// newLines returns lines with the rule of these tests.
 func newLines() lines {
-	return lines{New(func(w *waiter) *Place { return &w.place }, func(*waiter) bool { return false })}
+	return lines{New(Config[*waiter]{
+		Places: func(w *waiter) iter.Seq[*Place[*waiter]] {
+			return func(yield func(*Place[*waiter]) bool) {
+				for i := range w.places {
+					if !yield(&w.places[i]) {
+						return
+					}
+				}
+			}
+		},
+		Wait: func(w *waiter) *Wait { return &w.wait },
+		Over: func(w *waiter) bool { return w.over },
+		Holding: func(kinds iter.Seq[int16]) (n int) {
+			var ahead []int16
+			for kind := range kinds {
+				if !holds(kind, ahead) {
+					break
+				}
+				ahead = append(ahead, kind)
+			}
+			return len(ahead)
+		},
+	})}
 }
 
 type lines struct{ *Lines[*waiter] }
 
+var never = context.Background()
+
 // join joins with a single context.
-func (q lines) join(ctx context.Context, name string) (mine bool, err error) {
-	never := context.Background()
-	if mine, ended := q.Join(name, new(waiter), ctx, never, never); ended != nil {
+func (q lines) join(ctx context.Context, w *waiter) (mine bool, err error) {
+	if mine, ended := q.Join(w, ctx, never, never); ended != nil {
 		return mine, context.Cause(ended)
 	}
 	return true, nil
 }
 
-// tryOf reports whether a waiter is granted the name without waiting.
+// tryOf reports whether a waiter is granted the name, for itself alone, without waiting.
 func (q lines) tryOf(name string) bool {
-	ok, _ := q.TryJoin(name, new(waiter))
+	ok, _, _ := q.TryJoin(want(only, name))
 	return ok
+}
+
+// leave has the first of those in front leave.
+func (q lines) leave(name string) { q.Leave(q.first(name)) }
+
+func (q lines) first(name string) *waiter {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.byName[name].first.of
 }
 
 func TestLine_ServesInOrderOfArrival(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, ctx := newLines(), t.Context()
-		if _, err := q.join(ctx, "a"); err != nil {
+		if _, err := q.join(ctx, want(only, "a")); err != nil {
 			t.Fatal(err)
 		}
 		var served []int
 		for i := range 10 {
 			go func() {
-				if _, err := q.join(ctx, "a"); err != nil {
+				w := want(only, "a")
+				if _, err := q.join(ctx, w); err != nil {
 					t.Error(err)
 				}
 				served = append(served, i)
-				q.Leave("a", nil)
+				q.Leave(w)
 			}()
 			synctest.Wait()
 		}
 		if len(served) > 0 || q.Waiting("a") != 10 {
 			t.Fatalf("served %v, waiting %d", served, q.Waiting("a"))
 		}
-		q.Leave("a", nil)
+		q.leave("a")
 		synctest.Wait()
 		if !slices.Equal(served, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}) {
 			t.Errorf("served %v", served)
@@ -69,14 +132,14 @@ func TestLine_SkipsWhoLeavesItWaiting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, tired := newLines(), errors.New("tired")
-		if _, err := q.join(t.Context(), "a"); err != nil {
+		if _, err := q.join(t.Context(), want(only, "a")); err != nil {
 			t.Fatal(err)
 		}
 		results, cancels := make([]error, 3), make([]context.CancelCauseFunc, 3)
 		for i := range results {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cancels[i], results[i] = cancel, errors.New("still waiting")
-			go func() { _, results[i] = q.join(ctx, "a") }()
+			go func() { _, results[i] = q.join(ctx, want(only, "a")) }()
 			synctest.Wait()
 		}
 		cancels[1](tired)
@@ -88,13 +151,13 @@ func TestLine_SkipsWhoLeavesItWaiting(t *testing.T) {
 			if results[i] == nil {
 				t.Errorf("%d was served too early", i)
 			}
-			q.Leave("a", nil)
+			q.leave("a")
 			synctest.Wait()
 			if results[i] != nil {
 				t.Errorf("%d was not served: %v", i, results[i])
 			}
 		}
-		q.Leave("a", nil)
+		q.leave("a")
 		if !q.tryOf("a") {
 			t.Error("the line is not free in the end")
 		}
@@ -108,18 +171,19 @@ func TestLine_LosesNoGrantThatComesWithTheEndOfAContext(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
 			q := newLines()
-			if _, err := q.join(t.Context(), "a"); err != nil {
+			if _, err := q.join(t.Context(), want(only, "a")); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				if mine, _ := q.join(ctx, "a"); mine {
-					q.Leave("a", nil)
+				w := want(only, "a")
+				if mine, _ := q.join(ctx, w); mine {
+					q.Leave(w)
 				}
 			}()
 			synctest.Wait()
 			cancel() // it is about to leave when it is granted
-			q.Leave("a", nil)
+			q.leave("a")
 			synctest.Wait()
 			if !q.tryOf("a") {
 				t.Fatal("the grant was lost: nobody has it, and nobody can get it")
@@ -137,7 +201,7 @@ func TestLine_IsNotJumpedByTrying(t *testing.T) {
 	if !q.tryOf("b") {
 		t.Error("a line of another name is taken")
 	}
-	q.Leave("a", nil)
+	q.leave("a")
 	if !q.tryOf("a") {
 		t.Error("it is still taken")
 	}
@@ -145,20 +209,19 @@ func TestLine_IsNotJumpedByTrying(t *testing.T) {
 
 func TestLine_ReportsWhenItMovesToThoseWhoTryWhileTheFrontIsOver(t *testing.T) {
 	t.Parallel()
-	over := false
-	q := lines{New(func(w *waiter) *Place { return &w.place }, func(*waiter) bool { return over })}
-	if !q.tryOf("a") {
+	q, first := newLines(), want(only, "a")
+	if ok, _, _ := q.TryJoin(first); !ok {
 		t.Fatal("an empty line is taken")
 	}
-	if ok, moved := q.TryJoin("a", new(waiter)); ok || moved != nil {
+	if ok, _, moved := q.TryJoin(want(only, "a")); ok || moved != nil {
 		t.Error("there is something to wait for, though the front is not over")
 	}
-	over = true
-	ok, moved := q.TryJoin("a", new(waiter))
+	first.over = true
+	ok, _, moved := q.TryJoin(want(only, "a"))
 	if ok || moved == nil {
 		t.Fatal("there is nothing to wait for, though the front is over")
 	}
-	q.Leave("a", nil)
+	q.Leave(first)
 	<-moved
 	if !q.tryOf("a") {
 		t.Error("it is still taken")
@@ -168,36 +231,37 @@ func TestLine_ReportsWhenItMovesToThoseWhoTryWhileTheFrontIsOver(t *testing.T) {
 func TestLine_GrantsOnceToTheOneCalled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		q, next, never := newLines(), new(waiter), context.Background()
-		if !q.tryOf("a") {
+		q, first, next := newLines(), want(only, "a"), want(only, "a")
+		if ok, _, _ := q.TryJoin(first); !ok {
 			t.Fatal("an empty line is taken")
 		}
-		go q.Join("a", next, never, never, never)
+		go q.Join(next, never, never, never)
 		synctest.Wait()
-		if got := q.Call("a"); got != next || q.Call("a") != nil {
+		if got := q.Call(first); got != next || q.Call(first) != nil {
 			t.Error("Call did not return the waiter in line once")
 		}
-		q.Leave("a", next)
-		q.Leave("a", next) // which has been granted already
-		<-next.place.Ready()
+		q.Leave(first)
+		q.Leave(first) // next has been granted already
+		<-next.wait.Ready()
 		if q.tryOf("a") {
 			t.Error("two are granted")
 		}
-		q.Leave("a", nil)
+		q.Leave(next)
 	})
 }
 
 func TestLine_KeepsItsPlaceForAReplacement(t *testing.T) {
 	t.Parallel()
-	q, second := newLines(), new(waiter)
-	if !q.tryOf("a") {
+	q, first, second := newLines(), want(only, "a", "b"), want(only, "a", "b")
+	if ok, _, _ := q.TryJoin(first); !ok {
 		t.Fatal("an empty line is taken")
 	}
-	q.Replace("a", second)
-	if q.tryOf("a") {
+	q.Replace(first, second)
+	q.Leave(first) // which is not in the lines any more
+	if q.tryOf("a") || q.tryOf("b") {
 		t.Error("the place was lost")
 	}
-	q.Leave("a", nil)
+	q.Leave(second)
 	if len(q.byName) != 0 {
 		t.Error("an empty line is kept")
 	}

@@ -24,6 +24,7 @@ type batch struct {
 
 	// Guarded by the group's mutex.
 	counted   bool         // by the group, as one that others wait for
+	names     int          // how many have writes in it
 	tried     bool         // at least once
 	answered  bool         // for certain
 	separated bool         // refused as a whole, so each of its writes is sent alone

@@ -252,7 +252,7 @@ func TestGroup_AWriteMayHaveAnotherFormInAFlatTransaction(t *testing.T) {
 				Name: "a",
 				When: []*pb.Compare{CmpCreate("a", 0)},
 				Then: []*pb.RequestOp{OpPut("a", "", 0), OpPut("b", "", 0)},
-				Flat: &Flat{When: []*pb.Compare{CmpNoneBelow("a")}, Then: []*pb.RequestOp{OpPut("a", "", 0)}},
+				Flat: &Flat{When: []*pb.Compare{CmpNone("a", "b")}, Then: []*pb.RequestOp{OpPut("a", "", 0)}},
 			})
 			g.submit("c", "c", 0)
 			g.at(g.now() + time.Second)
@@ -265,7 +265,7 @@ func TestGroup_AWriteMayHaveAnotherFormInAFlatTransaction(t *testing.T) {
 			if got := g.keys()[sent:]; !slices.Equal(got, want) {
 				t.Errorf("sent %q, want %q", got, want)
 			}
-			if flat := g.kv.requests[sent+1].Compare; len(flat) != 1 || flat[0].String() != CmpNoneBelow("a").String() {
+			if flat := g.kv.requests[sent+1].Compare; len(flat) != 1 || flat[0].String() != CmpNone("a", "b").String() {
 				t.Errorf("the compares of the flat one are %v", flat)
 			}
 			if got, want := len(both.result.Resp.Responses), map[bool]int{false: 1, true: 2}[refused]; got != want {

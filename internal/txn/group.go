@@ -23,8 +23,8 @@ type group struct {
 	mu       sync.Mutex // guards what follows; no request is made under it
 	limit    int        // of operations in one transaction
 	inFlight int        // transactions that have left and have not kept the others waiting for too long
-	underWay int        // writes in those
-	usual    int        // how many writes are usually under way or waiting
+	underWay int        // names with writes in those
+	usual    int        // how many names usually have writes under way or waiting
 	flat     optimism
 	order    list.List // of *pending: the names with writes that may leave, in their order
 	byName   map[string]*pending
@@ -140,6 +140,9 @@ func (t *Txn) size() (n int64) {
 		if put := op.GetRequestPut(); put != nil {
 			n += int64(len(put.Key) + len(put.Value))
 		}
+		if nested := op.GetRequestTxn(); nested != nil {
+			n += (&Txn{When: nested.Compare, Then: nested.Success}).size()
+		}
 	}
 	return n
 }
@@ -251,7 +254,7 @@ func (g *group) take() *batch {
 	first := g.order.Front().Value.(*pending).next()
 	flat := g.order.Len() > 1 && g.flat.next() && (first == nil || !first.refused)
 	var writes []*Write
-	guarded := make(guards, 1)
+	names, guarded := 0, make(guards, 1)
 	for operations, size, full := 0, int64(0), false; g.order.Len() > 0 && !full; {
 		place := g.order.Front()
 		p := place.Value.(*pending)
@@ -271,6 +274,7 @@ func (g *group) take() *batch {
 		switch {
 		case p.away:
 			g.order.Remove(place)
+			names++
 		case w == nil:
 			g.order.Remove(place)
 			delete(g.byName, p.name)
@@ -280,9 +284,9 @@ func (g *group) take() *batch {
 		return nil
 	}
 	g.inFlight++
-	g.underWay += len(writes)
+	g.underWay += names
 	b := g.newBatch(writes)
-	b.flat, b.counted = flat && len(writes) > 1, true
+	b.flat, b.counted, b.names = flat && len(writes) > 1, true, names
 	return b
 }
 
@@ -356,7 +360,7 @@ func (g *group) makeWay(b *batch) {
 	}
 	b.counted = false
 	g.inFlight--
-	g.underWay -= len(b.writes)
+	g.underWay -= b.names
 	var refused []*pending
 	for _, w := range b.writes {
 		p := g.byName[w.Name]

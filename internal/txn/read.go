@@ -46,7 +46,7 @@ func (s *Store) Read(ctx context.Context, request *pb.RangeRequest) (*pb.RangeRe
 func (s *Store) ReadSince(ctx context.Context, revision int64, reads func() []*pb.RangeRequest) (*pb.TxnResponse, error) {
 	if revision != 0 {
 		resp, err := s.readTogether(ctx, reads(), true)
-		if err == nil && resp.Header.Revision >= revision || ctx.Err() != nil {
+		if err == nil && resp.Header.Revision >= revision || err != nil && ctx.Err() != nil {
 			return resp, err
 		}
 	}

@@ -26,7 +26,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 			answer := &pb.WatchResponse{Header: new(pb.ResponseHeader), WatchId: id}
 			switch b & 7 {
 			case 0:
-				watches = append(watches, s.watch(Target{Key: "a", Progress: id&1 == 0}))
+				watches = append(watches, s.watch(Target{Key: "a", Progress: id&1 == 0}, make(chan struct{}, 1)))
 			case 1:
 				if id >= 0 && s.watches[id] == nil { // no server gives an ID twice
 					answer.Created = true

@@ -257,13 +257,13 @@ func TestMux_KeepsAWatchForAWhile(t *testing.T) {
 			t.Error("it does not keep the watch that it was given")
 		}
 		time.Sleep(watchIdle - 1)
-		if m.Again("a") != w || m.Again("a") != nil {
+		if m.Again("a", 0) != w || m.Again("a", 0) != nil {
 			t.Error("it does not give the watch back exactly once")
 		}
 		m.Keep(w.Key, w)
 		time.Sleep(watchIdle)
 		synctest.Wait()
-		if m.Keeps("a") || m.Again("a") != nil {
+		if m.Keeps("a") || m.Again("a", 0) != nil {
 			t.Error("it keeps the watch too long")
 		}
 		c.mu.Lock()
@@ -280,7 +280,7 @@ func TestMux_NotesThatAKeyWasWaitedForWithoutAWatch(t *testing.T) {
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
 		m.Keep("a", nil)
-		if !m.Keeps("a") || m.Again("a") != nil || m.Keeps("a") {
+		if !m.Keeps("a") || m.Again("a", 0) != nil || m.Keeps("a") {
 			t.Error("the note is not there exactly once")
 		}
 		m.Keep("a", nil)

@@ -35,7 +35,7 @@ func (m member) confirms() (n int) {
 // opens returns a confirmed watch.
 func (m member) opens(what Target) *Watch {
 	m.Helper()
-	w := m.watch(what)
+	w := m.watch(what, make(chan struct{}, 1))
 	m.confirms()
 	if answer := m.reads(w); answer == nil || !answer.Created {
 		m.Fatalf("the first answer is %v", answer)
@@ -145,7 +145,7 @@ func TestStream_ClosesManyWatchesInNoTime(t *testing.T) {
 		m := newMember(t)
 		watches := make([]*Watch, many)
 		for i := range watches {
-			watches[i] = m.watch(Target{Key: "a"})
+			watches[i] = m.watch(Target{Key: "a"}, make(chan struct{}, 1))
 		}
 		if confirmed {
 			m.confirms()

@@ -131,6 +131,9 @@ const watchIdle = time.Second
 // that often waits for the same name is spared opening another. The caller must not use w
 // any more. If w is nil, Keep only notes that the key was waited for.
 func (m *Mux) Keep(key string, w *Watch) {
+	if w == nil && m.keepsWatch(key) {
+		return
+	}
 	m.Again(key, math.MaxInt64).Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -154,6 +157,13 @@ func (m *Mux) Keeps(key string) bool {
 	defer m.mu.Unlock()
 	_, ok := m.kept[key]
 	return ok
+}
+
+// keepsWatch reports whether there is a watch of key to be used again.
+func (m *Mux) keepsWatch(key string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kept[key].Watch != nil
 }
 
 // Again returns the watch of key that was kept, which the caller has to close or keep
