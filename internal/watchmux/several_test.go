@@ -193,6 +193,9 @@ func TestMux_LeavesAWatchThatHasGoneBeyondTheRevision(t *testing.T) {
 		again(7, nil)
 		again(8, w)
 		m.Keep("a", w)
+		if m.Keep("a", nil); m.Again("a", 8) != w {
+			t.Error("a note has taken the place of a watch")
+		}
 		if m.Keep("a", nil); m.Again("a", 0) != nil || m.Keeps("a") {
 			t.Error("a note without a watch is not taken at any revision")
 		}
