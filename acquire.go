@@ -86,7 +86,7 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 		}
 	}
 	l.fail(err)
-	return nil, err
+	return nil, l.inTheWay(ctx, err)
 }
 
 // checkLock checks the arguments of Lock, and returns what is to be locked.
@@ -174,7 +174,7 @@ func (l *Lock) join(ctx context.Context, try bool) error {
 	if mine {
 		l.passOn(context.Cause(ended))
 	}
-	return c.interrupted(ended)
+	return l.inTheWay(ctx, c.interrupted(ended))
 }
 
 // tryJoin is join for TryLock. It waits neither for a holder nor behind other
@@ -215,14 +215,14 @@ func (l *Lock) ofSession() context.Context {
 func (c *Client) lockedHere(ctx context.Context, name string) error {
 	ctx, stop := tasks.Either(ctx, c.ctx)
 	defer stop()
-	holder, err := c.get(ctx, name)
-	if errors.Is(err, ErrNotFound) {
-		holder, err = Holder{Name: name}, nil
-	}
-	if err != nil {
+	oldest, err := c.oldest(ctx, name)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return &LockedError{Holder: Holder{Name: name}}
+	case err != nil:
 		return err
 	}
-	return &LockedError{Holder: holder}
+	return c.locked(ctx, name, oldest)
 }
 
 // awaitEnd waits until nothing is left of a session that is over, so that its holds do not
@@ -325,7 +325,7 @@ func (l *Lock) enqueue(ctx context.Context, try bool) error {
 			return nil
 		}
 		if try {
-			if err := l.refusal(resp); err != nil {
+			if err := l.refusal(ctx, resp); err != nil {
 				return err
 			}
 			read = resp.Header.Revision

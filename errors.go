@@ -38,22 +38,46 @@ type LockedError struct {
 	// passing from one holder to the next; then the Token is 0. If several hold the name, it
 	// is the oldest of them, although somebody who waits may be what is in the way.
 	Holder Holder
+	// Owner is the process that holds it; zero if that is not known.
+	Owner Owner
 }
 
 func (e *LockedError) Error() string {
 	if e.Holder.Token == 0 {
 		return "locked by another holder"
 	}
-	return fmt.Sprintf("locked by the holder of token %d (%s)", e.Holder.Token, quote(e.Holder.Value))
+	text := fmt.Sprintf("locked by the holder of token %d (%s), lease %x", e.Holder.Token, quote(e.Holder.Value), int64(e.Holder.Lease))
+	if e.Owner.PID != 0 {
+		text += fmt.Sprintf(", %s, process %d on %s", quote(e.Owner.Program), e.Owner.PID, quote(e.Owner.Host))
+	}
+	return text
 }
 
 // Is reports whether target is ErrLocked.
 func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
-// A NotFoundError reports that nobody holds a name. It matches ErrNotFound.
-type NotFoundError struct{ Name string }
+// waitError is the error of a wait that was ended while somebody was in the way.
+type waitError struct {
+	err    error // why it was ended
+	locked *LockedError
+}
 
-func (e *NotFoundError) Error() string { return "nobody holds " + quote(e.Name) }
+func (e *waitError) Error() string   { return e.err.Error() + "; " + e.locked.Error() }
+func (e *waitError) Unwrap() []error { return []error{e.err, e.locked} }
+
+// A NotFoundError reports that nobody holds a name or, from ForceUnlock, that there is no
+// entry with that token in its queue. It matches ErrNotFound.
+type NotFoundError struct {
+	Name  string
+	Token int64 // 0 unless it was asked for
+}
+
+func (e *NotFoundError) Error() string {
+	if e.Token != 0 {
+		return fmt.Sprintf("nobody has token %d in the queue of %s", e.Token, quote(e.Name))
+	}
+	return "nobody holds " + quote(e.Name)
+}
 
 // Is reports whether target is ErrNotFound.
 func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }

@@ -42,6 +42,7 @@ type Client struct {
 	watches  *watchmux.Mux
 	lines    *line.Lines[*Lock]
 	removals *tasks.Backlog // of entries that failed calls have left in queues
+	asking   chan struct{}  // has an item for each call that asks who was in its way
 	pool     pool
 }
 
@@ -53,6 +54,7 @@ type config struct {
 	margin  time.Duration // 0: a tenth of the TTL
 	shares  int           // of goroutines in a row that share a hold
 	log     *slog.Logger
+	program string // of WithProgram
 	process string // the value of the records of the sessions
 }
 
@@ -90,8 +92,9 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 			ttl:     DefaultTTL,
 			shares:  1,
 			log:     slog.New(slog.DiscardHandler),
-			process: string(thisProcess()),
+			program: thisProgram(),
 		},
+		asking: make(chan struct{}, mostAsking),
 		pool: pool{opening: make(chan struct{}, 1), sessions: make(map[*Session]bool)},
 	}
 	for _, opt := range opts {
@@ -102,6 +105,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	if c.margin > c.ttl/2 {
 		return nil, wrap(op, "", &InvalidError{"safety margin", c.margin.String(), "it must be at most half the TTL of " + c.ttl.String()})
 	}
+	c.process = string(thisProcess(c.program))
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
 	c.lines = newLines()
 	c.removals = tasks.NewBacklog(&c.tasks, removalsAtOnce)

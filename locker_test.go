@@ -337,6 +337,8 @@ func invoke(t *testing.T, on any, method string, ctx context.Context, given map[
 			in = append(in, reflect.ValueOf(ctx))
 		case of.Kind() == reflect.String:
 			in = append(in, reflect.ValueOf("b"))
+		case of.Kind() == reflect.Int64:
+			in = append(in, reflect.ValueOf(int64(1)))
 		case given[of] != nil:
 			in = append(in, reflect.ValueOf(given[of]))
 		case of.Kind() == reflect.Chan:

@@ -84,6 +84,15 @@ func WithLockDelay(d time.Duration) Option {
 	}
 }
 
+// WithProgram sets what the records of the client's sessions, and so Owner.Program, say of this
+// program. The default is the last element of os.Args[0].
+func WithProgram(name string) Option {
+	return func(c *Client) error {
+		c.program = name
+		return checkText("program", name)
+	}
+}
+
 // WithLocalHandover lets up to n goroutines of this process in a row share one hold of a
 // name, before the name goes back to etcd, where other clients wait for it. Passing a hold
 // on takes no request, so a name that is contended within one process changes hands in

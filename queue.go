@@ -223,13 +223,13 @@ func (l *Lock) found(resp *pb.TxnResponse) (created int64, strays []stray) {
 
 // refusal returns the error of TryLock if, by what taking has read, one of the entries would
 // not hold.
-func (l *Lock) refusal(resp *pb.TxnResponse) error {
+func (l *Lock) refusal(ctx context.Context, resp *pb.TxnResponse) error {
 	for i := range l.entries {
 		e, read := &l.entries[i], l.part(resp.Responses[1:], i)
 		oldest := read[1].GetResponseRange().Kvs
 		ahead, _ := newestFirst(read[2:])
 		if len(oldest) > 0 && (e.kind() == key.Exclusive || !free(e.kind(), l.kinds(ahead))) {
-			return &LockedError{Holder: holderOf(l.client.keys, e.place.Name, oldest[0])}
+			return l.client.locked(ctx, e.place.Name, oldest[0])
 		}
 	}
 	return nil

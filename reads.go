@@ -2,7 +2,6 @@ package locker
 
 import (
 	"context"
-	"encoding/json"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -19,9 +18,9 @@ type Holder struct {
 	Limit       int              // so many may hold the name while it does: 1 if it is exclusive, 0 if it is shared
 }
 
-// Get returns the holder of name, the oldest one if there are several. The read is linearizable: it sees every lock and every
-// release that was confirmed before the call. Get blocks until etcd has answered, or ctx
-// ends.
+// Get returns the holder of name, the oldest one if there are several. The read is
+// linearizable: it sees every lock and every release that was confirmed before the call. Get
+// blocks until etcd has answered, or ctx ends.
 //
 // Errors: ErrNotFound as *NotFoundError if nobody holds the name; ErrInvalid for a bad name
 // or a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and etcd's own.
@@ -35,8 +34,11 @@ func (c *Client) Get(ctx context.Context, name string) (Holder, error) {
 		return Holder{}, wrap(op, name, err)
 	}
 	defer end()
-	holder, err := c.get(ctx, name)
-	return holder, wrap(op, name, err)
+	oldest, err := c.oldest(ctx, name)
+	if err != nil {
+		return Holder{}, wrap(op, name, err)
+	}
+	return holderOf(c.keys, name, oldest), nil
 }
 
 // Holders returns all holders of name, the oldest first, all as of one revision. There are
@@ -62,7 +64,7 @@ func (c *Client) Holders(ctx context.Context, name string) ([]Holder, error) {
 	q.load(resp, "")
 	holders := q.holders(name)
 	if len(holders) == 0 {
-		return nil, wrap(op, name, &NotFoundError{name})
+		return nil, wrap(op, name, &NotFoundError{Name: name})
 	}
 	return holders, nil
 }
@@ -112,25 +114,24 @@ func (c *Client) Owners(ctx context.Context) (map[clientv3.LeaseID]Owner, error)
 	}
 	owners := make(map[clientv3.LeaseID]Owner, len(resp.Kvs))
 	for _, kv := range resp.Kvs {
-		var owner Owner
-		if json.Unmarshal(kv.Value, &owner) == nil { // anything else that others have put there is no owner
+		if owner, ok := ownerOf(kv); ok { // anything else that others have put there is no owner
 			owners[clientv3.LeaseID(kv.Lease)] = owner
 		}
 	}
 	return owners, nil
 }
 
-// get is Get without its checks.
-func (c *Client) get(ctx context.Context, name string) (Holder, error) {
+// oldest returns the oldest entry in the queue of name.
+func (c *Client) oldest(ctx context.Context, name string) (*mvccpb.KeyValue, error) {
 	all := c.keys.All(name)
 	resp, err := c.store.Read(ctx, txn.Oldest(all.From, all.To))
 	if err != nil {
-		return Holder{}, err
+		return nil, err
 	}
 	if len(resp.Kvs) == 0 {
-		return Holder{}, &NotFoundError{name}
+		return nil, &NotFoundError{Name: name}
 	}
-	return holderOf(c.keys, name, resp.Kvs[0]), nil
+	return resp.Kvs[0], nil
 }
 
 // holderOf returns a holder of name, given its entry.

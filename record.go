@@ -20,7 +20,7 @@ import (
 type Owner struct {
 	Host    string    `json:"host"` // as os.Hostname reports it; empty if it does not
 	PID     int       `json:"pid"`
-	Program string    `json:"program"` // last element of os.Args[0]
+	Program string    `json:"program"` // of WithProgram; by default the last element of os.Args[0]
 	Start   time.Time `json:"start"`   // of the process, roughly
 	Version string    `json:"version"` // of this library
 }
@@ -31,13 +31,17 @@ const Version = "2.0.0"
 // processStart is roughly when the process has started.
 var processStart = time.Now()
 
-// thisProcess returns the Owner of this process's sessions, encoded for their records.
-func thisProcess() []byte {
-	host, _ := os.Hostname() // better a record without it than no lock
-	program := ""
-	if len(os.Args) > 0 {
-		program = filepath.Base(os.Args[0])
+// thisProgram returns what the process is called by default.
+func thisProgram() string {
+	if len(os.Args) == 0 {
+		return ""
 	}
+	return filepath.Base(os.Args[0])
+}
+
+// thisProcess returns the Owner of this process's sessions, encoded for their records.
+func thisProcess(program string) []byte {
+	host, _ := os.Hostname() // better a record without it than no lock
 	record, err := json.Marshal(Owner{host, os.Getpid(), program, processStart.UTC().Truncate(time.Millisecond), Version})
 	if err != nil {
 		return []byte("{}")
@@ -376,13 +380,18 @@ type stray struct {
 	created   int64 // create revision; 0 until it is known
 }
 
-// remove deletes this incarnation of the entry and no other.
-func (e stray) remove(ctx context.Context, store *txn.Store) error {
-	_, _, err := store.Commit(ctx, txn.Txn{
+// removal returns the transaction that deletes this incarnation of the entry and no other.
+func (e stray) removal() txn.Txn {
+	return txn.Txn{
 		Name: e.name,
 		When: []*pb.Compare{txn.CmpCreate(e.key, e.created)},
 		Then: []*pb.RequestOp{txn.OpDelete(e.key)},
-	})
+	}
+}
+
+// remove deletes the entry.
+func (e stray) remove(ctx context.Context, store *txn.Store) error {
+	_, _, err := store.Commit(ctx, e.removal())
 	return err
 }
 
