@@ -261,7 +261,7 @@ func (l *Lock) allows(ops []clientv3.Op) error {
 		case op.IsGet():
 		case !op.IsPut() && !op.IsDelete():
 			return &InvalidError{"operation", "{}", "it is the zero value, use clientv3.OpPut or another"}
-		case slices.ContainsFunc(l.keys(), func(key string) bool { return txn.Writes(op, key) }):
+		case slices.ContainsFunc(l.keys(), func(k string) bool { return txn.Writes(op, k) }):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the entry of the lock; there are SetValue and Unlock"}
 		case txn.Writes(op, l.session.record()):
 			return &InvalidError{"operation", quote(string(op.KeyBytes())), "it would write the record of the lock's session"}

@@ -156,21 +156,22 @@ func (l *Lock) putAndRead(e *entry) []*pb.RequestOp {
 	return append([]*pb.RequestOp{l.put(e)}, ops(l.reads(e, 0)...)...)
 }
 
-// vacant returns the compares that an entry holds if it is put now, given that it would have
-// held at the revision read; 0 stands for an empty queue.
-func (l *Lock) vacant(e *entry, read int64) []*pb.Compare {
-	keys, all := l.client.keys, l.client.keys.All(e.place.Name)
-	if e.kind() == key.Exclusive {
-		return []*pb.Compare{txn.CmpNone(all.From, all.To)}
-	}
-	compares := []*pb.Compare{txn.CmpCreate(l.key(e), 0)} // a repeated put must not replace the first
-	if e.kind() != key.Shared {
+// vacant returns the compares that an entry holds if it is put now, and that the same put has
+// not been applied before. Either they say so by themselves, or they say that nothing has
+// been put since the revision read, at which the entry would have held; 0 stands for an empty
+// queue. The latter is one compare: those of a hundred names fit into a transaction.
+func (l *Lock) vacant(e *entry, read int64) (compares []*pb.Compare) {
+	all := l.client.keys.All(e.place.Name)
+	switch {
+	case e.kind() == key.Exclusive:
+		return append(compares, txn.CmpNone(all.From, all.To))
+	case e.kind() != key.Shared || len(l.entries) > 1:
 		return append(compares, txn.CmpNoneSince(all.From, all.To, read))
 	}
-	for _, r := range keys.Unshared(e.place.Name) {
+	for _, r := range l.client.keys.Unshared(e.place.Name) {
 		compares = append(compares, txn.CmpNone(r.From, r.To))
 	}
-	return compares
+	return append(compares, txn.CmpCreate(l.key(e), 0))
 }
 
 // standing is Guard as messages of etcd.

@@ -78,7 +78,7 @@ func TestRows_AreMeasuredOnARealEtcdAndLeaveNothingInIt(t *testing.T) {
 	r.endpoints = cluster.Endpoints()
 	r.workload = workload{
 		rounds: 2, runUp: 10 * time.Millisecond, period: 50 * time.Millisecond, history: 40, holds: 20, waiters: 5,
-		bulk: 2*keysPerLease + 1, bulkTTL: 3 * time.Second, crowd: 20, idle: 100 * time.Millisecond, queue: 200, few: 1,
+		bulk: 2*keysPerLease + 1, bulkTTL: 3 * time.Second, crowd: 20, idle: 100 * time.Millisecond, queue: 200, company: 150, readers: 10, few: 1,
 	}
 	for _, w := range rows(r.workload) {
 		results, err := r.run(testContext(t), w)

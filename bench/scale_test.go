@@ -240,11 +240,11 @@ func TestTraffic_CountsMessagesAndBytes(t *testing.T) {
 	var c traffic
 	for _, event := range []stats.RPCStats{
 		&stats.Begin{}, &stats.OutPayload{WireLength: 10}, &stats.InHeader{WireLength: 99}, &stats.InPayload{WireLength: 7},
-		&stats.OutPayload{WireLength: 5, Payload: &pb.LeaseKeepAliveRequest{}}, &stats.End{},
+		&stats.OutPayload{WireLength: 5, Payload: &pb.LeaseKeepAliveRequest{}}, &stats.OutPayload{WireLength: 3, Payload: &pb.RangeRequest{}}, &stats.End{},
 	} {
 		c.HandleRPC(c.TagRPC(t.Context(), nil), event)
 	}
-	if got := c.now(); got.sent != 2 || got.received != 1 || got.bytes != 22 || c.renewals.Load() != 1 {
+	if got := c.now(); got.sent != 3 || got.received != 1 || got.reads != 1 || got.bytes != 25 || c.renewals.Load() != 1 {
 		t.Errorf("%+v, %d renewals", got, c.renewals.Load())
 	}
 }

@@ -36,17 +36,22 @@ const (
 	floorPrefix  = "floors/"
 )
 
-var lockerService = service{name: ours, join: func(ctx context.Context, a *arena) (client, error) {
-	etcd, err := a.connect()
-	if err != nil {
-		return nil, err
-	}
-	c, err := newLocker(a, etcd)
-	if err != nil {
-		return nil, err
-	}
-	return func(name string) mutex { return &lockerMutex{client: c, name: name} }, nil
-}}
+var lockerService = lockerWith()
+
+// lockerWith is Locker with options for each lock.
+func lockerWith(opts ...locker.LockOption) service {
+	return service{name: ours, join: func(ctx context.Context, a *arena) (client, error) {
+		etcd, err := a.connect()
+		if err != nil {
+			return nil, err
+		}
+		c, err := newLocker(a, etcd)
+		if err != nil {
+			return nil, err
+		}
+		return func(name string) mutex { return &lockerMutex{client: c, name: name, opts: opts} }, nil
+	}}
+}
 
 // newLocker returns a client of Locker that is closed with the arena.
 func newLocker(a *arena, etcd *clientv3.Client, opts ...locker.Option) (*locker.Client, error) {
@@ -85,11 +90,12 @@ func newLockers(a *arena, connections []*clientv3.Client, n int, opts ...locker.
 type lockerMutex struct {
 	client *locker.Client
 	name   string
+	opts   []locker.LockOption
 	held   *locker.Lock
 }
 
 func (m *lockerMutex) Lock(ctx context.Context) (err error) {
-	m.held, err = m.client.Lock(ctx, m.name, "") // a Mutex has no value either
+	m.held, err = m.client.Lock(ctx, m.name, "", m.opts...) // a Mutex has no value either
 	return err
 }
 

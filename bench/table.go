@@ -19,6 +19,8 @@ type workload struct {
 	crowd   int           // clients in a queue
 	idle    time.Duration // for how long their idle traffic is measured
 	queue   int           // entries in a queue without clients
+	company int           // other shared holders of a name
+	readers int           // that wait for a writer
 	few     int           // rounds of the slow rows; 0 for as many as the others
 }
 
@@ -26,10 +28,12 @@ var (
 	fullWorkload = workload{
 		rounds: 5, runUp: 500 * time.Millisecond, period: 3 * time.Second, history: 100_000, holds: 20_000, waiters: 5_000,
 		bulk: 100_000, bulkTTL: 10 * time.Second, crowd: 1_000, idle: 3 * time.Second, queue: 10_000,
+		company: 1_000, readers: 500,
 	}
 	quickWorkload = workload{
 		rounds: 3, quick: true, runUp: 100 * time.Millisecond, period: 200 * time.Millisecond, history: 1_000, holds: 2_000, waiters: 500,
-		bulk: 5_000, bulkTTL: 3 * time.Second, crowd: 200, idle: time.Second, queue: 1_000, few: 1,
+		bulk: 5_000, bulkTTL: 3 * time.Second, crowd: 200, idle: time.Second, queue: 1_000,
+		company: 200, readers: 50, few: 1,
 	}
 )
 
@@ -73,17 +77,17 @@ func rows(w workload) []row {
 			lines: []line{handOvers(1.15), besideWrites, {what: "Unlock starts → next holds", figure: p50, unit: "µs", against: floor, target: atMost(1.15)}},
 		},
 		{
-			id: "P7", work: "32 clients on one name",
+			id: "P7", work: "32 clients on one name", rounds: w.few,
 			sides: append([]side{deletesInTurn, writesInTurn}, allSides(clientsOnOneName, 32)...),
 			lines: []line{handOvers(1.25), besideWrites},
 		},
 		{
-			id: "P7", work: "128 clients on one name",
+			id: "P7", work: "128 clients on one name", rounds: w.few,
 			sides: append([]side{deletesInTurn, writesInTurn}, allSides(clientsOnOneName, 128)...),
 			lines: []line{handOvers(1.40), besideWrites},
 		},
 		{
-			id: "P8", work: "64 goroutines of one client on one name",
+			id: "P8", work: "64 goroutines of one client on one name", rounds: w.few,
 			sides: append([]side{replacements, goroutinesOnOneName(lockerService, 64), mutexGoroutinesOnOneName(64)}, ofPeers(func(s service) side { return goroutinesOnOneName(s, 64) })...),
 			lines: []line{handOvers(1.10)},
 		},
@@ -151,6 +155,30 @@ func rows(w workload) []row {
 				{figure: modules, unit: "modules", target: atMost(0)},
 				{figure: servers, unit: "server packages", target: atMost(0)},
 			},
+		},
+		{
+			id: "P17", work: fmt.Sprintf("lock + unlock, shared, beside %d shared holders", w.company),
+			sides: []side{sharedBeside(freeName, 0), sharedBeside(ours, w.company)},
+			lines: []line{{figure: p50, unit: "µs", against: freeName, target: atMost(1.2)}},
+		},
+		{
+			id: "P18", work: fmt.Sprintf("%d readers, a client each, behind a writer", w.readers), rounds: w.few,
+			sides: []side{deleteEvents(w.readers), readersBehindWriter(w.readers)},
+			lines: []line{
+				{what: "its Unlock starts → the last one holds", figure: p50, unit: "µs", against: floor, target: atMost(1.5)},
+				{what: "messages from Lock to hold, without checks of the watch", figure: requests, unit: "requests/reader", target: atMost(3)},
+				{what: "of these, after its Unlock started", figure: requestsToWake, unit: "requests/reader"},
+			},
+		},
+		{
+			id: "P19", work: fmt.Sprintf("limit %d, %d clients, %v of work", limit, limitedClients, limitedWork), rounds: w.few,
+			sides: []side{withoutLocks, limited},
+			lines: []line{{figure: rate, unit: "holds/s", against: withoutLocks.name, target: atLeast(0.75)}},
+		},
+		{
+			id: "P20", work: fmt.Sprintf("lock + unlock of %d names in one lock", together),
+			sides: []side{namesTogether(oneName, 1), namesTogether(ours, together)},
+			lines: []line{{figure: p50, unit: "µs", against: oneName, target: atMost(1.5)}},
 		},
 	}
 }

@@ -14,6 +14,7 @@ import (
 type traffic struct {
 	sent, received atomic.Int64
 	renewals       atomic.Int64 // of leases, among those sent
+	reads          atomic.Int64 // outside of transactions, among those sent
 	bytes          atomic.Int64 // in both directions
 }
 
@@ -22,8 +23,11 @@ func (t *traffic) HandleRPC(_ context.Context, event stats.RPCStats) {
 	case *stats.OutPayload:
 		t.sent.Add(1)
 		t.bytes.Add(int64(event.WireLength))
-		if _, ok := event.Payload.(*pb.LeaseKeepAliveRequest); ok {
+		switch event.Payload.(type) {
+		case *pb.LeaseKeepAliveRequest:
 			t.renewals.Add(1)
+		case *pb.RangeRequest:
+			t.reads.Add(1)
 		}
 	case *stats.InPayload:
 		t.received.Add(1)
@@ -39,6 +43,7 @@ func (t *traffic) HandleConn(context.Context, stats.ConnStats)                  
 type counters struct {
 	seconds        float64
 	sent, received float64 // messages
+	reads          float64 // among those sent
 	bytes          float64
 	etcd, client   float64 // CPU time in seconds, of etcd and of this process
 }
@@ -49,6 +54,7 @@ func (t *traffic) now() counters {
 		seconds:  float64(time.Now().UnixNano()) / float64(time.Second),
 		sent:     float64(t.sent.Load()),
 		received: float64(t.received.Load()),
+		reads:    float64(t.reads.Load()),
 		bytes:    float64(t.bytes.Load()),
 	}
 }
@@ -59,11 +65,23 @@ func (c counters) since(before counters) counters { return c.minus(before, 1) }
 // beyond returns what is left of c without what would have happened in that time anyway.
 func (c counters) beyond(idle counters) counters { return c.minus(idle, c.seconds/idle.seconds) }
 
+// plus returns the sum of two differences.
+func (c counters) plus(d counters) counters { return c.minus(d, -1) }
+
+// messagesPerCheck is how many messages a client of Locker sends to learn whether its watches
+// are alive: a read, a watch and its end. It makes no other reads while it waits for a lock.
+const messagesPerCheck = 3
+
+// sentBesideChecks returns the messages sent by clients that wait for locks, without those of
+// the checks, of which there are as many as the wait is long.
+func (c counters) sentBesideChecks() float64 { return c.sent - messagesPerCheck*c.reads }
+
 func (c counters) minus(d counters, times float64) counters {
 	return counters{
 		seconds:  c.seconds - times*d.seconds,
 		sent:     c.sent - times*d.sent,
 		received: c.received - times*d.received,
+		reads:    c.reads - times*d.reads,
 		bytes:    c.bytes - times*d.bytes,
 		etcd:     c.etcd - times*d.etcd,
 		client:   c.client - times*d.client,

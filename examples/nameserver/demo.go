@@ -17,9 +17,10 @@ import (
 )
 
 // demonstrate serves, registers and watches until ctx ends: alpha and beta both want to
-// hold the name www, and the one that holds it is repeatedly disconnected from etcd.
+// hold the name www, and share the name pool. The one that holds www is repeatedly
+// disconnected from etcd.
 func demonstrate(ctx context.Context, s settings, _ []string, stdout, stderr io.Writer) (err error) {
-	name, operator := "www."+lockName(s.zone), newLog(stderr)
+	www, pool, operator := "www."+lockName(s.zone), "pool."+lockName(s.zone), newLog(stderr)
 	c, err := connect(ctx, s, operator)
 	if err != nil {
 		return err
@@ -40,15 +41,19 @@ func demonstrate(ctx context.Context, s settings, _ []string, stdout, stderr io.
 		return err
 	}
 	fmt.Fprintln(stdout, c.where())
-	fmt.Fprintf(stdout, "serving %s on %s while alpha and beta take turns holding %s; try\n\t%s\n",
-		lockName(s.zone), server.address(), name, digLine(server.address(), name))
+	fmt.Fprintf(stdout, "serving %s on %s while alpha and beta take turns holding %s and share %s; try\n\t%s\n\t%s\n",
+		lockName(s.zone), server.address(), www, pool, digLine(server.address(), www), digLine(server.address(), pool))
 
 	g, groupCtx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(groupCtx) })
-	g.Go(func() error { return follow(groupCtx, c.client, name, newEventLog(stdout, "watch  ")) })
-	g.Go(func() error { return hold(groupCtx, alpha.client, name, alpha.address, alpha.events) })
-	g.Go(func() error { return hold(groupCtx, beta.client, name, beta.address, beta.events) })
-	g.Go(func() error { return disconnectHolders(groupCtx, c.client, name, s.lifetimes.lease, alpha, beta) })
+	for _, name := range []string{www, pool} {
+		g.Go(func() error { return follow(groupCtx, c.client, name, newEventLog(stdout, "watch  ")) })
+	}
+	for _, h := range []*demoHost{alpha, beta} {
+		g.Go(func() error { return h.hold(groupCtx, www) })
+		g.Go(func() error { return h.share(groupCtx, pool) })
+	}
+	g.Go(func() error { return disconnectHolders(groupCtx, c.client, www, s.lifetimes.lease, alpha, beta) })
 	return ignoreInterrupt(ctx, g.Wait())
 }
 
@@ -115,6 +120,16 @@ func newDemoHost(endpoints []string, s settings, address string, events *log.Log
 	}
 	h.client, err = newClient(h.etcd, s, slog.New(slog.DiscardHandler)) // the event log reports the same
 	return h, err
+}
+
+// hold takes turns with the other host.
+func (h *demoHost) hold(ctx context.Context, name string) error {
+	return registration{name: name, value: h.address}.hold(ctx, h.client, h.events)
+}
+
+// share holds a name together with the other host. It logs nothing: the watch shows it.
+func (h *demoHost) share(ctx context.Context, name string) error {
+	return registration{name: name, value: h.address, shared: true}.hold(ctx, h.client, newEventLog(io.Discard, ""))
 }
 
 // close closes everything that is open, in reverse order.

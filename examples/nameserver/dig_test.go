@@ -33,6 +33,7 @@ func TestAnswers_AreUnderstoodByDig(t *testing.T) {
 	if _, err := client.Lock(testContext(t), "crowd.example.com", crowdedRecords["crowd.example.com"]); err != nil {
 		t.Fatal(err)
 	}
+	share(t, client, "pool.example.com", "192.0.2.9,2001:db8::9", "192.0.2.8", "192.0.2.9")
 	host, port, err := net.SplitHostPort(startServing(t, client, defaults(), t.Output()))
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +42,8 @@ func TestAnswers_AreUnderstoodByDig(t *testing.T) {
 		"www.example.com":                    {"status: NOERROR", "flags: qr aa;", "www.example.com.\t7\tIN\tA\t192.0.2.1", "192.0.2.2", "udp: 1232", "(UDP)"},
 		"www.example.com +tcp":               {"status: NOERROR", "www.example.com.\t7\tIN\tA\t192.0.2.1", "(TCP)"},
 		"WWW.example.com AAAA +noedns":       {"WWW.example.com.\t7\tIN\tAAAA\t2001:db8::1", "ADDITIONAL: 0"},
+		"pool.example.com":                   {"ANSWER: 2", "pool.example.com.\t7\tIN\tA\t192.0.2.9\npool.example.com.\t7\tIN\tA\t192.0.2.8\n"},
+		"_locker.pool.example.com TXT":       {"ANSWER: 3", `"holder=192.0.2.9,2001:db8::9" "token=`, `"holder=192.0.2.8" "token=`, `"holder=192.0.2.9" "token=`},
 		"example.com SOA":                    {"ns.example.com. hostmaster.example.com."},
 		"example.com NS":                     {"example.com.\t\t7\tIN\tNS\tns.example.com.", "ns.example.com.\t\t7\tIN\tA\t127.0.0.1"},
 		"_locker.www.example.com TXT":        {`"holder=192.0.2.1,2001:db8::1,192.0.2.2" "token=`},

@@ -24,7 +24,7 @@ addresses as the value, and when the host dies the record is gone within the TTL
 
 	nameserver           run everything in one process, as a demonstration
 	nameserver serve     answer queries
-	nameserver register NAME ADDR[,ADDR...]
+	nameserver register [-shared] NAME ADDR[,ADDR...]
 	                     hold a record until stopped, waiting for it if necessary
 	nameserver watch NAME
 	                     print who holds a name, now and at each change
@@ -37,6 +37,11 @@ All commands accept
 	-ttl DURATION        TTL of a host's lease: how long the record of a dead host remains
 	                     (5s); serve gives no answer from data that is older
 	-prefix PREFIX       prefix of the keys in etcd (locker/)
+
+register also accepts
+	-shared              hold the name together with other hosts that share it: the name
+	                     has the addresses of all of them (by default, one host holds it
+	                     and the others wait)
 
 serve and the demonstration also accept
 	-listen ADDR:PORT    address for UDP and TCP (127.0.0.1:1053); port 0 picks a free one
@@ -56,6 +61,7 @@ type settings struct {
 	endpoints []string
 	zone      string // lower case, with the final dot
 	prefix    string
+	shared    bool // register together with other hosts
 	listen    string
 	lifetimes lifetimes
 }
@@ -65,14 +71,15 @@ type command struct {
 	arguments     int    // how many it takes
 	usageHint     string // the error message if their number is wrong
 	servesQueries bool   // has the flags for it, and starts etcd if there are no endpoints
+	registers     bool   // has the flag -shared
 	run           func(ctx context.Context, s settings, arguments []string, stdout, stderr io.Writer) error
 }
 
 var commands = map[string]command{
-	"":         {0, "the demonstration takes no arguments", true, demonstrate},
-	"serve":    {0, "serve takes no arguments", true, serve},
-	"register": {2, "register needs NAME and ADDR[,ADDR...]", false, register},
-	"watch":    {1, "watch needs NAME", false, watch},
+	"":         {0, "the demonstration takes no arguments", true, false, demonstrate},
+	"serve":    {0, "serve takes no arguments", true, false, serve},
+	"register": {2, "register needs NAME and ADDR[,ADDR...]", false, true, register},
+	"watch":    {1, "watch needs NAME", false, false, watch},
 }
 
 // usageError reports an invalid command line.
@@ -131,6 +138,9 @@ func parse(c command, args []string) (s settings, arguments []string, err error)
 		flags.StringVar(&s.listen, "listen", "127.0.0.1:1053", "")
 		flags.DurationVar(&s.lifetimes.answer, "answer-ttl", 5*time.Second, "")
 		flags.DurationVar(&s.lifetimes.negative, "negative-ttl", time.Second, "")
+	}
+	if c.registers {
+		flags.BoolVar(&s.shared, "shared", false, "")
 	}
 	for {
 		switch err := flags.Parse(args); {

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,22 @@ func TestParse_AcceptsFlagsBeforeBetweenAndAfterArguments(t *testing.T) {
 	}
 }
 
+func TestParse_AcceptsSharedAnywhere(t *testing.T) {
+	t.Parallel()
+	for line, shared := range map[string]bool{
+		"a b":               false,
+		"-shared a b":       true,
+		"a -shared b":       true,
+		"a b --shared":      true,
+		"-shared=false a b": false,
+	} {
+		s, arguments, err := parse(commands["register"], strings.Fields(line+" -endpoints 127.0.0.1:1"))
+		if err != nil || s.shared != shared || !slices.Equal(arguments, []string{"a", "b"}) {
+			t.Errorf("%s: shared %v, %q, %v", line, s.shared, arguments, err)
+		}
+	}
+}
+
 func TestRun_ExplainsAnInvalidCommandLine(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
@@ -42,6 +59,8 @@ func TestRun_ExplainsAnInvalidCommandLine(t *testing.T) {
 		"serve -ttl 3":                                 `"3"`,
 		"serve -zone a..b":                             `"a..b" is not a zone`,
 		"serve -answer-ttl -1s":                        "-answer-ttl and -negative-ttl must",
+		"serve -shared":                                "-shared",
+		"watch -shared www.example.com":                "-shared",
 		"serve -negative-ttl 25h":                      "-answer-ttl and -negative-ttl must",
 		"register -listen 127.0.0.1:0 a b":             "-listen",
 		"register www.example.com":                     "register needs NAME and ADDR[,ADDR...]",
@@ -99,49 +118,67 @@ func TestRun_ExplainsWhyItCannotStart(t *testing.T) {
 
 func TestDemonstration_HandsTheNameOver(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithCancelCause(t.Context())
-	interrupted := errors.New("interrupted by the test")
-	var out, log output
-	done := make(chan error, 1)
-	go func() { done <- run(ctx, strings.Fields("-ttl 5s -listen 127.0.0.1:0"), &out, &log) }()
-	t.Cleanup(func() { cancel(interrupted) })
-
+	var out output
+	stop := startDemonstration(t, &out)
 	address := out.between(t, "serving example.com on ", " ")
 	host, port, _ := strings.Cut(address, ":")
 	out.await(t, fmt.Sprintf("\tdig @%s -p %s www.example.com\n", host, port))
 	first := out.between(t, "holding www.example.com as ", " ")
-	served := func(ip string) func() bool {
-		return func() bool {
-			reply := ask(t, "udp", address, newQuery("www.example.com.", dns.TypeA))
-			return slices.Equal(recordTexts(reply.Answer), []string{"A " + ip})
-		}
-	}
-	eventually(t, "the first host is served", served(first))
 	other := map[string]string{"192.0.2.1": "192.0.2.2", "192.0.2.2": "192.0.2.1"}[first]
+	served := func(name string, addresses ...string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%s is served as %v", name, addresses), func() bool {
+			got := recordTexts(ask(t, "udp", address, newQuery(name+".", dns.TypeA)).Answer)
+			slices.Sort(got)
+			return slices.Equal(got, addresses)
+		})
+	}
+	served("www.example.com", "A "+first)
+	served("pool.example.com", "A 192.0.2.1", "A 192.0.2.2")
 	out.await(t, "disconnected from etcd")
 	out.await(t, "lost www.example.com (expired); waiting for it again")
 	out.await(t, "holding www.example.com as "+other)
 	out.await(t, "watch  www.example.com is "+other)
-	eventually(t, "the other host is served", served(other))
+	served("www.example.com", "A "+other)
+	eventually(t, "the other host alone holds the shared name", func() bool {
+		_, after, _ := strings.Cut(out.String(), "disconnected from etcd")
+		alone := regexp.MustCompile(`watch  pool\.example\.com is ` + other + ` \(token \d+\)\n`)
+		return alone.MatchString(after)
+	})
 	out.await(t, "reconnected to etcd")
-	eventually(t, "the first host is served again", served(first))
+	served("pool.example.com", "A 192.0.2.1", "A 192.0.2.2")
+	served("www.example.com", "A "+first)
 	eventually(t, "the first host reports it", func() bool {
 		return strings.Count(out.String(), "holding www.example.com as "+first) == 2
 	})
-
-	cancel(interrupted)
-	select {
-	case err := <-done:
-		if !errors.Is(err, interrupted) && err != nil {
-			t.Errorf("the demonstration returned %v", err)
-		}
-	case <-time.After(testTimeout):
-		t.Error("the demonstration does not end")
-	}
+	stop()
 	out.await(t, "released www.example.com")
-	if log.String() != "" {
-		t.Errorf("the demonstration logged: %s", &log)
-	}
+}
+
+// startDemonstration runs the demonstration until stop is called, or the test ends.
+func startDemonstration(t *testing.T, out *output) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	interrupted := errors.New("interrupted by the test")
+	var log output
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, strings.Fields("-ttl 5s -listen 127.0.0.1:0"), out, &log) }()
+	stop = sync.OnceFunc(func() {
+		cancel(interrupted)
+		select {
+		case err := <-done:
+			if !errors.Is(err, interrupted) && err != nil {
+				t.Errorf("the demonstration returned %v", err)
+			}
+		case <-time.After(testTimeout):
+			t.Error("the demonstration does not end")
+		}
+		if log.String() != "" {
+			t.Errorf("the demonstration logged: %s", &log)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
 }
 
 func TestDemonstration_EndsAtOnceWhenInterruptedWhileAHostIsDisconnected(t *testing.T) {
@@ -156,7 +193,7 @@ func TestDemonstration_EndsAtOnceWhenInterruptedWhileAHostIsDisconnected(t *test
 	}
 	ctx, interrupt := context.WithCancel(context.Background())
 	g, groupCtx := errgroup.WithContext(ctx)
-	g.Go(func() error { return hold(groupCtx, alpha.client, name, alpha.address, alpha.events) })
+	g.Go(func() error { return alpha.hold(groupCtx, name) })
 	g.Go(func() error { return disconnectHolders(groupCtx, client, name, time.Second, alpha) }) // as if the lease were shorter
 	done := make(chan error, 1)
 	go func() { done <- g.Wait() }()

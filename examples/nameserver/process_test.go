@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -122,6 +123,79 @@ func TestRegister_NextWaiterIsServedWhenTheHolderIsKilled(t *testing.T) {
 	if code := server.signal(t, os.Interrupt); code != 0 {
 		t.Errorf("the interrupted server ended with %d", code)
 	}
+}
+
+// startCommand runs a command that uses an etcd of the test.
+func startCommand(t *testing.T, etcd *embedtest.Server, args ...string) *process {
+	t.Helper()
+	return startProgram(t, append(args, "-endpoints", strings.Join(etcd.Endpoints(), ","), "-ttl", leaseTTL.String())...)
+}
+
+// awaitAnswer waits until www.example.com has the given A records.
+func awaitAnswer(t *testing.T, address string, want ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the answer is %q", want), func() bool {
+		reply := ask(t, "udp", address, newQuery("www.example.com.", dns.TypeA))
+		return slices.Equal(recordTexts(reply.Answer), want)
+	})
+}
+
+func TestRegister_SharedHostsAreServedTogetherWhileTheyLive(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	_, address := startServer(t, "-endpoints", strings.Join(etcd.Endpoints(), ","))
+	watcher := startCommand(t, etcd, "watch", "www.example.com")
+	first := startCommand(t, etcd, "register", "-shared", "www.example.com", "192.0.2.1")
+	token := first.out.between(t, "holding www.example.com as 192.0.2.1 ", ", shared\n")
+	watcher.out.await(t, "www.example.com is 192.0.2.1 "+token+"\n")
+
+	second := startCommand(t, etcd, "register", "www.example.com", "192.0.2.2", "-shared")
+	second.out.await(t, "www.example.com is 192.0.2.1 "+token+"; joining\n")
+	second.out.await(t, "holding www.example.com as 192.0.2.2 (token")
+	watcher.out.await(t, "www.example.com is 192.0.2.1 "+token+", the oldest of 2 holders\n")
+	awaitAnswer(t, address, "A 192.0.2.1", "A 192.0.2.2")
+
+	killed := time.Now()
+	first.signal(t, syscall.SIGKILL)
+	awaitAnswer(t, address, "A 192.0.2.2")
+	if took := time.Since(killed); took > leaseTTL+slack {
+		t.Errorf("the killed host was served for %v", took)
+	}
+	token = second.out.between(t, "holding www.example.com as 192.0.2.2 ", ", shared\n")
+	watcher.out.await(t, "www.example.com is 192.0.2.2 "+token+"\n")
+}
+
+func TestRegister_ExclusiveHostWaitsForSharedOnesAndIsServedAlone(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	_, address := startServer(t, "-endpoints", strings.Join(etcd.Endpoints(), ","))
+	register := func(ip string, flags ...string) *process {
+		return startCommand(t, etcd, append([]string{"register", "www.example.com", ip}, flags...)...)
+	}
+	queued := func(hosts int) {
+		t.Helper()
+		eventually(t, "the hosts are in the queue", func() bool { return len(keysBelow(t, etcd, "locker/www.example.com/")) == hosts })
+	}
+	var shared []*process
+	for i, ip := range []string{"192.0.2.1", "192.0.2.2"} {
+		shared = append(shared, register(ip, "-shared"))
+		shared[i].out.await(t, "holding www.example.com as "+ip)
+	}
+	exclusive := register("192.0.2.3")
+	exclusive.out.await(t, ", the oldest of 2 holders; waiting for it\n")
+	queued(3)
+	late := register("192.0.2.4", "-shared")
+	queued(4)
+	awaitAnswer(t, address, "A 192.0.2.1", "A 192.0.2.2")
+
+	shared[0].signal(t, os.Interrupt)
+	awaitAnswer(t, address, "A 192.0.2.2")
+	shared[1].signal(t, os.Interrupt)
+	awaitAnswer(t, address, "A 192.0.2.3")
+	exclusive.out.await(t, "holding www.example.com as 192.0.2.3")
+	exclusive.signal(t, os.Interrupt)
+	awaitAnswer(t, address, "A 192.0.2.4")
+	late.out.await(t, "holding www.example.com as 192.0.2.4")
 }
 
 func TestCommands_UseTheEtcdThatServeStarts(t *testing.T) {

@@ -14,9 +14,11 @@ import (
 // must not contain it.
 const infoLabel = "_locker"
 
-// maxAddresses ensures that the largest answer fits into a TCP message with room to
-// spare.
-const maxAddresses = 256
+// These ensure that the largest answer fits into a TCP message with room to spare.
+const (
+	maxAddresses     = 256  // of a host
+	maxNameAddresses = 1000 // of all hosts that share a name
+)
 
 // lockName returns the name of the lock for a domain name: lower case, without the final
 // dot.

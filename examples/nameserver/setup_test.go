@@ -109,6 +109,19 @@ func holdAll(t testing.TB, etcd *embedtest.Server, records map[string]string) *l
 	return client
 }
 
+// share makes a client hold a name once for each value, shared. The first is the oldest.
+func share(t testing.TB, client *locker.Client, name string, values ...string) (locks []*locker.Lock) {
+	t.Helper()
+	for _, value := range values {
+		l, err := client.Lock(testContext(t), name, value, locker.WithShared())
+		if err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, l)
+	}
+	return locks
+}
+
 // defaults returns the settings of the tests.
 func defaults() settings {
 	return settings{

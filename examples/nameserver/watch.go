@@ -23,13 +23,14 @@ func watch(ctx context.Context, s settings, arguments []string, stdout, stderr i
 	return ignoreInterrupt(ctx, follow(ctx, c.client, name, newEventLog(stdout, "")))
 }
 
+// follow logs each state of a name until ctx ends.
 func follow(ctx context.Context, client *locker.Client, name string, events *log.Logger) error {
 	for state, err := range client.Watch(ctx, name) {
 		switch {
 		case err != nil:
 			return err
 		case state.Held:
-			events.Printf("%s is %s (token %d)", name, abbreviate(state.Value), state.Token)
+			events.Print(describe(state.Holder, state.Holders))
 		default:
 			events.Printf("%s is not held (revision %d)", name, state.Revision)
 		}

@@ -4,6 +4,8 @@ import (
 	"encoding/hex"
 	"math/rand/v2"
 	"net"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,6 +43,30 @@ func TestAnswer_OverUDPIsTruncatedToFit(t *testing.T) {
 	}
 	if small := ask(t, "udp", address, newQuery("ns.example.com.", dns.TypeA)); small.Truncated {
 		t.Error("an answer that fits is marked as truncated")
+	}
+}
+
+func TestAnswer_HasAThousandAddressesOfASharedName(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	client := clientOf(t, etcd.Client(t), time.Minute)
+	const hosts = 6 // with more addresses than an answer may have
+	all := strings.Split(manyAddresses(hosts*maxAddresses), ",")
+	for addresses := range slices.Chunk(all, maxAddresses) {
+		share(t, client, "crowd.example.com", strings.Join(addresses, ","))
+	}
+	address := startServing(t, client, defaults(), t.Output())
+	query := newQuery("crowd.example.com.", dns.TypeAAAA)
+	if reply := ask(t, "udp", address, query); !reply.Truncated || wireLen(t, reply) > 512 {
+		t.Errorf("over UDP: %d bytes, truncated: %v", wireLen(t, reply), reply.Truncated)
+	}
+	reply := ask(t, "tcp", address, query)
+	var got []string
+	for _, record := range reply.Answer {
+		got = append(got, record.(*dns.AAAA).AAAA.String())
+	}
+	if reply.Truncated || !slices.Equal(got, all[:maxNameAddresses]) {
+		t.Errorf("over TCP: %d records from %v, truncated: %v", len(got), got[:1], reply.Truncated)
 	}
 }
 

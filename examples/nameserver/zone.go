@@ -5,11 +5,13 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/miekg/dns"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
 )
@@ -39,8 +41,16 @@ type zoneHandler struct {
 	log          *slog.Logger
 	nonTerminals *nonTerminals
 
-	mu     sync.Mutex       // guards the fields below
-	warned map[string]int64 // the token of the last hold that was logged, by name
+	mu     sync.Mutex      // guards the fields below
+	warned map[holdID]bool // those that were logged
+}
+
+// holdID identifies one hold of a name. Holders that share a name may have the
+// same token.
+type holdID struct {
+	name  string
+	token int64
+	lease clientv3.LeaseID
 }
 
 func newZoneHandler(name string, records *locker.Cache, address netip.Addr, l lifetimes, log *slog.Logger) *zoneHandler {
@@ -51,7 +61,7 @@ func newZoneHandler(name string, records *locker.Cache, address netip.Addr, l li
 		address:      address,
 		log:          log,
 		nonTerminals: newNonTerminals(name, records),
-		warned:       make(map[string]int64),
+		warned:       make(map[holdID]bool),
 	}
 }
 
@@ -132,9 +142,9 @@ func (z *zoneHandler) answer(reply *dns.Msg, question dns.Question, ttl uint32) 
 func (z *zoneHandler) find(question dns.Question, ttl uint32) (records []dns.RR, exists bool) {
 	name := lockName(question.Name)
 	if of, ok := strings.CutPrefix(name, infoLabel+"."); ok {
-		if holder, held := z.records.Get(of); held {
+		if holders := z.records.Holders(of); len(holders) > 0 {
 			if question.Qtype == dns.TypeTXT {
-				records = []dns.RR{holderRecord(question.Name, ttl, holder)}
+				records = holderRecords(question.Name, ttl, holders)
 			}
 			return records, true
 		}
@@ -151,34 +161,53 @@ func (z *zoneHandler) find(question dns.Question, ttl uint32) (records []dns.RR,
 	return addressRecords(question.Name, question.Qtype, ttl, addresses), exists
 }
 
-// addresses returns the addresses of a host, and reports whether the host exists.
+// addresses returns the addresses of all holders of a name, and reports whether the name
+// exists.
 func (z *zoneHandler) addresses(name string) (addresses []netip.Addr, exists bool) {
-	holder, held := z.records.Get(name)
-	if !held {
-		if name != nameserver+lockName(z.name) {
-			return nil, false
-		}
-		if z.address.IsValid() {
-			addresses = []netip.Addr{z.address}
-		}
-		return addresses, true
+	if holders := z.records.Holders(name); len(holders) > 0 {
+		return z.merge(holders), true
 	}
-	addresses, err := parseAddresses(holder.Value)
-	if err != nil {
-		z.warnOnce(holder, err)
+	if name != nameserver+lockName(z.name) {
+		return nil, false
+	}
+	if z.address.IsValid() {
+		addresses = []netip.Addr{z.address}
 	}
 	return addresses, true
+}
+
+// merge returns the addresses of holders in their order, each once. It skips a holder
+// whose value is not a list of addresses.
+func (z *zoneHandler) merge(holders []locker.Holder) (merged []netip.Addr) {
+	seen := make(map[netip.Addr]bool)
+	for _, holder := range holders {
+		addresses, err := parseAddresses(holder.Value)
+		if err != nil {
+			z.warnOnce(holder, err)
+		}
+		for _, address := range addresses {
+			if len(merged) == maxNameAddresses {
+				return merged
+			}
+			if !seen[address] {
+				seen[address] = true
+				merged = append(merged, address)
+			}
+		}
+	}
+	return merged
 }
 
 // warnOnce logs, once per hold, that a value is not a list of addresses.
 func (z *zoneHandler) warnOnce(holder locker.Holder, err error) {
 	const maxWarned = 1000 // holds to remember
+	this := holdID{holder.Name, holder.Token, holder.Lease}
 	z.mu.Lock()
-	already := z.warned[holder.Name] == holder.Token
-	if len(z.warned) >= maxWarned {
+	already := z.warned[this]
+	if !already && len(z.warned) >= maxWarned {
 		clear(z.warned)
 	}
-	z.warned[holder.Name] = holder.Token
+	z.warned[this] = true
 	z.mu.Unlock()
 	if !already {
 		z.log.Warn("lock without addresses", "name", holder.Name, "token", holder.Token, "error", err)
@@ -214,13 +243,17 @@ func addressRecords(name string, rrtype uint16, ttl uint32, addresses []netip.Ad
 	return records
 }
 
-// holderRecord describes the holder of a name: the value, the token and the lease.
-func holderRecord(name string, ttl uint32, holder locker.Holder) dns.RR {
-	return &dns.TXT{Hdr: header(name, dns.TypeTXT, ttl), Txt: []string{
-		"holder=" + abbreviate(holder.Value),
-		fmt.Sprintf("token=%d", holder.Token),
-		fmt.Sprintf("lease=%x", int64(holder.Lease)),
-	}}
+// holderRecords describes each holder of a name: the value, the token and the lease.
+func holderRecords(name string, ttl uint32, holders []locker.Holder) []dns.RR {
+	var records []dns.RR
+	for _, holder := range slices.Compact(holders) { // equal records are not allowed (RFC 2181)
+		records = append(records, &dns.TXT{Hdr: header(name, dns.TypeTXT, ttl), Txt: []string{
+			"holder=" + abbreviate(holder.Value),
+			fmt.Sprintf("token=%d", holder.Token),
+			fmt.Sprintf("lease=%x", int64(holder.Lease)),
+		}})
+	}
+	return records
 }
 
 func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {

@@ -210,6 +210,59 @@ func TestNonTerminal_ExistsWhileANameBelowIsHeld(t *testing.T) {
 	}
 }
 
+func TestSharedName_HasTheAddressesOfAllItsHolders(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	client := holdAll(t, etcd, nil)
+	locks := share(t, client, "pool.example.com", "192.0.2.2,2001:db8::2", "192.0.2.1,192.0.2.2", "192.0.2.3")
+	address := startServing(t, client, defaults(), t.Output())
+	answers := func(rrtype uint16, want ...string) func() bool {
+		return func() bool {
+			reply := ask(t, "udp", address, newQuery("pool.example.com.", rrtype))
+			return reply.Rcode == dns.RcodeSuccess && slices.Equal(recordTexts(reply.Answer), want)
+		}
+	}
+	if !answers(dns.TypeA, "A 192.0.2.2", "A 192.0.2.1", "A 192.0.2.3")() || !answers(dns.TypeAAAA, "AAAA 2001:db8::2")() {
+		t.Error("the answer does not have the addresses of all holders, the oldest first, each once")
+	}
+	about := ask(t, "tcp", address, newQuery("_locker.pool.example.com.", dns.TypeTXT)).Answer
+	if len(about) != len(locks) {
+		t.Errorf("%d holders are described as %q", len(locks), recordTexts(about))
+	}
+	for i, record := range about {
+		if want := fmt.Sprintf("token=%d", locks[i].Token()); record.(*dns.TXT).Txt[1] != want {
+			t.Errorf("holder %d is described as %s, want %s", i, record, want)
+		}
+	}
+	for i, want := range [][]string{{"A 192.0.2.1", "A 192.0.2.2", "A 192.0.2.3"}, {"A 192.0.2.3"}} {
+		if err := locks[i].Unlock(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, fmt.Sprintf("the answer is %q", want), answers(dns.TypeA, want...))
+	}
+	if !answers(dns.TypeAAAA)() {
+		t.Error("the name has the IPv6 address of a host that is gone")
+	}
+}
+
+func TestSharedName_IsNotHiddenByAHolderWithoutAddresses(t *testing.T) {
+	t.Parallel()
+	etcd := embedtest.Start(t)
+	client := holdAll(t, etcd, nil)
+	share(t, client, "pool.example.com", "a flat in town", "192.0.2.1", "a house", "192.0.2.2")
+	var log output
+	address := startServing(t, client, defaults(), &log)
+	for range 3 {
+		reply := ask(t, "udp", address, newQuery("pool.example.com.", dns.TypeA))
+		if got := recordTexts(reply.Answer); !slices.Equal(got, []string{"A 192.0.2.1", "A 192.0.2.2"}) {
+			t.Errorf("the answer is %q", got)
+		}
+	}
+	if n := strings.Count(log.String(), "lock without addresses"); n != 2 || strings.Count(log.String(), "\n") != n {
+		t.Errorf("%d lines for two holders without addresses:\n%s", n, &log)
+	}
+}
+
 func TestLockWithoutAddresses_IsLoggedOncePerHold(t *testing.T) {
 	t.Parallel()
 	etcd := embedtest.Start(t)
