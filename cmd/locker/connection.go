@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// connection is how the program reaches etcd: the flags that etcdctl has, with the same
+// names, and what they do not set from the environment.
+type connection struct {
+	endpoints          []string
+	cacert, cert, key  string
+	insecureSkipVerify bool
+	user, password     string
+	dialTimeout        time.Duration
+	prefix             string
+	ttl                time.Duration
+}
+
+// flags defines the flags.
+func (c *connection) flags(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&c.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "addresses of etcd, separated by commas")
+	flags.StringVar(&c.cacert, "cacert", "", "`file` with the certificates that those of etcd are checked with")
+	flags.StringVar(&c.cert, "cert", "", "`file` with the certificate of this client")
+	flags.StringVar(&c.key, "key", "", "`file` with the key of this client")
+	flags.BoolVar(&c.insecureSkipVerify, "insecure-skip-tls-verify", false, "accept any certificate of etcd")
+	flags.StringVar(&c.user, "user", "", "`name[:password]` of the user in etcd")
+	flags.StringVar(&c.password, "password", "", "password of the user, if --user has none")
+	flags.DurationVar(&c.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for a connection")
+	flags.StringVar(&c.prefix, "prefix", locker.DefaultPrefix, "prefix of the keys in etcd")
+	flags.DurationVar(&c.ttl, "ttl", locker.DefaultTTL, "time to live of leases")
+}
+
+// complete takes what the flags do not set from the environment: from LOCKER_ENDPOINTS, or
+// else from ETCDCTL_ENDPOINTS, and so on.
+func (c *connection) complete(flags *pflag.FlagSet) error {
+	var failed error
+	flags.VisitAll(func(flag *pflag.Flag) {
+		if flag.Changed || failed != nil {
+			return
+		}
+		name := strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+		for _, variable := range []string{"LOCKER_" + name, "ETCDCTL_" + name} {
+			value, ok := os.LookupEnv(variable)
+			if !ok || value == "" || !environment[flag.Name] {
+				continue
+			}
+			if err := flags.Set(flag.Name, value); err != nil {
+				failed = usageError("the environment variable %s is not valid: %v", variable, err)
+			}
+			return
+		}
+	})
+	return failed
+}
+
+// environment has the flags that the environment may set.
+var environment = map[string]bool{
+	"endpoints": true, "cacert": true, "cert": true, "key": true, "insecure-skip-tls-verify": true,
+	"user": true, "password": true, "dial-timeout": true, "prefix": true, "ttl": true,
+}
+
+// dial connects to etcd. It returns why there is no connection, within the dial timeout.
+func (c *connection) dial(ctx context.Context) (*clientv3.Client, error) {
+	config := locker.ClientConfig(c.endpoints...)
+	var err error
+	if config.TLS, err = c.tls(); err != nil {
+		return nil, err
+	}
+	if c.user != "" {
+		name, password, given := strings.Cut(c.user, ":")
+		if !given {
+			password = c.password
+		}
+		config.Username, config.Password = name, password
+		config.DialTimeout = c.dialTimeout
+	}
+	etcd, err := clientv3.New(config)
+	if err != nil {
+		return nil, fmt.Errorf("no connection to etcd at %s: %w", strings.Join(c.endpoints, ", "), err)
+	}
+	return etcd, nil
+}
+
+// tls returns the settings of TLS, nil if it is not used.
+func (c *connection) tls() (*tls.Config, error) {
+	secure := false
+	for _, endpoint := range c.endpoints {
+		secure = secure || strings.HasPrefix(endpoint, "https://")
+	}
+	if c.cacert == "" && c.cert == "" && c.key == "" && !c.insecureSkipVerify && !secure {
+		return nil, nil
+	}
+	if (c.cert == "") != (c.key == "") {
+		return nil, usageError("--cert and --key belong together")
+	}
+	info := transport.TLSInfo{TrustedCAFile: c.cacert, CertFile: c.cert, KeyFile: c.key, InsecureSkipVerify: c.insecureSkipVerify}
+	config, err := info.ClientConfig()
+	if err != nil {
+		return nil, usageError("the certificates cannot be used: %v", err)
+	}
+	return config, nil
+}
+
+// open connects to etcd and returns a client. It makes a request, so that it can say within
+// the dial timeout why there is no answer.
+func (c *connection) open(ctx context.Context, opts ...locker.Option) (client *locker.Client, etcd *clientv3.Client, stop func(), err error) {
+	etcd, err = c.dial(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	client, err = locker.New(etcd, append([]locker.Option{locker.WithPrefix(c.prefix), locker.WithTTL(c.ttl)}, opts...)...)
+	if err != nil {
+		_ = etcd.Close()
+		return nil, nil, nil, asUsage(err)
+	}
+	stop = func() { _ = client.Close(); _ = etcd.Close() }
+	attempt, cancel := context.WithTimeout(ctx, c.dialTimeout)
+	defer cancel()
+	if _, err := client.Holders(attempt, "locker"); err != nil && !errors.Is(err, locker.ErrNotFound) && attempt.Err() != nil {
+		stop()
+		return nil, nil, nil, fmt.Errorf("no answer from etcd at %s: %w", strings.Join(c.endpoints, ", "), err)
+	}
+	return client, etcd, stop, nil
+}
+
+// asUsage makes the error of an argument that cannot be used one of the command line.
+func asUsage(err error) error {
+	var invalid *locker.InvalidError
+	if errors.As(err, &invalid) {
+		return &exitError{exitUsage, invalid}
+	}
+	return err
+}
