@@ -1,16 +1,12 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strconv"
-	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
 // report is a node's report on itself.
@@ -46,7 +42,7 @@ func (n *node) control() http.Handler {
 		if !r.Serving {
 			status = http.StatusServiceUnavailable
 		}
-		writeJSON(w, status, r)
+		livepage.WriteJSON(w, status, r)
 	})
 	setHealthy := func(healthy bool) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -57,20 +53,6 @@ func (n *node) control() http.Handler {
 	mux.HandleFunc("POST /healthy", setHealthy(true))
 	mux.HandleFunc("POST /unhealthy", setHealthy(false))
 	return http.NewCrossOriginProtection().Handler(mux)
-}
-
-func writeJSON(w http.ResponseWriter, status int, value any) {
-	text, err := json.MarshalIndent(value, "", "  ")
-	if err != nil {
-		http.Error(w, "cannot encode the response as JSON", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(status)
-	// An error means that the client has disconnected.
-	_, _ = w.Write(append(text, '\n'))
 }
 
 // listen opens a port, or returns an error that explains why it cannot.
@@ -89,32 +71,4 @@ func reachable(address net.Addr, host string) string {
 		return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 	}
 	return address.String()
-}
-
-// serveHTTP serves until ctx ends, and returns when all requests have ended: streams end
-// with ctx, other requests within a second or they are cut off.
-func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler) error {
-	server := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       time.Minute,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-	}
-	tasks, serving := errgroup.WithContext(ctx)
-	tasks.Go(func() error {
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("cannot serve on %s: %w", l.Addr(), err)
-		}
-		return nil
-	})
-	tasks.Go(func() error {
-		<-serving.Done()
-		bounded, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if server.Shutdown(bounded) != nil {
-			return server.Close()
-		}
-		return nil
-	})
-	return tasks.Wait()
 }

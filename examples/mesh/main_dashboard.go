@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
 const dashboardUsage = `Mesh dashboard shows the services of a mesh on a page: which are up, which are not and why,
@@ -68,7 +69,7 @@ func show(ctx context.Context, l net.Listener, endpoints []string, prefix string
 	page := &dashboard{board: b, age: cache.Age, demo: d}
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { b.follow(ctx, conn.Client, cache); return nil })
-	tasks.Go(func() error { return serveHTTP(ctx, l, page.handler()) })
+	tasks.Go(func() error { return livepage.Serve(ctx, l, page.handler()) })
 	fmt.Fprintf(out, "The page is at http://%s/\n", reachable(l.Addr(), "localhost"))
 	return tasks.Wait()
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
 const nodeUsage = `Mesh node runs one service of a mesh. The service holds a record while it is healthy, and
@@ -149,7 +150,7 @@ func runNode(ctx context.Context, args []string, out io.Writer) (err error) {
 	tasks.Go(func() error { n.health.runChecks(ctx, s.check(), s.interval, s.timeout); return nil })
 	tasks.Go(func() error { n.health.handleSignals(ctx); return nil })
 	if control != nil {
-		tasks.Go(func() error { return serveHTTP(ctx, control, n.control()) })
+		tasks.Go(func() error { return livepage.Serve(ctx, control, n.control()) })
 		logger.Printf("listening on http://%s/", reachable(control.Addr(), "localhost"))
 	}
 	return tasks.Wait()
