@@ -57,11 +57,16 @@ type program struct {
 
 // execute runs the program and returns its exit code.
 func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return executeUntil(ctx, args, stdin, stdout, stderr)
+}
+
+// executeUntil runs the program, which is interrupted when ctx ends.
+func executeUntil(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	p := &program{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := p.command()
 	root.SetArgs(args)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -72,7 +77,7 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		code = exit.code
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(stderr, "locker:", text)
+		fmt.Fprintln(stderr, "locker:", oneLine(text))
 	}
 	return code
 }
@@ -87,7 +92,7 @@ func (p *program) command() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return p.connection.complete(cmd.Flags())
+			return p.connection.complete(cmd.Root().PersistentFlags())
 		},
 	}
 	root.SetIn(p.stdin)
@@ -98,7 +103,10 @@ func (p *program) command() *cobra.Command {
 	})
 	p.connection.flags(root.PersistentFlags())
 	root.AddCommand(
+		p.get(), p.ls(), p.watch(), p.queue(), p.forceUnlock(),
+		p.doctor(), p.dev(), p.completion(),
 		p.version(),
 	)
+	refuseAsUsage(root)
 	return root
 }
