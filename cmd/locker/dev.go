@@ -66,7 +66,8 @@ func (p *program) serveEtcd(ctx context.Context, listen, data string) (err error
 	}
 	defer func() { err = errors.Join(err, release()) }()
 	var servers []*grpc.Server
-	config := p.etcdConfig(listen, directory, data == "")
+	logged := zap.NewAtomicLevelAt(zap.ErrorLevel)
+	config := p.etcdConfig(listen, directory, data == "", logged)
 	config.ServiceRegister = func(server *grpc.Server) { servers = append(servers, server) }
 	etcd, err := embed.StartEtcd(config)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -76,6 +77,7 @@ func (p *program) serveEtcd(ctx context.Context, listen, data string) (err error
 		return fmt.Errorf("etcd does not start: %w", err)
 	}
 	defer func() {
+		logged.SetLevel(zap.FatalLevel) // that it no longer listens is no error now
 		for _, server := range servers { // Close alone waits for open watches
 			server.Stop()
 		}
@@ -102,8 +104,8 @@ func (p *program) serveEtcd(ctx context.Context, listen, data string) (err error
 	}
 }
 
-// etcdConfig returns the configuration of an etcd without peers, which logs errors only.
-func (p *program) etcdConfig(listen, directory string, temporary bool) *embed.Config {
+// etcdConfig returns the configuration of an etcd without peers.
+func (p *program) etcdConfig(listen, directory string, temporary bool, logged zapcore.LevelEnabler) *embed.Config {
 	c := embed.NewConfig()
 	c.Name = "locker-dev"
 	c.Dir = filepath.Join(directory, "etcd")
@@ -116,7 +118,7 @@ func (p *program) etcdConfig(listen, directory string, temporary bool) *embed.Co
 	c.UnsafeNoFsync = temporary
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, time.Hour.String()
 	encoder := zapcore.NewConsoleEncoder(zap.NewDevelopmentEncoderConfig())
-	log := zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(p.stderr)), zap.ErrorLevel))
+	log := zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(p.stderr)), logged))
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
 	return c
 }

@@ -83,25 +83,27 @@ func (x *examination) failed(check string, err error) {
 	x.add(check, wrong, "not checked, because etcd did not answer: %v", err)
 }
 
-// run makes the checks. Without an answer from the cluster, those of its members show why.
+// run makes the checks: first those of each member, which do not need a majority of them.
 func (x *examination) run(ctx context.Context) error {
 	connection := &x.program.connection
+	alone, err := connection.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = alone.Close() }()
+	if !x.members(ctx, alone) {
+		return ctx.Err()
+	}
 	c, etcd, stop, err := connection.open(ctx)
 	var exit *exitError
-	if errors.As(err, &exit) {
+	if errors.As(err, &exit) || ctx.Err() != nil {
 		return err
 	}
 	if err != nil {
 		x.add("cluster", wrong, "%v; no lock can be taken: get a majority of the members to run", err)
-		if etcd, err = connection.dial(ctx); err != nil {
-			return nil
-		}
-		defer func() { _ = etcd.Close() }()
-		x.members(ctx, etcd)
 		return nil
 	}
 	defer stop()
-	x.members(ctx, etcd)
 	x.alarms(ctx, etcd)
 	x.locks(ctx, c)
 	x.latency(ctx, c)

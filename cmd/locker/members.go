@@ -1,8 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,8 +24,9 @@ type member struct {
 	err      error
 }
 
-// members asks each member about itself, and compares the answers.
-func (x *examination) members(ctx context.Context, etcd *clientv3.Client) {
+// members asks each member about itself, and compares the answers. It reports whether one
+// has answered.
+func (x *examination) members(ctx context.Context, etcd *clientv3.Client) bool {
 	const check = "members"
 	members := make([]*member, 0, len(x.program.connection.endpoints))
 	for _, endpoint := range x.program.connection.endpoints {
@@ -39,25 +44,45 @@ func (x *examination) members(ctx context.Context, etcd *clientv3.Client) {
 		x.member(m)
 	}
 	if len(answered) == 0 {
-		return
+		return false
 	}
 	x.compare(ctx, etcd, answered)
-	x.countMembers(ctx, etcd, answered)
 	if len(x.Findings) == before {
 		x.add(check, fine, "%s with the same cluster, a leader, and revision %d", count(len(answered), "member answers", "members answer"), newest(answered))
 	}
+	x.countMembers(ctx, etcd, answered)
 	x.add("clocks", note, "not compared: etcd does not report them. Leases are timed by the leader alone, with a clock that only goes forward; what is compared is the revisions")
+	return true
 }
 
 // ask asks members about themselves, all at once.
 func (x *examination) ask(ctx context.Context, etcd *clientv3.Client, members []*member) {
-	ctx, cancel := context.WithTimeout(ctx, x.program.connection.dialTimeout)
+	patience := x.program.connection.dialTimeout
+	answer, cancel := context.WithTimeout(ctx, patience*9/10)
 	defer cancel()
 	var asking sync.WaitGroup
 	for _, m := range members {
-		asking.Go(func() { m.status, m.err = etcd.Status(ctx, m.endpoint) })
+		asking.Go(func() {
+			if m.status, m.err = etcd.Status(answer, m.endpoint); errors.Is(m.err, context.DeadlineExceeded) {
+				m.err = cmp.Or(unreachable(ctx, m.endpoint, patience/10), m.err)
+			}
+		})
 	}
 	asking.Wait()
+}
+
+// unreachable returns why there is no connection to an endpoint, nil if there is one: etcd's
+// client only says that it took too long.
+func unreachable(ctx context.Context, endpoint string, patience time.Duration) error {
+	if _, address, ok := strings.Cut(endpoint, "://"); ok {
+		endpoint = address
+	}
+	dialer := net.Dialer{Timeout: patience}
+	connection, err := dialer.DialContext(ctx, "tcp", endpoint)
+	if err != nil {
+		return err
+	}
+	return connection.Close()
 }
 
 // member looks at one member by itself.
