@@ -104,6 +104,7 @@ func (p *program) command() *cobra.Command {
 	p.connection.flags(root.PersistentFlags())
 	root.AddCommand(
 		p.get(), p.ls(), p.watch(), p.queue(), p.forceUnlock(),
+		p.ui(),
 		p.doctor(), p.dev(), p.completion(),
 		p.version(),
 	)

@@ -1,0 +1,251 @@
+package ui
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// unknown stands for what is not known.
+const unknown = "–"
+
+// nameRow is a name as the table shows it. Of several holders it shows the oldest one.
+type nameRow struct {
+	ID, Name, URL string
+	Holders       string
+	Waiting       int
+	entryRow
+}
+
+// entryRow is an entry in a queue as it is shown.
+type entryRow struct {
+	ID         string
+	Position   int
+	State      string
+	Kind       string
+	Value      string
+	WholeValue string
+	Process    string
+	Program    string
+	Started    string // the process
+	Token      int64
+	Since      string
+	SinceTime  string
+	Lease      string
+	TTL        string
+	Late       bool // the lease was not renewed lately
+	Marks      []mark
+	ReleaseURL string // empty if that is not allowed
+}
+
+// changeRow is a change as it is shown.
+type changeRow struct {
+	Clock, Time string
+	Sign, Class string
+	Text        string
+}
+
+// mark is what is unusual about an entry.
+type mark struct{ Label, Text string }
+
+var (
+	noLease = mark{"no lease", "This entry has no lease, so it does not end with the process that made it. Somebody has put it by hand, " +
+		"or a program other than Locker has. It stays until it is deleted or released."}
+	otherProgram = mark{"other program", "No process is known for this entry. A program other than Locker has made it, such as etcdctl lock " +
+		"or etcd's concurrency package, or somebody has deleted the record of its session."}
+)
+
+// otherVersion is the mark of a client of another version.
+func otherVersion(version string) mark {
+	return mark{"version " + printable(version), "The client of this entry is version " + printable(version) + " of Locker, and this page " +
+		locker.Version + ". They exclude each other. A kind of lock that this page does not know is shown as exclusive."}
+}
+
+// legend explains the marks.
+var legend = []mark{noLease, otherProgram, {"version 1.2.3", "The client of this entry is of another version of Locker than this page, which is " +
+	locker.Version + ". They exclude each other. A kind of lock that this page does not know is shown as exclusive."}}
+
+func marksOf(e locker.Entry) (marks []mark) {
+	switch {
+	case e.Lease == 0:
+		marks = append(marks, noLease)
+	case e.Owner == (locker.Owner{}):
+		marks = append(marks, otherProgram)
+	}
+	if e.Owner.Version != "" && e.Owner.Version != locker.Version {
+		marks = append(marks, otherVersion(e.Owner.Version))
+	}
+	return marks
+}
+
+// marksOfAll returns the marks of the first entries of a queue, each once.
+func marksOfAll(seats []seat) (marks []mark) {
+	seen := make(map[mark]bool)
+	for _, s := range seats[:min(len(seats), seatsShown)] {
+		for _, m := range marksOf(s.Entry) {
+			if !seen[m] {
+				seen[m] = true
+				marks = append(marks, m)
+			}
+		}
+	}
+	return marks
+}
+
+// nameRow returns a name as the table shows it.
+func (s *Server) nameRow(now time.Time, q query, of *queue) nameRow {
+	r := nameRow{
+		ID:       "name:" + url.QueryEscape(of.Name),
+		Name:     printable(of.Name),
+		URL:      q.of(of.Name).URL(),
+		Holders:  strconv.Itoa(of.Held),
+		Waiting:  of.waiting(),
+		entryRow: s.entryRow(now, of.Seats[0]),
+	}
+	if limit := of.Seats[0].Limit; limit > 1 {
+		r.Holders += " of " + strconv.Itoa(limit)
+	}
+	r.Marks = marksOfAll(of.Seats)
+	return r
+}
+
+// entryRow returns an entry as it is shown.
+func (s *Server) entryRow(now time.Time, of seat) entryRow {
+	r := entryRow{
+		ID:         "entry:" + url.QueryEscape(of.Key) + ":" + strconv.FormatInt(of.Token, 10),
+		State:      "waits",
+		Kind:       kindOf(of.Limit),
+		Value:      shortened(of.Value, 60),
+		WholeValue: shortened(of.Value, 2000),
+		Process:    processOf(of.Owner),
+		Program:    cmp.Or(printable(of.Owner.Program), unknown),
+		Token:      of.Token,
+		Since:      sinceOf(now, of),
+		SinceTime:  of.Since.UTC().Format(time.RFC3339),
+		Lease:      leaseOf(of.Lease),
+		TTL:        "none",
+		Marks:      marksOf(of.Entry),
+	}
+	if of.Held {
+		r.State = "holds"
+	}
+	if !of.Owner.Start.IsZero() {
+		r.Started = of.Owner.Start.UTC().Format("2006-01-02 15:04:05")
+	}
+	if of.Lease != 0 {
+		r.TTL, r.Late = s.ttl(of.Lease)
+	}
+	if s.AllowRelease {
+		r.ReleaseURL = "/release?" + url.Values{"name": {of.Name}, "token": {strconv.FormatInt(of.Token, 10)}}.Encode()
+	}
+	return r
+}
+
+// ttl returns what is left of a lease, and whether that is so little that it was not renewed
+// lately: clients renew after a third.
+func (s *Server) ttl(lease clientv3.LeaseID) (text string, late bool) {
+	left, granted, ok := s.lifetimes.of(lease)
+	switch {
+	case !ok:
+		return unknown, false
+	case left < 0:
+		return "run out", true
+	}
+	return fmt.Sprintf("%d of %d s", int(left.Seconds()), int(granted.Seconds())), left < granted/2
+}
+
+func kindOf(limit int) string {
+	switch limit {
+	case 0:
+		return "shared"
+	case 1:
+		return "exclusive"
+	}
+	return "limit " + strconv.Itoa(limit)
+}
+
+func processOf(owner locker.Owner) string {
+	if owner == (locker.Owner{}) {
+		return unknown
+	}
+	return printable(owner.Host) + ":" + strconv.Itoa(owner.PID)
+}
+
+func leaseOf(id clientv3.LeaseID) string {
+	if id == 0 {
+		return "none"
+	}
+	return strconv.FormatInt(int64(id), 16)
+}
+
+// sinceOf returns how long the entry has been there.
+func sinceOf(now time.Time, of seat) string {
+	text := lasting(now.Sub(of.Since))
+	if !of.Exact {
+		text = "≥ " + text
+	}
+	return text
+}
+
+// lasting returns a duration as people say it.
+func lasting(d time.Duration) string {
+	d = max(d, 0)
+	days, hours, minutes := int(d.Hours())/24, int(d.Hours())%24, int(d.Minutes())%60
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", minutes)
+	case days == 0:
+		return fmt.Sprintf("%d h %d min", hours, minutes)
+	}
+	return fmt.Sprintf("%d d %d h", days, hours)
+}
+
+// shortened returns at most so many characters of a text as they are shown.
+func shortened(text string, most int) string {
+	if utf8.RuneCountInString(text) <= most {
+		return printable(text)
+	}
+	return printable(string([]rune(text[:min(len(text), 4*most)])[:most])) + "…"
+}
+
+// printable returns a text as it is shown. What cannot be seen makes it quoted.
+func printable(text string) string {
+	if utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return text
+	}
+	return strconv.Quote(text)
+}
+
+// changeRowOf returns a change as it is shown.
+func changeRowOf(c change) changeRow {
+	r := changeRow{Clock: c.Time.UTC().Format("15:04:05"), Time: c.Time.UTC().Format(time.RFC3339)}
+	who := fmt.Sprintf("token %d", c.Token)
+	if c.Value != "" {
+		who += ", value " + shortened(c.Value, 60)
+	}
+	if c.Owner != (locker.Owner{}) {
+		who += ", " + processOf(c.Owner) + " (" + cmp.Or(printable(c.Owner.Program), unknown) + ")"
+	}
+	switch c.What {
+	case "holds":
+		r.Sign, r.Class, r.Text = "●", "holds", "held by "+who
+	case "value":
+		r.Sign, r.Class, r.Text = "●", "holds", "new value of the holder, "+who
+	case "released here":
+		r.Sign, r.Class, r.Text = "✕", "released", "released by means of this page: "+who
+	default:
+		r.Sign, r.Class, r.Text = "○", "gone", "no longer held by "+who
+	}
+	return r
+}
