@@ -77,7 +77,7 @@ func (p *program) serveEtcd(ctx context.Context, listen, data string) (err error
 		return fmt.Errorf("etcd does not start: %w", err)
 	}
 	defer func() {
-		logged.SetLevel(zap.FatalLevel) // that it no longer listens is no error now
+		logged.SetLevel(zap.FatalLevel)  // that it no longer listens is no error now
 		for _, server := range servers { // Close alone waits for open watches
 			server.Stop()
 		}

@@ -20,9 +20,9 @@ import (
 
 // Levels of a finding.
 const (
-	fine  = "ok"
-	note  = "note"  // worth knowing, and nothing to do
-	wrong = "wrong" // something has to be done
+	levelOK    = "ok"
+	levelNote  = "note"  // worth knowing, and nothing to do
+	levelWrong = "wrong" // something has to be done
 )
 
 // finding is the outcome of a check: a sentence, which says what to do if something is wrong.
@@ -77,10 +77,10 @@ func (x *examination) add(check, level, text string, args ...any) {
 // something is not wrong.
 func (x *examination) failed(check string, err error) {
 	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		x.add(check, note, "not checked: this user may not do that (%v)", err)
+		x.add(check, levelNote, "not checked: this user may not do that (%v)", err)
 		return
 	}
-	x.add(check, wrong, "not checked, because etcd did not answer: %v", err)
+	x.add(check, levelWrong, "not checked, because etcd did not answer: %v", err)
 }
 
 // run makes the checks: first those of each member, which do not need a majority of them.
@@ -100,7 +100,7 @@ func (x *examination) run(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		x.add("cluster", wrong, "%v; no lock can be taken: get a majority of the members to run", err)
+		x.add("cluster", levelWrong, "%v; no lock can be taken: get a majority of the members to run", err)
 		return nil
 	}
 	defer stop()
@@ -114,13 +114,13 @@ func (x *examination) run(ctx context.Context) error {
 func (x *examination) print(f format) error {
 	bad := 0
 	for _, found := range x.Findings {
-		if found.Level == wrong {
+		if found.Level == levelWrong {
 			bad++
 		}
 	}
 	x.Healthy = bad == 0
 	var err error
-	if f == asJSON {
+	if f == formatJSON {
 		err = printJSON(x.program.stdout, x, "  ")
 	} else {
 		lines := make([][]string, len(x.Findings))
@@ -130,13 +130,13 @@ func (x *examination) print(f format) error {
 		err = printTable(x.program.stdout, []string{"RESULT", "CHECK", "FINDING"}, lines)
 	}
 	if err == nil && bad > 0 {
-		err = &exitError{exitFailed, fmt.Errorf("%s wrong", count(bad, "finding is", "findings are"))}
+		err = &exitError{exitFailed, fmt.Errorf("%s wrong", plural(bad, "finding is", "findings are"))}
 	}
 	return err
 }
 
-// count returns a number and the word for it.
-func count(n int, one, many string) string {
+// plural returns a number and the word for it.
+func plural(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
@@ -156,15 +156,15 @@ func (x *examination) alarms(ctx context.Context, etcd *clientv3.Client) {
 	for _, alarm := range resp.Alarms {
 		switch alarm.Alarm {
 		case pb.AlarmType_NOSPACE:
-			x.add(check, wrong, "member %x has no space left (NOSPACE): locks are kept and released, but none can be taken; compact, defragment, and disarm the alarm, see docs/operating.md", alarm.MemberID)
+			x.add(check, levelWrong, "member %x has no space left (NOSPACE): locks are kept and released, but none can be taken; compact, defragment, and disarm the alarm, see docs/operating.md", alarm.MemberID)
 		case pb.AlarmType_CORRUPT:
-			x.add(check, wrong, "the data of member %x differs from that of the others (CORRUPT): remove the member, add it again with an empty directory, and disarm the alarm", alarm.MemberID)
+			x.add(check, levelWrong, "the data of member %x differs from that of the others (CORRUPT): remove the member, add it again with an empty directory, and disarm the alarm", alarm.MemberID)
 		default:
-			x.add(check, wrong, "member %x has raised the alarm %v: see the documentation of etcd", alarm.MemberID, alarm.Alarm)
+			x.add(check, levelWrong, "member %x has raised the alarm %v: see the documentation of etcd", alarm.MemberID, alarm.Alarm)
 		}
 	}
 	if len(resp.Alarms) == 0 {
-		x.add(check, fine, "no alarm is raised")
+		x.add(check, levelOK, "no alarm is raised")
 	}
 }
 
@@ -186,7 +186,7 @@ func (x *examination) locks(ctx context.Context, c *locker.Client) {
 		delete(owners, e.Lease)
 	}
 	if len(owners) > 0 {
-		x.add("sessions", note, "%s nothing and wait for nothing: there is nothing to do", count(len(owners), "session of Locker holds", "sessions of Locker hold"))
+		x.add("sessions", levelNote, "%s nothing and wait for nothing: there is nothing to do", plural(len(owners), "session of Locker holds", "sessions of Locker hold"))
 	}
 }
 
@@ -202,17 +202,17 @@ func (x *examination) entries(entries []locker.Entry) {
 			continue
 		}
 		if stuck++; stuck <= most {
-			x.add(check, wrong, "the entry with token %d in the queue of %q has no lease and stays until it is deleted: if its program is gone, %q", e.Token, e.Name, fmt.Sprintf("locker force-unlock %s --token %d", shellWord(e.Name), e.Token))
+			x.add(check, levelWrong, "the entry with token %d in the queue of %q has no lease and stays until it is deleted: if its program is gone, %q", e.Token, e.Name, fmt.Sprintf("locker force-unlock %s --token %d", shellWord(e.Name), e.Token))
 		}
 	}
 	if stuck > most {
-		x.add(check, wrong, "%d more entries have no lease: %q lists them with LEASE none", stuck-most, "locker ls -o wide")
+		x.add(check, levelWrong, "%d more entries have no lease: %q lists them with LEASE none", stuck-most, "locker ls -o wide")
 	}
 	if stuck == 0 {
-		x.add(check, fine, "%s, all with a lease", count(len(entries), "entry is in the queues", "entries are in the queues"))
+		x.add(check, levelOK, "%s, all with a lease", plural(len(entries), "entry is in the queues", "entries are in the queues"))
 	}
 	if foreign > 0 {
-		x.add(check, note, "%s not of Locker, but for example of etcdctl lock", count(foreign, "entry is", "entries are"))
+		x.add(check, levelNote, "%s not of Locker, but for example of etcdctl lock", plural(foreign, "entry is", "entries are"))
 	}
 }
 
@@ -235,15 +235,15 @@ func (x *examination) versions(owners []locker.Owner) {
 	}
 	var all []string
 	for _, version := range slices.Sorted(maps.Keys(sessions)) {
-		all = append(all, fmt.Sprintf("%s (%s, for example on %s)", printable(version), count(sessions[version], "session", "sessions"), printable(hosts[version])))
+		all = append(all, fmt.Sprintf("%s (%s, for example on %s)", printable(version), plural(sessions[version], "session", "sessions"), printable(hosts[version])))
 	}
 	switch len(all) {
 	case 0:
-		x.add(check, fine, "no session of Locker is open")
+		x.add(check, levelOK, "no session of Locker is open")
 	case 1:
-		x.add(check, fine, "all sessions are of Locker %s", all[0])
+		x.add(check, levelOK, "all sessions are of Locker %s", all[0])
 	default:
-		x.add(check, wrong, "sessions are of several versions of Locker, %s: finish the upgrade", strings.Join(all, ", "))
+		x.add(check, levelWrong, "sessions are of several versions of Locker, %s: finish the upgrade", strings.Join(all, ", "))
 	}
 }
 
@@ -265,7 +265,7 @@ func (x *examination) latency(ctx context.Context, c *locker.Client) {
 			return
 		}
 		if err != nil {
-			x.add(check, wrong, "a lock cannot be taken and released: %v", err)
+			x.add(check, levelWrong, "a lock cannot be taken and released: %v", err)
 			return
 		}
 		took = append(took, time.Since(start))
@@ -274,8 +274,8 @@ func (x *examination) latency(ctx context.Context, c *locker.Client) {
 	slices.Sort(took)
 	median := took[rounds/2].Round(10 * time.Microsecond)
 	if median > x.slow {
-		x.add(check, wrong, "a lock and an unlock take %v, longer than %v: look at the disks of etcd (etcd_disk_wal_fsync_duration_seconds) and at the network", median, x.slow)
+		x.add(check, levelWrong, "a lock and an unlock take %v, longer than %v: look at the disks of etcd (etcd_disk_wal_fsync_duration_seconds) and at the network", median, x.slow)
 		return
 	}
-	x.add(check, fine, "a lock and an unlock take %v", median)
+	x.add(check, levelOK, "a lock and an unlock take %v", median)
 }

@@ -140,7 +140,7 @@ func (f *force) missing(err error) error {
 func (f *force) consequences(rows []row) string {
 	first := rows[0]
 	text := "It only waits: its call to Lock returns an error."
-	if first.State == held {
+	if first.State == stateHeld {
 		delay := "TTL/3"
 		if first.Granted != nil {
 			delay += fmt.Sprintf(" (%v)", (time.Duration(*first.Granted) * time.Second / 3).Round(100*time.Millisecond))
@@ -182,7 +182,7 @@ func (f *force) confirm(ctx context.Context) error {
 
 // report prints what was removed.
 func (f *force) report(removed []locker.Entry) error {
-	if f.format == asJSON {
+	if f.format == formatJSON {
 		rows := make([]row, len(removed))
 		for i, e := range removed {
 			rows[i] = rowOf(e)

@@ -37,7 +37,7 @@ func (x *examination) members(ctx context.Context, etcd *clientv3.Client) bool {
 	var answered []*member
 	for _, m := range members {
 		if m.err != nil {
-			x.add(check, wrong, "the member at %s does not answer (%v): see whether it runs and can be reached from here", m.endpoint, m.err)
+			x.add(check, levelWrong, "the member at %s does not answer (%v): see whether it runs and can be reached from here", m.endpoint, m.err)
 			continue
 		}
 		answered = append(answered, m)
@@ -48,10 +48,10 @@ func (x *examination) members(ctx context.Context, etcd *clientv3.Client) bool {
 	}
 	x.compare(ctx, etcd, answered)
 	if len(x.Findings) == before {
-		x.add(check, fine, "%s with the same cluster, a leader, and revision %d", count(len(answered), "member answers", "members answer"), newest(answered))
+		x.add(check, levelOK, "%s with the same cluster, a leader, and revision %d", plural(len(answered), "member answers", "members answer"), newest(answered))
 	}
 	x.countMembers(ctx, etcd, answered)
-	x.add("clocks", note, "not compared: etcd does not report them. Leases are timed by the leader alone, with a clock that only goes forward; what is compared is the revisions")
+	x.add("clocks", levelNote, "not compared: etcd does not report them. Leases are timed by the leader alone, with a clock that only goes forward; what is compared is the revisions")
 	return true
 }
 
@@ -90,13 +90,13 @@ func (x *examination) member(m *member) {
 	const check, full = "members", 80
 	s := m.status
 	if s.Leader == 0 {
-		x.add(check, wrong, "the member at %s has no leader: see whether it reaches the other members, and whether a majority of them runs", m.endpoint)
+		x.add(check, levelWrong, "the member at %s has no leader: see whether it reaches the other members, and whether a majority of them runs", m.endpoint)
 	}
 	if s.IsLearner {
-		x.add(check, note, "the member at %s is a learner, which does not vote yet", m.endpoint)
+		x.add(check, levelNote, "the member at %s is a learner, which does not vote yet", m.endpoint)
 	}
 	if s.DbSizeQuota > 0 && s.DbSize*100/s.DbSizeQuota >= full {
-		x.add("space", wrong, "the member at %s uses %d %% of its quota of %d MB: compact and defragment, or raise the quota, see docs/operating.md", m.endpoint, s.DbSize*100/s.DbSizeQuota, s.DbSizeQuota>>20)
+		x.add("space", levelWrong, "the member at %s uses %d %% of its quota of %d MB: compact and defragment, or raise the quota, see docs/operating.md", m.endpoint, s.DbSize*100/s.DbSizeQuota, s.DbSizeQuota>>20)
 	}
 }
 
@@ -116,7 +116,7 @@ func (x *examination) compare(ctx context.Context, etcd *clientv3.Client, member
 	mixed := false
 	for _, m := range members[1:] {
 		if m.status.Header.ClusterId != first.Header.ClusterId {
-			x.add(check, wrong, "%s and %s belong to different clusters: no lock of one excludes one of the other; correct --endpoints", members[0].endpoint, m.endpoint)
+			x.add(check, levelWrong, "%s and %s belong to different clusters: no lock of one excludes one of the other; correct --endpoints", members[0].endpoint, m.endpoint)
 			return
 		}
 		mixed = mixed || m.status.Version != first.Version
@@ -126,11 +126,11 @@ func (x *examination) compare(ctx context.Context, etcd *clientv3.Client, member
 		for _, m := range members {
 			all += fmt.Sprintf(" %s has %s,", m.endpoint, m.status.Version)
 		}
-		x.add(check, note, "the members run several versions of etcd:%s as during an upgrade", all)
+		x.add(check, levelNote, "the members run several versions of etcd:%s as during an upgrade", all)
 	}
 	revision := newest(members)
 	for _, m := range x.behind(ctx, etcd, members, revision) {
-		x.add(check, wrong, "the member at %s is at revision %d and did not reach %d, where another was, within %v: see whether it reaches the other members, and look at its disk", m.endpoint, m.status.Header.Revision, revision, catchUpTime)
+		x.add(check, levelWrong, "the member at %s is at revision %d and did not reach %d, where another was, within %v: see whether it reaches the other members, and look at its disk", m.endpoint, m.status.Header.Revision, revision, catchUpTime)
 	}
 }
 
@@ -179,6 +179,6 @@ func (x *examination) countMembers(ctx context.Context, etcd *clientv3.Client, a
 		asked[m.status.Header.MemberId] = true
 	}
 	if others := len(resp.Members) - len(asked); others > 0 {
-		x.add("members", note, "%s not asked: give the addresses of all with --endpoints", count(others, "member of the cluster was", "members of the cluster were"))
+		x.add("members", levelNote, "%s not asked: give the addresses of all with --endpoints", plural(others, "member of the cluster was", "members of the cluster were"))
 	}
 }

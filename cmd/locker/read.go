@@ -47,7 +47,7 @@ func (p *program) connected(ctx context.Context, f func(context.Context, *locker
 
 // printHolders prints who holds name.
 func (p *program) printHolders(ctx context.Context, c *locker.Client, etcd *clientv3.Client, name string, f format) error {
-	if f == table {
+	if f == formatTable {
 		holders, err := c.Holders(ctx, name)
 		if err != nil {
 			return nobody(name, err)
@@ -64,7 +64,7 @@ func (p *program) printHolders(ctx context.Context, c *locker.Client, etcd *clie
 	}
 	rows := p.holders(ctx, etcd, entries)
 	if len(rows) == 0 {
-		if f == asJSON {
+		if f == formatJSON {
 			err = printJSON(p.stdout, rows, "  ")
 		}
 		return errors.Join(nobody(name, &locker.NotFoundError{Name: name}), err)
@@ -146,14 +146,14 @@ func (p *program) holders(ctx context.Context, etcd *clientv3.Client, entries []
 
 // printHeld prints holders.
 func (p *program) printHeld(rows []row, f format) error {
-	if f == asJSON {
+	if f == formatJSON {
 		return printJSON(p.stdout, rows, "  ")
 	}
 	if len(rows) == 0 {
 		return nil
 	}
 	header := []string{"NAME", "STATE", "VALUE", "HOST:PID", "PROGRAM", "TOKEN", "TTL", "WAITERS"}
-	if f == wide {
+	if f == formatWide {
 		header = append(header, "LEASE", "SINCE", "VERSION", "KEY")
 	}
 	lines := make([][]string, len(rows))
@@ -162,7 +162,7 @@ func (p *program) printHeld(rows []row, f format) error {
 			printable(r.Name), r.holding(), r.value(f), r.process(), r.program(),
 			strconv.FormatInt(r.Token, 10), r.ttl(), strconv.Itoa(*r.Waiters),
 		}
-		if f == wide {
+		if f == formatWide {
 			lines[i] = append(lines[i], r.lease(), r.since(), r.version(), printable(r.Key))
 		}
 	}
@@ -205,7 +205,7 @@ func (p *program) printQueue(ctx context.Context, etcd *clientv3.Client, entries
 	for i, e := range entries {
 		rows[i] = leases.row(e)
 	}
-	if f == asJSON {
+	if f == formatJSON {
 		return printJSON(p.stdout, rows, "  ")
 	}
 	if len(rows) == 0 {
@@ -217,7 +217,7 @@ func (p *program) printQueue(ctx context.Context, etcd *clientv3.Client, entries
 // queueHeader and queueLines are the table of a queue.
 func queueHeader(f format) []string {
 	header := []string{"TOKEN", "STATE", "KIND", "VALUE", "HOST:PID", "PROGRAM", "SINCE", "LEASE", "TTL"}
-	if f == wide {
+	if f == formatWide {
 		header = append(header, "VERSION", "KEY")
 	}
 	return header
@@ -230,7 +230,7 @@ func queueLines(rows []row, f format) [][]string {
 			strconv.FormatInt(r.Token, 10), r.State, r.kind(), r.value(f), r.process(), r.program(),
 			r.since(), r.lease(), r.ttl(),
 		}
-		if f == wide {
+		if f == formatWide {
 			lines[i] = append(lines[i], r.version(), printable(r.Key))
 		}
 	}

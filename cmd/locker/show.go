@@ -25,9 +25,9 @@ import (
 type format string
 
 const (
-	table  format = "table"
-	wide   format = "wide"
-	asJSON format = "json"
+	formatTable format = "table"
+	formatWide  format = "wide"
+	formatJSON  format = "json"
 )
 
 func (f *format) String() string { return string(*f) }
@@ -35,7 +35,7 @@ func (f *format) Type() string   { return "format" }
 
 func (f *format) Set(value string) error {
 	switch format(value) {
-	case table, wide, asJSON:
+	case formatTable, formatWide, formatJSON:
 		*f = format(value)
 		return nil
 	}
@@ -44,7 +44,7 @@ func (f *format) Set(value string) error {
 
 // outputFlag defines --output.
 func outputFlag(cmd *cobra.Command, f *format) {
-	*f = table
+	*f = formatTable
 	cmd.Flags().VarP(f, "output", "o", "how to print: table, wide or json")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json"}, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -72,16 +72,16 @@ type row struct {
 
 // States of a row.
 const (
-	held    = "held"
-	waiting = "waiting"
-	free    = "free" // of a name, in what watch prints
+	stateHeld    = "held"
+	stateWaiting = "waiting"
+	stateFree    = "free" // of a name, in what watch prints
 )
 
 // rowOf returns an entry as it is shown.
 func rowOf(e locker.Entry) row {
-	r := row{Name: e.Name, Key: e.Key, State: waiting, Limit: e.Limit, Value: e.Value, Token: e.Token, Lease: leaseID(e.Lease)}
+	r := row{Name: e.Name, Key: e.Key, State: stateWaiting, Limit: e.Limit, Value: e.Value, Token: e.Token, Lease: leaseID(e.Lease)}
 	if e.Held {
-		r.State = held
+		r.State = stateHeld
 	}
 	switch e.Limit {
 	case 0:
@@ -127,7 +127,7 @@ func (r row) holding() string {
 func (r row) value(f format) string {
 	const limit = 60
 	text := r.Value
-	if f != wide && utf8.RuneCountInString(text) > limit {
+	if f != formatWide && utf8.RuneCountInString(text) > limit {
 		return printable(string([]rune(text)[:limit])) + "…"
 	}
 	if text == "" {

@@ -55,8 +55,8 @@ Because --prefix is about names here, the prefix of the keys is --key-prefix.`,
 	return cmd
 }
 
-// change is a state as it is shown: a row, and when it was so.
-type change struct {
+// transition is a state as it is shown: a row, and when it was so.
+type transition struct {
 	Time     time.Time `json:"time"`
 	Revision int64     `json:"revision"`
 	Holders  int       `json:"holders"`
@@ -72,11 +72,11 @@ func (p *program) printStates(ctx context.Context, c *locker.Client, states iter
 		if err != nil {
 			return err
 		}
-		shown := change{time.Now().UTC().Truncate(time.Millisecond), state.Revision, state.Holders, row{Name: state.Name, State: free}}
+		shown := transition{time.Now().UTC().Truncate(time.Millisecond), state.Revision, state.Holders, row{Name: state.Name, State: stateFree}}
 		if state.Held {
 			shown.row = rowOf(p.entryOf(ctx, c, state.Holder, f))
 		}
-		if f == asJSON {
+		if f == formatJSON {
 			err = printJSON(p.stdout, shown, "")
 		} else {
 			err = output(p.stdout, []byte(shown.line(f)+"\n"))
@@ -92,7 +92,7 @@ func (p *program) printStates(ctx context.Context, c *locker.Client, states iter
 // and left out if the answer takes long.
 func (p *program) entryOf(ctx context.Context, c *locker.Client, holder locker.Holder, f format) locker.Entry {
 	found := locker.Entry{Holder: holder, Held: true}
-	if f == table {
+	if f == formatTable {
 		return found
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -105,20 +105,20 @@ func (p *program) entryOf(ctx context.Context, c *locker.Client, holder locker.H
 }
 
 // line returns a state as a line.
-func (c change) line(f format) string {
-	cells := []string{c.Time.Format(time.RFC3339), printable(c.Name), c.State}
-	if c.State != free {
-		state := c.holding()
-		if c.Holders > 1 {
-			state += ", " + strconv.Itoa(c.Holders) + " holders"
+func (t transition) line(f format) string {
+	cells := []string{t.Time.Format(time.RFC3339), printable(t.Name), t.State}
+	if t.State != stateFree {
+		state := t.holding()
+		if t.Holders > 1 {
+			state += ", " + strconv.Itoa(t.Holders) + " holders"
 		}
-		cells = append(cells[:2], state, "token "+strconv.FormatInt(c.Token, 10), c.value(f))
-		if f == wide {
-			cells = append(cells, c.process(), c.program(), "lease "+c.lease())
+		cells = append(cells[:2], state, "token "+strconv.FormatInt(t.Token, 10), t.value(f))
+		if f == formatWide {
+			cells = append(cells, t.process(), t.program(), "lease "+t.lease())
 		}
 	}
-	if f == wide {
-		cells = append(cells, "revision "+strconv.FormatInt(c.Revision, 10))
+	if f == formatWide {
+		cells = append(cells, "revision "+strconv.FormatInt(t.Revision, 10))
 	}
 	return strings.Join(cells, "  ")
 }

@@ -1,0 +1,9 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/jagregory/locker/v2/internal/locktest"
+)
+
+func TestMain(m *testing.M) { locktest.Main(m) }
