@@ -630,3 +630,106 @@ func ExampleCompat_healthMesh() {
 	// service-b is gone, and service-a goes too
 	// Lock not found: service-a
 }
+
+func ExampleClient_Queue() {
+	etcd, stop := startEtcd()
+	defer stop()
+	client, err := locker.New(etcd, locker.WithProgram("mailer"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+	if _, err := client.Lock(ctx, "invoices", "worker 1"); err != nil {
+		log.Fatal(err)
+	}
+
+	queue, err := client.Queue(ctx, "invoices") // holders and waiters, the oldest first
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, entry := range queue {
+		fmt.Println(entry.Value, "of", entry.Owner.Program, "holds:", entry.Held)
+	}
+	// Output: worker 1 of mailer holds: true
+}
+
+func ExampleClient_Queues() {
+	etcd, stop := startEtcd()
+	defer stop()
+	client, err := locker.New(etcd)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+	for _, name := range []string{"shard/2", "shard/1", "other"} {
+		if _, err := client.Lock(ctx, name, "worker 1"); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	queues, err := client.Queues(ctx, "shard/")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, entry := range queues {
+		fmt.Println(entry.Name, entry.Value)
+	}
+	// Output:
+	// shard/1 worker 1
+	// shard/2 worker 1
+}
+
+func ExampleClient_ForceUnlock() {
+	etcd, stop := startEtcd()
+	defer stop()
+	client, err := locker.New(etcd)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+	lock, err := client.Lock(ctx, "invoices", "worker 1")
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// An operator has found that worker 1 hangs.
+	holder, err := client.Get(ctx, "invoices")
+	if err != nil {
+		log.Fatal(err)
+	}
+	removed, err := client.ForceUnlock(ctx, "invoices", holder.Token)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("removed", removed[0].Value)
+
+	_, err = lock.Commit(ctx, clientv3.OpPut("invoices/sent", "42")) // refused from now on
+	fmt.Println(errors.Is(err, locker.ErrLost))
+	// Output:
+	// removed worker 1
+	// true
+}
+
+func ExampleWithProgram() {
+	etcd, stop := startEtcd()
+	defer stop()
+	client, err := locker.New(etcd, locker.WithProgram("mailer"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+	if _, err := client.Lock(ctx, "invoices", "worker 1"); err != nil {
+		log.Fatal(err)
+	}
+
+	_, err = client.TryLock(ctx, "invoices", "worker 2")
+	var locked *locker.LockedError
+	if errors.As(err, &locked) {
+		fmt.Println("held by", locked.Owner.Program)
+	}
+	// Output: held by mailer
+}
