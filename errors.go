@@ -34,9 +34,10 @@ var (
 
 // A LockedError reports who kept TryLock from taking a name. It matches ErrLocked.
 type LockedError struct {
-	// Holder has the Name that refused. It has the rest as well, unless the name was just
-	// passing from one holder to the next; then the Token is 0. If several hold the name, it
-	// is the oldest of them, although somebody who waits may be what is in the way.
+	// Holder has the Name that refused. It has the rest as well, unless nobody held the name
+	// at that moment: it was passing from one holder to the next, or this client is about to
+	// ask for it. Then the Token is 0. If several hold the name, it is the oldest of them,
+	// although somebody who waits may be what is in the way.
 	Holder Holder
 	// Owner is the process that holds it; zero if that is not known.
 	Owner Owner

@@ -94,6 +94,7 @@ func TestLimit_IsReachedAndNeverExceeded(t *testing.T) {
 				}
 				arrive.Unlock()
 				locktest.Receive(t, full)
+				b.Value(t, "read")
 			})
 			if most != n {
 				t.Errorf("%d were inside at most, want %d", most, n)
@@ -116,48 +117,43 @@ func TestKinds_NeverMix(t *testing.T) {
 func TestLimit_EveryWaiterIsServedBesideOneThatStays(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{2, 3, 16, 17} {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			t.Parallel()
-			b, ctx := locktest.Setup(t), locktest.Within(t)
-			clients, in := sharers(t, b, 31), new(crowd)
-			var holders []*locker.Lock
-			for range n {
-				holders = append(holders, locktest.Lock(t, clients[30], "a", "", locker.WithLimit(n)))
-			}
-			results := make([]<-chan locktest.Outcome, 30)
-			for i := range results {
-				results[i] = locktest.LockAsync(ctx, clients[i], "a", "", locker.WithLimit(n))
-			}
-			b.Queued(t, "a", n+len(results))
-			for _, result := range results {
-				wantWaiting(t, result)
-			}
-			long := rand.IntN(n)
-			for i, l := range holders {
-				if i != long {
-					locktest.Unlock(t, l)
+		for who, stays := range map[string]int{"the first": 0, "one that has waited": n + 15} {
+			t.Run(fmt.Sprintf("%d, %s", n, who), func(t *testing.T) {
+				t.Parallel()
+				b, ctx := locktest.Setup(t), locktest.Within(t)
+				clients, in := sharers(t, b, 31), new(crowd)
+				results := make([]<-chan locktest.Outcome, n+30)
+				for i := range results {
+					results[i] = locktest.LockAsync(ctx, clients[max(0, i-n+1)], "a", "", locker.WithLimit(n))
+					if i < n || i >= stays-1 && i <= stays+1 { // others may change places
+						b.Queued(t, "a", i+1)
+					}
 				}
-			}
-			var workers sync.WaitGroup
-			for _, result := range results {
-				workers.Go(func() {
-					got := locktest.Receive(t, result)
-					if got.Err != nil {
-						t.Error(got.Err)
-						return
-					}
-					if err := in.enter(n - 1); err != nil { // beside the one that stays
-						t.Error(err)
-					}
-					in.leave(n - 1)
-					if err := got.Lock.Unlock(ctx); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			workers.Wait()
-			b.WantHeldAlone(t, holders[long])
-		})
+				b.Queued(t, "a", len(results))
+				var workers sync.WaitGroup
+				for i, result := range results {
+					workers.Go(func() {
+						got := locktest.Receive(t, result)
+						if got.Err != nil {
+							t.Error(got.Err)
+							return
+						}
+						if err := in.enter(n); err != nil {
+							t.Error(err)
+						}
+						if i == stays {
+							return
+						}
+						in.leave(n)
+						if err := got.Lock.Unlock(ctx); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				workers.Wait()
+				b.Queued(t, "a", 1)
+			})
+		}
 	}
 }
 

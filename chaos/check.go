@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -71,13 +72,14 @@ func (h *history) describe(t *tenure) string {
 }
 
 // checkTokens requires that a hold requested after another was reported has a larger token, and
-// that no two have the same, unless one was passed on to the other. A hold that is passed on
-// stays the same: if an operator has deleted its entry, others may have held in between.
+// that no two have the same, unless one was passed on to the other, or both are shared. A hold
+// that is passed on stays the same: if an operator has deleted its entry, others may have held
+// in between.
 func checkTokens(h *history) (found []violation) {
 	for name, holds := range h.tenures() {
 		seen := make(map[int64]*tenure)
 		for _, t := range holds {
-			if other := seen[t.Token]; other != nil && !other.sharedWith(t) {
+			if other := seen[t.Token]; other != nil && !other.sharedWith(t) && !(other.Mode == shared && t.Mode == shared) {
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("token %d of %s was assigned to both %s and %s", t.Token, name, other.ref(), t.ref())})
 			}
 			seen[t.Token] = t
@@ -130,32 +132,42 @@ func checkIncrements(h *history) (found []violation) {
 	return found
 }
 
-// checkOverlaps compares the times during which holders were certain of their holds.
-func checkOverlaps(h *history) (found []violation) {
-	type certainty struct {
-		*tenure
-		span
-	}
-	for _, holds := range h.tenures() {
-		var all []certainty
-		for _, t := range holds {
-			// The holder learns of this only at the next audit.
-			if t.entry != nil && h.excused(t.entry) {
-				continue
-			}
-			if _, certain := h.reportedEnd(t); certain > h.since(t) {
-				all = append(all, certainty{t, span{h.since(t), certain}})
-			}
+// certainty is the time during which a holder was certain of its hold.
+type certainty struct {
+	*tenure
+	span
+}
+
+// certainties returns when holders of a name were certain of it, ordered by when that began.
+func (h *history) certainties(holds []*tenure) (all []certainty) {
+	for _, t := range holds {
+		// The holder learns of this only at the next audit.
+		if t.entry != nil && h.excused(t.entry) {
+			continue
 		}
-		slices.SortFunc(all, func(a, b certainty) int { return int(a.span.From - b.span.From) })
-		for i := 1; i < len(all); i++ {
-			a, b := all[i-1], all[i]
-			if b.span.From < a.span.To {
-				found = append(found, violation{At: b.span.From, Text: fmt.Sprintf("%s, certain until %s; %s", h.describe(a.tenure), h.at(a.span.To), h.describe(b.tenure))})
+		if _, certain := h.reportedEnd(t); certain > h.since(t) {
+			all = append(all, certainty{t, span{h.since(t), certain}})
+		}
+	}
+	slices.SortFunc(all, func(a, b certainty) int { return cmp.Compare(a.span.From, b.span.From) })
+	return all
+}
+
+// checkOverlaps requires that all who are certain of a name at one time may hold it together.
+func checkOverlaps(h *history) (found []violation) {
+	for _, holds := range h.tenures() {
+		var beside []certainty // those that had begun before
+		for _, c := range h.certainties(holds) {
+			beside = slices.DeleteFunc(beside, func(b certainty) bool { return b.span.To <= c.span.From })
+			modes, text := []mode{c.Mode}, ""
+			for _, b := range beside {
+				modes = append(modes, b.Mode)
+				text += fmt.Sprintf("%s (%v), certain until %s; ", h.describe(b.tenure), b.Mode, h.at(b.span.To))
 			}
-			if a.span.To > b.span.To { // compare the next with whichever ends last
-				all[i] = a
+			if !together(modes...) {
+				found = append(found, violation{At: c.span.From, Text: fmt.Sprintf("%s%s (%v)", text, h.describe(c.tenure), c.Mode)})
 			}
+			beside = append(beside, c)
 		}
 	}
 	return found

@@ -30,12 +30,12 @@ func sound() *history {
 	h.add(&lifetime{name: "0.0", slot: 0, span: span{From: ms(900)}}, []call{
 		{Process: "0.0", ID: 9, Op: opWatched, Start: ms(950), End: ms(950)},
 		{Process: "0.0", ID: 1, Op: opLock, Name: "n/0", Token: 10, Start: ms(1000), End: ms(1010), By: ms(6000), Outcome: ok},
-		{Process: "0.0", ID: 10, Op: opSaw, Name: "n/0", Token: 10, Reason: "0.0#1", Value: 10, Start: ms(1010), End: ms(1010)},
+		{Process: "0.0", ID: 10, Op: opSaw, Name: "n/0", Token: 10, Count: 1, Reason: "0.0#1", Value: 10, Start: ms(1010), End: ms(1010)},
 		{Process: "0.0", ID: 2, Op: opErr, Name: "n/0", Hold: 1, Token: 10, Start: ms(1011), End: ms(1011), Outcome: ok},
 		{Process: "0.0", ID: 3, Op: opCommit, Name: "n/0", Hold: 1, Token: 10, Start: ms(1012), End: ms(1014), Outcome: ok, Value: 11},
 		{Process: "0.0", ID: 4, Op: opAdd, Name: "n/0", Hold: 1, Token: 10, Start: ms(1015), End: ms(1017), Outcome: ok, Count: 1},
 		{Process: "0.0", ID: 5, Op: opUnlock, Name: "n/0", Hold: 1, Token: 10, Start: ms(1030), End: ms(1035), Outcome: ok},
-		{Process: "0.0", ID: 11, Op: opSaw, Name: "n/0", Token: 12, Reason: "1.0#1", Value: 13, Start: ms(1036), End: ms(1036)},
+		{Process: "0.0", ID: 11, Op: opSaw, Name: "n/0", Token: 12, Count: 1, Reason: "1.0#1", Value: 13, Start: ms(1036), End: ms(1036)},
 		{Process: "0.0", ID: 12, Op: opSaw, Name: "n/0", Value: 14, Start: ms(1066), End: ms(1066)},
 		{Process: "0.0", ID: 13, Op: opBye, Start: ms(20_500), End: ms(20_500)},
 	})
@@ -189,7 +189,7 @@ func TestCheckObservers_FindsEachKindOfViolation(t *testing.T) {
 		},
 		"going back in time": func(h *history) {
 			h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.Op == opSaw && c.ID == 12 })
-			h.addCall(call{Process: "0.0", ID: 12, Op: opSaw, Name: "n/0", Token: 10, Reason: "0.0#1", Value: 12, Start: ms(1066), End: ms(1066)})
+			h.addCall(call{Process: "0.0", ID: 12, Op: opSaw, Name: "n/0", Token: 10, Count: 1, Reason: "0.0#1", Value: 12, Start: ms(1066), End: ms(1066)})
 		},
 		"a lasting state that is not reported": func(h *history) {
 			h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.Op == opSaw && c.ID == 12 })

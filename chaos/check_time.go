@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"time"
 )
 
@@ -26,7 +28,7 @@ func checkHarmless(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
 			l := h.lifetimes[t.Process]
-			if t.ended == nil || t.ended.Reason == "closed" || t.entry != nil && h.excused(t.entry) {
+			if t.ended == nil || t.ended.Reason == "closed" || h.excusedHold(t) {
 				continue
 			}
 			from, to, long := t.ended.Start.add(-2*h.ttl), t.ended.Start, h.lease(t.Process) > h.ttl
@@ -50,7 +52,7 @@ type takeOver struct {
 
 // takeOvers returns the take-overs from killed holders.
 func (h *history) takeOvers() (all []takeOver) {
-	for name, holds := range h.tenures() {
+	for _, holds := range h.tenures() {
 		byEntry := make(map[*entry]*tenure)
 		for _, t := range holds {
 			if byEntry[t.entry] == nil { // keep the first of those that share it
@@ -67,8 +69,7 @@ func (h *history) takeOvers() (all []takeOver) {
 			end = h.ended
 			if t.entry.Deleted != 0 {
 				end = h.truth.by(t.entry.Deleted)
-				if next := h.truth.headAt(name, t.entry.Deleted); next != nil && byEntry[next] != nil && next.Created < t.entry.Deleted {
-					over.by = byEntry[next]
+				if over.by = h.successor(t.entry, byEntry); over.by != nil {
 					end = over.by.End
 				}
 			}
@@ -81,6 +82,26 @@ func (h *history) takeOvers() (all []takeOver) {
 		}
 	}
 	return all
+}
+
+// successor returns the hold that became due when an entry was deleted, nil if there is none
+// that had waited in the queue, or it waited for other names as well.
+func (h *history) successor(e *entry, byEntry map[*entry]*tenure) *tenure {
+	for _, next := range h.truth.holdersAt(e.Name, e.Deleted) {
+		t := byEntry[next]
+		if t == nil || next.Head < e.Deleted || next.Created >= e.Deleted {
+			continue
+		}
+		if !slices.ContainsFunc(t.parts, func(part *tenure) bool { return !part.dueAt(e.Deleted) }) {
+			return t
+		}
+	}
+	return nil
+}
+
+// dueAt reports whether the entry of a hold was at the head of its queue by a revision.
+func (t *tenure) dueAt(revision int64) bool {
+	return t.entry != nil && t.entry.Head != 0 && t.entry.Head <= revision
 }
 
 func checkTakeOvers(h *history) (found []violation) {
@@ -107,22 +128,44 @@ func checkHeadServed(h *history) (found []violation) {
 	for name, heads := range h.truth.heads {
 		for _, e := range heads {
 			c, known := h.lockCalls[e.Owner]
-			if !known || c.Op != opLock {
+			if !known || c.Op != opLock || c.Name != name {
 				continue
 			}
-			headSince, end := max(h.began, h.truth.by(e.Head)), c.End
+			head, over := h.due(c, e)
+			if head == 0 {
+				continue // in the queue of another name it never was
+			}
+			headSince, end := max(h.began, h.truth.by(head)), c.End
 			if end == 0 {
 				end = min(h.ended, h.lifetimes[c.Process].end())
 			}
-			if e.Deleted != 0 {
-				end = min(end, h.truth.notBefore(e.Deleted))
+			if over != 0 {
+				end = min(end, h.truth.notBefore(over))
 			}
 			if end.since(headSince)-h.troubled(c.Process, headSince, end, h.ttl, oneMember) > headBound(h.lease(c.Process)) {
-				found = append(found, violation{At: end, Text: fmt.Sprintf("%s was the head of the queue of %s from %s on (revision %d) but had no lock until %s", e.Owner, name, h.at(headSince), e.Head, h.at(end))})
+				found = append(found, violation{At: end, Text: fmt.Sprintf("%s was the head of the queue of %s from %s on (revision %d) but had no lock until %s", e.Owner, name, h.at(headSince), head, h.at(end))})
 			}
 		}
 	}
 	return found
+}
+
+// due returns the revisions from which on and until which all the entries of a call were at
+// the heads of their queues, given the entry of its first name. They are 0 for what has not
+// happened.
+func (h *history) due(c call, first *entry) (head, over int64) {
+	head, over = first.Head, first.over()
+	for _, other := range c.And {
+		other := h.truth.entryOf(call{Process: c.Process, ID: c.ID, Name: other.Name, Token: first.Created})
+		if other == nil || !other.of(c) || other.Head == 0 {
+			return 0, 0
+		}
+		head, over = max(head, other.Head), min(over, other.over())
+	}
+	if over == math.MaxInt64 {
+		over = 0
+	}
+	return head, over
 }
 
 func checkLiveness(h *history) (found []violation) {
@@ -142,102 +185,11 @@ func checkLiveness(h *history) (found []violation) {
 			found = append(found, violation{At: h.stopping, Text: fmt.Sprintf("client %s acquired no lock from %s to %s", name, h.at(h.healed), h.at(h.stopping))})
 		}
 	}
-	for i := range h.names {
-		if name := (target{}).name(i); !locked[name] {
+	all := target{Names: h.names, Mixed: h.mixed}
+	for i := range h.names + h.mixed {
+		if name := all.anyName(i); !locked[name] {
 			found = append(found, violation{At: h.stopping, Text: fmt.Sprintf("%s was not acquired from %s to %s", name, h.at(h.healed), h.at(h.stopping))})
 		}
 	}
 	return found
-}
-
-// checkObservers requires that each state of a watch was true at its revision, that states
-// come in order and never twice in a row, and that every state that lasts is reported.
-func checkObservers(h *history) (found []violation) {
-	type key struct{ process, name string }
-	seen := make(map[key][]call)
-	began := make(map[string]instant)
-	for _, c := range h.calls {
-		switch {
-		case c.Op == opWatched && c.Outcome == failed && c.Start < h.stopping:
-			found = append(found, violation{At: c.Start, Text: fmt.Sprintf("the watch of client %s ended: %s", c.Process, c.Reason)})
-		case c.Op == opWatched:
-			began[c.Process] = c.Start
-		case c.Op == opSaw:
-			k := key{c.Process, c.Name}
-			seen[k] = append(seen[k], c)
-		}
-	}
-	for _, states := range seen {
-		found = append(found, h.contradictions(states)...)
-	}
-	for process := range began {
-		for name := range h.truth.entries {
-			found = append(found, h.missed(process, name, began[process], seen[key{process, name}])...)
-		}
-	}
-	return found
-}
-
-// contradictions compares the states of one name that one watch reported with the ground truth.
-func (h *history) contradictions(states []call) (found []violation) {
-	for i, c := range states {
-		want := int64(0)
-		if e := h.truth.headAt(c.Name, c.Value); e != nil {
-			want = e.Created
-		}
-		if want != c.Token {
-			found = append(found, violation{At: c.Start, Text: fmt.Sprintf("client %s saw token %d on %s at revision %d; it was %d", c.Process, c.Token, c.Name, c.Value, want)})
-		}
-		if i == 0 {
-			continue
-		}
-		before := states[i-1]
-		if c.Value < before.Value {
-			found = append(found, violation{At: c.Start, Text: fmt.Sprintf("client %s saw %s at revision %d and then at %d", c.Process, c.Name, before.Value, c.Value)})
-		}
-		if c.Token == before.Token && c.Reason == before.Reason {
-			found = append(found, violation{At: c.Start, Text: fmt.Sprintf("client %s saw the same state of %s twice, at revisions %d and %d", c.Process, c.Name, before.Value, c.Value)})
-		}
-	}
-	return found
-}
-
-// missed finds states that lasted but were not reported.
-func (h *history) missed(process, name string, began instant, seen []call) (found []violation) {
-	l := h.lifetimes[process]
-	behind := observerLag(h.lease(process))
-	next, last := 0, int64(0)
-	for _, state := range h.truth.states(name) {
-		from := h.truth.by(state.from)
-		by := from.add(behind)
-		if state.to != 0 && h.truth.notBefore(state.to) < by || by > h.stopping.add(behind) {
-			continue
-		}
-		for ; next < len(seen) && seen[next].End <= by; next++ {
-			last = seen[next].Token
-		}
-		if from > began && last != state.token && h.awake(process, from, by) && h.undisturbed(l.slot, from, by, h.aftermath(), func(f firing) bool { return oneMember(traitsOf(f.Kind)) }) {
-			found = append(found, violation{At: by, Text: fmt.Sprintf("client %s had not seen by %s that token %d held %s from %s on; the last it saw was %d", process, h.at(by), state.token, name, h.at(from), last)})
-		}
-	}
-	return found
-}
-
-// headState is the token at the head of a queue (0 if it was empty) between two revisions.
-// If it lasts to the end, to is 0.
-type headState struct{ token, from, to int64 }
-
-// states returns the successive states of a name.
-func (t *truth) states(name string) (all []headState) {
-	for _, e := range t.heads[name] {
-		if n := len(all); n > 0 {
-			all[n-1].to = e.Head
-		}
-		all = append(all, headState{token: e.Created, from: e.Head})
-		if e.Deleted != 0 {
-			all[len(all)-1].to = e.Deleted
-			all = append(all, headState{from: e.Deleted})
-		}
-	}
-	return all
 }

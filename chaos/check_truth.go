@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -30,15 +31,31 @@ func checkSet(h *history) (found []violation) {
 	return found
 }
 
+// checkGuards requires that a guarded write is applied while all names of its hold are held.
 func checkGuards(h *history) (found []violation) {
+	h.tenures()
 	for ref, all := range h.truth.set {
 		for _, put := range all {
-			if e := h.truth.entry(put.Name, put.Token); e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
-				found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", ref, put.Revision, put.Token, put.Name, headPeriod(e))})
+			for _, e := range h.guarding(ref, put) {
+				if e == nil || e.Head == 0 || put.Revision < e.Head || put.Revision >= e.over() {
+					found = append(found, violation{At: h.truth.by(put.Revision), Text: fmt.Sprintf("%s wrote at revision %d with token %d of %s, which %s", ref, put.Revision, put.Token, put.Name, headPeriod(e))})
+				}
 			}
 		}
 	}
 	return found
+}
+
+// guarding returns the entries of the hold that guards the put of an element by a call.
+func (h *history) guarding(ref string, put element) (entries []*entry) {
+	t := h.holdOf[ref]
+	if t == nil || t.Token != put.Token {
+		return []*entry{h.truth.entry(put.Name, put.Token)}
+	}
+	for _, part := range t.parts {
+		entries = append(entries, part.entry)
+	}
+	return entries
 }
 
 // checkOnce requires an error of Commit if etcd's client has repeated the write by itself.
@@ -57,23 +74,29 @@ func headPeriod(e *entry) string {
 	case e == nil:
 		return "was never in the queue"
 	case e.Head == 0 && e.Deleted == 0:
-		return fmt.Sprintf("was in the queue from revision %d and never its head", e.Created)
+		return fmt.Sprintf("was in the queue of %s from revision %d and never its head", e.Name, e.Created)
 	case e.Head == 0:
-		return fmt.Sprintf("was in the queue from revision %d to %d and never its head", e.Created, e.Deleted)
+		return fmt.Sprintf("was in the queue of %s from revision %d to %d and never its head", e.Name, e.Created, e.Deleted)
 	case e.Deleted == 0:
-		return fmt.Sprintf("was the head from revision %d on", e.Head)
+		return fmt.Sprintf("was the head of %s from revision %d on", e.Name, e.Head)
 	}
-	return fmt.Sprintf("was the head from revision %d to %d", e.Head, e.Deleted)
+	return fmt.Sprintf("was the head of %s from revision %d to %d", e.Name, e.Head, e.Deleted)
 }
 
-// checkHeads requires that a hold was the head of its queue during the call. If it was passed
-// on within a process, it may have been the head before: WithLocalHandover promises no more.
+// checkHeads requires that a hold was at the head of its queue during the call, alone or among
+// others that may hold the name together; with several names, at the head of all queues at
+// one revision. If it was passed on within a process, it may have been the head before:
+// WithLocalHandover promises no more.
 func checkHeads(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
 			switch {
 			case t.entry == nil, t.entry.Head == 0:
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; its entry %s", h.describe(t), headPeriod(t.entry))})
+			case t.entry.Mode != t.Mode:
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s (%v); the entry with that token is %v", h.describe(t), t.Mode, t.entry.Mode)})
+			case t.first() && !t.atOnce():
+				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s together with %v; its entries were never all heads at one revision", h.describe(t), t.And)})
 			case !t.entry.of(t.call):
 				found = append(found, violation{At: t.End, Text: fmt.Sprintf("%s; the entry with that token belongs to %s", h.describe(t), t.entry.Owner)})
 			case h.truth.notBefore(t.entry.Head) > t.End:
@@ -86,19 +109,32 @@ func checkHeads(h *history) (found []violation) {
 	return found
 }
 
+// atOnce reports whether there was a revision at which all names of a hold were held. If one
+// of them never was, that is another matter.
+func (t *tenure) atOnce() bool {
+	from, over := int64(0), int64(math.MaxInt64)
+	for _, part := range t.parts {
+		if part.entry == nil || part.entry.Head == 0 {
+			return true
+		}
+		from, over = max(from, part.entry.Head), min(over, part.entry.over())
+	}
+	return from < over
+}
+
 // localOrderBound is how much earlier a goroutine must have called than another of the same
 // client for the order in which they queued to be certain.
 const localOrderBound = time.Second
 
 // checkOrder requires that a live waiter keeps its place. etcd's queue is ordered by create
 // revision, so a waiter whose entry is put a second time has lost its place. Goroutines of
-// one client are served in the order in which they called.
+// one client that exclude each other are served in the order in which they called.
 func checkOrder(h *history) (found []violation) {
 	for name, entries := range h.truth.entries {
 		last := make(map[string]*entry)
 		for _, e := range entries {
-			if e.Lease == 0 || e.shared() {
-				continue // put by hand, or shared by several calls
+			if e.Lease == 0 || e.passedOn() {
+				continue // put by hand, or passed on among several calls
 			}
 			if before := last[e.Owner]; before != nil && before.Lease == e.Lease && !h.excused(before) {
 				found = append(found, violation{At: h.truth.by(e.Created), Text: fmt.Sprintf("%s was in the queue of %s from revision %d to %d, and again from %d", e.Owner, name, before.Created, before.Deleted, e.Created)})
@@ -117,12 +153,23 @@ func checkOrder(h *history) (found []violation) {
 			}
 		}
 		for process, own := range byProcess {
-			slices.SortFunc(own, func(a, b *tenure) int { return cmp.Or(cmp.Compare(a.Token, b.Token), cmp.Compare(a.End, b.End)) })
-			for i := 1; i < len(own); i++ {
-				a, b := own[i-1], own[i] // a was served before b
-				if a.Start.since(b.Start) > localOrderBound && !h.lifetimes[process].gaps.overlaps(b.Start, b.Start.add(localOrderBound)) {
-					found = append(found, violation{At: a.End, Text: fmt.Sprintf("%s requested %s at %s and got token %d, before %s, which requested it at %s and got %d", a.ref(), a.Name, h.at(a.Start), a.Token, b.ref(), h.at(b.Start), b.Token)})
-				}
+			found = append(found, h.outOfOrder(own, h.lifetimes[process])...)
+		}
+	}
+	return found
+}
+
+// outOfOrder returns where calls of one client for one name, which exclude each other, were
+// not served in their order. Others may pass: those in front of a line queue independently.
+func (h *history) outOfOrder(own []*tenure, l *lifetime) (found []violation) {
+	slices.SortFunc(own, func(a, b *tenure) int { return cmp.Or(cmp.Compare(a.Token, b.Token), cmp.Compare(a.End, b.End)) })
+	for i, b := range own {
+		if l.gaps.overlaps(b.Start, b.Start.add(localOrderBound)) {
+			continue
+		}
+		for _, a := range own[:i] { // a was served before b
+			if a.Start.since(b.Start) > localOrderBound && !together(a.Mode, b.Mode) {
+				found = append(found, violation{At: a.End, Text: fmt.Sprintf("%s requested %s at %s and got token %d, before %s, which requested it at %s and got %d", a.ref(), a.Name, h.at(a.Start), a.Token, b.ref(), h.at(b.Start), b.Token)})
 			}
 		}
 	}
@@ -134,7 +181,7 @@ func checkOrder(h *history) (found []violation) {
 func checkRemovals(h *history) (found []violation) {
 	for _, holds := range h.tenures() {
 		for _, t := range holds {
-			if t.entry == nil || h.excused(t.entry) {
+			if t.entry == nil || h.excusedHold(t) {
 				continue
 			}
 			const deleted = "deleted"
@@ -153,8 +200,10 @@ func checkRemovals(h *history) (found []violation) {
 
 // excusedFor is like excused for a call that returned no hold.
 func (h *history) excusedFor(c call) bool {
-	return slices.ContainsFunc(h.truth.entries[c.Name], func(e *entry) bool {
-		return e.of(c) && h.excused(e) && h.truth.notBefore(e.Created) <= c.End && c.Start <= h.truth.by(e.Deleted)
+	return slices.ContainsFunc(c.items(), func(i item) bool {
+		return slices.ContainsFunc(h.truth.entries[i.Name], func(e *entry) bool {
+			return e.of(c) && h.excused(e) && h.truth.notBefore(e.Created) <= c.End && c.Start <= h.truth.by(e.Deleted)
+		})
 	})
 }
 

@@ -86,6 +86,9 @@ func run(ctx context.Context, t target, r *recorder, repeated *repeats) error {
 	observers.Go(func() { pulse(observed, r) })
 	if c, is := all[0].(lockerLocks); is && (t.Load == "" || t.Load == loadCrowd && t.Slot == 0) {
 		observers.Go(func() { observe(observed, c, r) })
+		if t.Mixed > 0 {
+			observers.Go(func() { t.observeHolders(observed, c, r) })
+		}
 	}
 
 	if t.Load == loadNames {
@@ -129,7 +132,11 @@ func open(etcd *clientv3.Client, t target) (all []locks, err error) {
 // connection that repeats nothing.
 func work(ctx context.Context, t target, r *recorder, all []locks, etcd *clientv3.Client, fence *rpc.Client) {
 	var workers sync.WaitGroup
-	for i := range t.Workers {
+	count := t.Workers
+	if t.Mixed > 0 {
+		count += mixers
+	}
+	for i := range count {
 		seed := fmt.Sprintf("%s/%d", t.Process, i)
 		w := &worker{
 			target: t, recorder: r, locks: all[i%len(all)], etcd: etcd, fence: fence, number: i + 1,
@@ -139,6 +146,9 @@ func work(ctx context.Context, t target, r *recorder, all []locks, etcd *clientv
 	}
 	workers.Wait()
 }
+
+// mixers is how many more workers a process has if names are locked in all modes.
+const mixers = 3
 
 // observe records the states that a watch of all names yields.
 func observe(ctx context.Context, c lockerLocks, r *recorder) {
@@ -150,10 +160,64 @@ func observe(ctx context.Context, c lockerLocks, r *recorder) {
 		}
 		saw := call{Op: opSaw, Name: s.Name, Value: s.Revision}
 		if s.Held {
-			saw.Token, saw.Reason = s.Token, s.Holder.Value
+			saw.Token, saw.Reason, saw.Count, saw.Mode = s.Token, s.Holder.Value, int64(s.Holders), modeOfLimit(s.Limit)
 		}
 		r.note(saw)
 	}
+}
+
+// modeOfLimit returns the mode of a holder.
+func modeOfLimit(limit int) mode {
+	switch limit {
+	case 0:
+		return shared
+	case 1:
+		return exclusive
+	}
+	return mode(limit)
+}
+
+// observeHolders reads again and again who holds one of the mixed names, from a Cache and,
+// less often, from etcd.
+func (t target) observeHolders(ctx context.Context, c lockerLocks, r *recorder) {
+	cache, err := c.NewCache(ctx, mixedPrefix)
+	for err != nil {
+		if pause(ctx, 100*time.Millisecond) != nil {
+			return
+		}
+		cache, err = c.NewCache(ctx, mixedPrefix)
+	}
+	defer cache.Close()
+	for i := 0; pause(ctx, 25*time.Millisecond) == nil; i++ {
+		name := mixedName(i % t.Mixed)
+		cached := call{Op: opCached, Name: name, Start: now(), Value: cache.Revision(), Age: int64(cache.Age())}
+		cached.Tokens = tokensOf(cache.Holders(name))
+		cached.Until, cached.End = cache.Revision(), now()
+		r.note(cached)
+		if i%8 == 0 {
+			readHolders(ctx, c, r, name)
+		}
+	}
+}
+
+// readHolders reads who holds a name.
+func readHolders(ctx context.Context, c lockerLocks, r *recorder, name string) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	read := call{Op: opHolders, Name: name, Start: now()}
+	holders, err := c.Holders(ctx, name)
+	if err != nil && !errors.Is(err, locker.ErrNotFound) {
+		return
+	}
+	read.Tokens, read.End = tokensOf(holders), now()
+	r.note(read)
+}
+
+func tokensOf(holders []locker.Holder) (tokens []int64) {
+	for _, holder := range holders {
+		tokens = append(tokens, holder.Token)
+	}
+	return tokens
 }
 
 // pulse records when the process did not run, because it was stopped or got no CPU: its own

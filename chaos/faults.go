@@ -40,6 +40,7 @@ type firing struct {
 	span
 	Err   string `json:",omitempty"`
 	Name  string `json:",omitempty"` // of the entry that an operator removed
+	Key   string `json:",omitempty"`
 	Token int64  `json:",omitempty"`
 	Lease int64  `json:",omitempty"`
 	Led   bool   // the member was the leader when it was stopped
@@ -239,7 +240,7 @@ func (s *scene) pickEntry(ctx context.Context, f *firing) (key string, err error
 		if err == nil && len(resp.Kvs) > 0 {
 			kv := resp.Kvs[f.rnd().IntN(len(resp.Kvs))]
 			if name, isEntry := nameOf(string(kv.Key)); isEntry {
-				f.Name, f.Token, f.Lease = name, kv.CreateRevision, kv.Lease
+				f.Name, f.Key, f.Token, f.Lease = name, string(kv.Key), kv.CreateRevision, kv.Lease
 				return string(kv.Key), nil
 			}
 			f.Seed++
@@ -279,8 +280,8 @@ func (s *scene) revokeLease(ctx context.Context, f *firing) error {
 // together with the entry, so that an attempt without an answer cannot put it again later.
 func (s *scene) foreignEntry(ctx context.Context, f *firing) error {
 	t := s.slots[0].target
-	f.Name = t.name(f.rnd().IntN(t.Names))
-	key, permit := lockPrefix+url.PathEscape(f.Name)+"/foreign", rootPrefix+"permit"
+	f.Name = t.anyName(f.rnd().IntN(t.Names + t.Mixed))
+	key, permit := queueOf(f.Name)+"foreign", rootPrefix+"permit"
 	err := s.retry(ctx, func(ctx context.Context) error {
 		resp, err := s.etcd.Put(ctx, permit, "")
 		if err != nil {

@@ -29,6 +29,8 @@ const (
 	opUnlock  op = "unlock"
 	opClose   op = "close"   // Client.Close
 	opSaw     op = "saw"     // a watch yielded a state
+	opHolders op = "holders" // Client.Holders
+	opCached  op = "cached"  // Cache.Holders
 	opWatched op = "watched" // a watch began, or failed
 	opGap     op = "gap"     // the process noticed that it had not run
 	opSize    op = "size"    // memory and goroutines of the process
@@ -54,7 +56,9 @@ type call struct {
 	Op      op      `json:"op"`
 	Worker  int     `json:"w,omitempty"`
 	Name    string  `json:"n,omitempty"`
-	Hold    int64   `json:"h,omitempty"` // ID of the call that acquired the hold
+	Mode    mode    `json:"m,omitempty"`
+	And     []item  `json:"and,omitempty"` // what is locked together with Name
+	Hold    int64   `json:"h,omitempty"`   // ID of the call that acquired the hold
 	Token   int64   `json:"t,omitempty"`
 	Start   instant `json:"s"`
 	End     instant `json:"e,omitempty"`  // 0 if it did not return
@@ -63,7 +67,13 @@ type call struct {
 	Reason  string  `json:"r,omitempty"`
 	Value   int64   `json:"v,omitempty"` // the value read, a revision, or a size
 	Count   int64   `json:"c,omitempty"`
+	Tokens  []int64 `json:"ts,omitempty"` // of all holders that were seen
+	Until   int64   `json:"u,omitempty"`  // what was seen is of a revision from Value to this
+	Age     int64   `json:"a,omitempty"`  // of a Cache, in nanoseconds
 }
+
+// items returns all that a call locks.
+func (c call) items() []item { return append([]item{{c.Name, c.Mode}}, c.And...) }
 
 // ref identifies a call within a round. It is also the value of the entry of a lock call.
 func (c call) ref() string { return fmt.Sprintf("%s#%d", c.Process, c.ID) }

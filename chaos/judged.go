@@ -13,6 +13,7 @@ type history struct {
 	over     string
 	load     string
 	names    int
+	mixed    int // names that are locked in all modes
 	schedule []fault
 
 	compacted bool // throughout the faults
@@ -36,6 +37,7 @@ type history struct {
 
 	holdsByName map[string][]*tenure // ordered by when they were reported; see tenures
 	lockCalls   map[string]call      // calls of Lock and TryLock, by ref
+	holdOf      map[string]*tenure   // by ref of a call that belongs to a hold
 }
 
 // lifetime is that of one client process.
@@ -57,18 +59,22 @@ func (l *lifetime) end() instant {
 	return math.MaxInt64
 }
 
-// tenure is a hold as its holder recorded it.
+// tenure is a hold of one name as its holder recorded it.
 type tenure struct {
-	call     // Lock or TryLock
+	call     // Lock or TryLock, of that name
 	errCalls []call
 	ended    *call // the end of its context, unless by Unlock
 	unlock   *call
-	entry    *entry // in etcd; nil if there was none
+	entry    *entry    // in etcd; nil if there was none
+	parts    []*tenure // the holds of all names that were locked by the same call, this one included
 }
+
+// first reports whether it is about the first name that its call has locked.
+func (t *tenure) first() bool { return t == t.parts[0] }
 
 // sharedWith reports whether t passed its hold on to next, in the same process.
 func (t *tenure) sharedWith(next *tenure) bool {
-	return t.entry != nil && t.entry == next.entry && t.entry.shared() && t.Process == next.Process &&
+	return t.entry != nil && t.entry == next.entry && t.entry.passedOn() && t.Process == next.Process &&
 		t.unlock != nil && t.unlock.Start <= next.End
 }
 
@@ -98,43 +104,63 @@ func (h *history) add(l *lifetime, calls []call) {
 	h.calls = append(h.calls, calls...)
 }
 
-// tenures computes holdsByName and lockCalls once, and returns the holds by name.
+// tenures computes holdsByName, lockCalls and holdOf once, and returns the holds by name.
 func (h *history) tenures() map[string][]*tenure {
 	if h.holdsByName != nil {
 		return h.holdsByName
 	}
-	h.holdsByName, h.lockCalls = make(map[string][]*tenure), make(map[string]call)
-	type id struct {
-		process string
-		hold    int64
-	}
-	known := make(map[id]*tenure)
+	h.holdsByName, h.lockCalls, h.holdOf = make(map[string][]*tenure), make(map[string]call), make(map[string]*tenure)
+	known := make(map[string][]*tenure) // by ref of the call that began them
 	for _, c := range h.calls {
 		if c.Op == opLock || c.Op == opTry {
 			h.lockCalls[c.ref()] = c
 		}
 		if c.holds() {
-			t := &tenure{call: c, entry: h.truth.entry(c.Name, c.Token)}
-			known[id{c.Process, c.ID}] = t
-			h.holdsByName[c.Name] = append(h.holdsByName[c.Name], t)
+			known[c.ref()] = h.partsOf(c)
 		}
 	}
 	for _, c := range h.calls {
-		t := known[id{c.Process, c.Hold}]
-		switch {
-		case t == nil:
-		case c.Op == opErr:
-			t.errCalls = append(t.errCalls, c)
-		case c.Op == opEnded:
-			t.ended = &c
-		case c.Op == opUnlock:
-			t.unlock = &c
+		for _, t := range known[call{Process: c.Process, ID: c.Hold}.ref()] {
+			t.add(c)
+			h.holdOf[c.ref()] = t.parts[0]
+		}
+	}
+	for _, parts := range known {
+		for _, t := range parts {
+			h.holdsByName[t.Name] = append(h.holdsByName[t.Name], t)
 		}
 	}
 	for _, all := range h.holdsByName {
-		slices.SortFunc(all, func(a, b *tenure) int { return cmp.Compare(a.End, b.End) })
+		slices.SortFunc(all, func(a, b *tenure) int { return cmp.Or(cmp.Compare(a.End, b.End), cmp.Compare(a.Start, b.Start)) })
 	}
 	return h.holdsByName
+}
+
+// partsOf returns the holds that a call began, one of each name.
+func (h *history) partsOf(c call) []*tenure {
+	parts := make([]*tenure, 0, 1+len(c.And))
+	for _, i := range c.items() {
+		t := &tenure{call: c}
+		t.Name, t.Mode = i.Name, i.Mode
+		t.entry = h.truth.entryOf(t.call)
+		parts = append(parts, t)
+	}
+	for _, t := range parts {
+		t.parts = parts
+	}
+	return parts
+}
+
+// add adds a call that belongs to the hold.
+func (t *tenure) add(c call) {
+	switch c.Op {
+	case opErr:
+		t.errCalls = append(t.errCalls, c)
+	case opEnded:
+		t.ended = &c
+	case opUnlock:
+		t.unlock = &c
+	}
 }
 
 // reportedEnd returns when the hold was reported to be over or its holder released it, and
@@ -222,12 +248,18 @@ func (h *history) cutOff(process string, from, to instant) bool {
 // excused reports whether an entry was deleted in a way that its holder could not foresee.
 func (h *history) excused(e *entry) bool { return h.interfered(e) || h.formerLeader(e) }
 
+// excusedHold reports whether one of the entries of a hold is excused. A hold of several
+// names is lost as a whole.
+func (h *history) excusedHold(t *tenure) bool {
+	return slices.ContainsFunc(t.parts, func(part *tenure) bool { return part.entry != nil && h.excused(part.entry) })
+}
+
 // interfered reports whether an operator deleted the entry or revoked its lease.
 func (h *history) interfered(e *entry) bool {
 	return slices.ContainsFunc(h.firings, func(f firing) bool {
 		switch f.Kind {
 		case "delete-entry":
-			return f.Name == e.Name && f.Token == e.Created
+			return f.Name == e.Name && f.Token == e.Created && (f.Key == "" || f.Key == e.Key)
 		case "revoke-lease":
 			return f.Lease == e.Lease && e.Lease != 0
 		}

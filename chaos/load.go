@@ -115,7 +115,7 @@ func (k *hoarder) lockNext(ctx context.Context) bool {
 	c := k.begin(call{Op: opLock, Name: "hoard" + strconv.Itoa(k.Slot) + "/" + strconv.Itoa(i), By: now().add(time.Minute)})
 	acquiring, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	h, err := k.locks.acquire(acquiring, c.Name, c.ref(), false)
+	h, err := k.locks.acquire(acquiring, c, c.ref())
 	if err != nil {
 		if ctx.Err() != nil {
 			c.By = min(c.By, now()) // the process was asked to stop

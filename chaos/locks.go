@@ -15,7 +15,7 @@ import (
 
 // locks is a lock library under test.
 type locks interface {
-	acquire(ctx context.Context, name, value string, try bool) (hold, error)
+	acquire(ctx context.Context, c call, value string) (hold, error)
 	close() error
 }
 
@@ -45,16 +45,36 @@ func newLockerLocks(etcd *clientv3.Client, t target) (lockerLocks, error) {
 // maxShares is how many goroutines may share a hold, one after the other.
 const maxShares = 4
 
-func (l lockerLocks) acquire(ctx context.Context, name, value string, try bool) (hold, error) {
+func (l lockerLocks) acquire(ctx context.Context, c call, value string) (hold, error) {
 	lock := l.Lock
-	if try {
+	if c.Op == opTry {
 		lock = l.TryLock
 	}
-	held, err := lock(ctx, name, value)
+	held, err := lock(ctx, c.Name, value, options(c, value)...)
 	if err != nil {
 		return nil, err // not a nil *locker.Lock in a hold
 	}
 	return held, nil
+}
+
+// options returns the options of a call that locks with a value.
+func options(c call, value string) []locker.LockOption {
+	all := c.Mode.options()
+	for _, other := range c.And {
+		all = append(all, locker.And(other.Name, value, other.Mode.options()...))
+	}
+	return all
+}
+
+// options returns the options of one name.
+func (m mode) options() []locker.LockOption {
+	switch m {
+	case exclusive:
+		return nil
+	case shared:
+		return []locker.LockOption{locker.WithShared()}
+	}
+	return []locker.LockOption{locker.WithLimit(int(m))}
 }
 
 func (l lockerLocks) close() error { return l.Close() }
@@ -66,14 +86,14 @@ type mutexLocks struct {
 	ttl  time.Duration
 }
 
-func (m mutexLocks) acquire(ctx context.Context, name, _ string, try bool) (hold, error) {
+func (m mutexLocks) acquire(ctx context.Context, c call, _ string) (hold, error) {
 	session, err := concurrency.NewSession(m.etcd, concurrency.WithTTL(int(m.ttl/time.Second)))
 	if err != nil {
 		return nil, err
 	}
-	mutex := concurrency.NewMutex(session, lockPrefix+url.PathEscape(name))
+	mutex := concurrency.NewMutex(session, lockPrefix+url.PathEscape(c.Name))
 	lock := mutex.Lock
-	if try {
+	if c.Op == opTry {
 		lock = mutex.TryLock
 	}
 	if err := lock(ctx); err != nil {

@@ -44,6 +44,7 @@ type settings struct {
 	long     bool
 	dir      string
 	names    int
+	mixed    int
 	rest     time.Duration
 	hold     time.Duration
 	schedule bool
@@ -87,6 +88,7 @@ func parse(args []string) (s settings, err error) {
 	flags.StringVar(&s.script, "script", "", "run a script instead of rounds: "+strings.Join(slices.Sorted(maps.Keys(scripts)), ", "))
 	flags.StringVar(&s.dir, "dir", "", "directory in which to keep every history; if empty, a temporary one, removed unless a check fails")
 	flags.IntVar(&s.names, "names", 6, "number of names that all processes compete for")
+	flags.IntVar(&s.mixed, "mixed", 4, "number of names that are locked in all modes: shared, limited, exclusively, and two of them at once")
 	flags.DurationVar(&s.rest, "rest", 0, "pause after each fault")
 	flags.DurationVar(&s.hold, "hold", 0, "approximate maximum duration of long holds; 4 TTLs if 0")
 	flags.BoolVar(&s.long, "long", false, "give one process a TTL of a minute in every round, not only in every third")
@@ -107,7 +109,7 @@ func parse(args []string) (s settings, err error) {
 	if s.over != overLocker && s.over != overMutex {
 		return s, fmt.Errorf("over %q: want %s or %s", s.over, overLocker, overMutex)
 	}
-	if flags.NArg() > 0 || s.duration <= 0 || s.round <= 0 || s.ttl < 2*time.Second || s.names < 1 || s.rest < 0 {
+	if flags.NArg() > 0 || s.duration <= 0 || s.round <= 0 || s.ttl < 2*time.Second || s.names < 1 || s.mixed < 0 || s.rest < 0 {
 		return s, fmt.Errorf("arguments %q: want none, positive durations, at least one name, and a TTL of at least 2s", flags.Args())
 	}
 	if s.hold <= 0 {
@@ -201,8 +203,11 @@ func (s settings) runRound(ctx context.Context, w io.Writer, p plan, program str
 		return nil, err
 	}
 	r := round{plan: p, over: s.over, unfenced: s.unfenced, program: program, dir: dir, names: s.names, workers: 6, hold: s.hold}
-	if s.load != "" {
+	switch {
+	case s.load != "":
 		r = r.underLoad(s.load)
+	case s.over == overLocker:
+		r.mixed = s.mixed
 	}
 	h, err := r.run(ctx)
 	if err != nil {
@@ -239,8 +244,8 @@ func (s settings) newDir() (string, error) {
 
 // command returns the command that repeats a round.
 func (s settings) command(p plan) string {
-	c := fmt.Sprintf("go run ./chaos -seed %d -duration %v -round %v -members %d -ttl %v -names %d -rest %v -hold %v -over %s",
-		p.seed, p.duration, p.duration, p.members, s.ttl, s.names, p.rest, s.hold, s.over)
+	c := fmt.Sprintf("go run ./chaos -seed %d -duration %v -round %v -members %d -ttl %v -names %d -mixed %d -rest %v -hold %v -over %s",
+		p.seed, p.duration, p.duration, p.members, s.ttl, s.names, s.mixed, p.rest, s.hold, s.over)
 	if len(p.only) > 0 {
 		c += " -faults " + strings.Join(p.only, ",")
 	}

@@ -72,10 +72,13 @@ func describe(input, _ any) string {
 const endless = math.MaxInt64
 
 // lockSteps returns the operations on the lock of each name. Calls that returned no hold
-// are left out: they rule nothing out.
+// are left out: they rule nothing out. So are names that several may hold at one time.
 func lockSteps(h *history) map[string][]porcupine.Operation {
 	all := make(map[string][]porcupine.Operation)
 	for name, holds := range h.tenures() {
+		if isMixed(name) {
+			continue
+		}
 		for _, t := range holds {
 			if t.entry != nil && h.excused(t.entry) {
 				continue // lost before the holder could know
@@ -86,7 +89,7 @@ func lockSteps(h *history) map[string][]porcupine.Operation {
 				over.Return = int64(t.unlock.End)
 			}
 			sharedIn := ""
-			if t.entry != nil && t.entry.shared() {
+			if t.entry != nil && t.entry.passedOn() {
 				sharedIn = t.Process
 			}
 			all[name] = append(all[name], porcupine.Operation{Input: step{what: opLock, hold: t.ref(), sharedIn: sharedIn, token: t.Token}, Call: int64(t.Start), Return: int64(t.End)}, over)

@@ -27,6 +27,7 @@ type target struct {
 	Lease     time.Duration `json:"lease"` // TTL of its own locks
 	Seed      uint64        `json:"seed"`
 	Names     int           `json:"names"`
+	Mixed     int           `json:"mixed"` // names that are locked in all modes
 	Workers   int           `json:"workers"`
 	Hold      time.Duration `json:"hold"` // approximate maximum duration of long holds
 }
@@ -37,6 +38,17 @@ func (t target) shares() bool { return t.Over == overLocker && t.Load == "" && t
 
 // name returns a name that all processes compete for.
 func (t target) name(i int) string { return "n/" + strconv.Itoa(i) }
+
+// mixedName returns a name that all processes compete for in all modes.
+func mixedName(i int) string { return mixedPrefix + strconv.Itoa(i) }
+
+// anyName returns one of all names that all processes compete for.
+func (t target) anyName(i int) string {
+	if i < t.Names {
+		return t.name(i)
+	}
+	return mixedName(i - t.Names)
+}
 
 // post returns a name that only two processes compete for: this one and the one before it.
 // One of them holds it nearly all the time, so that most faults hit a holder.

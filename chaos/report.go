@@ -27,6 +27,9 @@ func report(w io.Writer, h *history) {
 func (s summary) write(w io.Writer) {
 	fmt.Fprintf(w, "  %d holds, %d of them passed on within a process; %d calls gave up, %d calls of TryLock were refused; %d clients killed\n",
 		s.holds, s.shared, s.gaveUp, s.denied, s.killed)
+	if s.mixed != (mixture{}) {
+		fmt.Fprintf(w, "  on mixed names: %v\n", s.mixed)
+	}
 	fmt.Fprintf(w, "  %d holds lost: %s; %d more holds of clients that were killed\n", total(s.lost), tally(s.lost), s.ofKilled)
 	fmt.Fprintf(w, "  guarded writes: %d applied, %d refused, %d in doubt; %d attempted after the hold\n", s.writes[ok], s.writes[lost]+s.writes[failed], s.writes[unknown]+s.writes[unsure], s.stale)
 	fmt.Fprintf(w, "  fenced increments: %d applied, %d refused, %d in doubt\n", s.adds[ok], s.adds[lost], s.adds[unknown]+s.adds[unsure])
@@ -63,6 +66,41 @@ type summary struct {
 	alone, among                                           []time.Duration // take-overs
 	memory, goroutines                                     int64
 	problems                                               []string // faults that failed
+	mixed                                                  mixture
+}
+
+// mixture counts the holds of names that are locked in all modes.
+type mixture struct {
+	exclusive, shared, limited, several int // holds; those of two names count only as several
+	together                            int // the most entries that held a name at one time
+}
+
+func (m mixture) String() string {
+	return fmt.Sprintf("%d holds exclusive, %d shared, %d limited, %d of two names; at most %d held a name together", m.exclusive, m.shared, m.limited, m.several, m.together)
+}
+
+// count counts a hold.
+func (m *mixture) count(c call) {
+	switch {
+	case !isMixed(c.Name):
+	case len(c.And) > 0:
+		m.several++
+	case c.Mode == exclusive:
+		m.exclusive++
+	case c.Mode == shared:
+		m.shared++
+	default:
+		m.limited++
+	}
+}
+
+// add adds the figures of another round.
+func (m *mixture) add(other mixture) {
+	m.exclusive += other.exclusive
+	m.shared += other.shared
+	m.limited += other.limited
+	m.several += other.several
+	m.together = max(m.together, other.together)
 }
 
 func newSummary() summary {
@@ -81,6 +119,7 @@ func (s *summary) add(other summary) {
 	} {
 		*n.to += n.more
 	}
+	s.mixed.add(other.mixed)
 	s.byLock.add(other.byLock)
 	s.byCounter.add(other.byCounter)
 	addCounts(s.lost, other.lost)
@@ -128,7 +167,9 @@ func (h *history) summary() summary {
 		}
 	}
 	for _, o := range h.takeOvers() {
-		s.ofKilled++
+		if o.from.first() {
+			s.ofKilled++
+		}
 		switch {
 		case o.by == nil:
 		case o.alone:
@@ -145,6 +186,7 @@ func (h *history) summary() summary {
 		}
 	}
 	s.addMargins(h)
+	s.mixed.together = h.truth.together()
 	for _, entries := range h.truth.entries {
 		for _, e := range entries {
 			if c, known := h.lockCalls[e.Owner]; known && c.holds() && e.Deleted != 0 && h.formerLeader(e) && !h.interfered(e) {
@@ -161,7 +203,8 @@ func (s *summary) count(c call) {
 		switch {
 		case c.Outcome == ok:
 			s.holds++
-		case c.Op == opTry && strings.Contains(c.Reason, "locked by another"):
+			s.mixed.count(c)
+		case c.Op == opTry && strings.Contains(c.Reason, "locked by "):
 			s.denied++
 		default:
 			s.gaveUp++
@@ -263,6 +306,12 @@ func (h *history) missing() (missing []string) {
 	need("states reported by watches", s.states, seconds)
 	if h.load == "" && h.duration >= 10*time.Second {
 		need("holds passed on within a process", s.shared, 1)
+	}
+	if h.mixed > 0 && h.duration >= 10*time.Second {
+		need("shared holds", s.mixed.shared, 1)
+		need("holds of two names", s.mixed.several, min(h.mixed-1, 1))
+		need("limited holds", s.mixed.limited, min(h.mixed-1, 1))
+		need("holders of one name at one time", s.mixed.together, 3)
 	}
 	if len(h.only) == 0 && h.duration >= 20*time.Second {
 		need("losses", total(s.lost), 1)

@@ -27,6 +27,7 @@ type round struct {
 	program  string // the etcd binary
 	dir      string // for the history
 	names    int
+	mixed    int           // names that are locked in all modes
 	workers  int           // of each process
 	hold     time.Duration // approximate maximum duration of long holds
 }
@@ -79,7 +80,7 @@ func (r round) run(ctx context.Context) (h *history, err error) {
 			return nil, err
 		}
 	}
-	h = &history{plan: r.plan, over: r.over, load: r.load, names: r.names, began: now()}
+	h = &history{plan: r.plan, over: r.over, load: r.load, names: r.names, mixed: r.mixed, began: now()}
 	h.schedule = r.draw()
 	r.storm(ctx, s, h)
 	if ctx.Err() != nil {
@@ -174,7 +175,7 @@ func (s *scene) populate(r round, resourceAddr string) error {
 		s.proxies = append(s.proxies, proxy)
 		c := &clientSlot{number: i, dir: r.dir, target: target{
 			Slot: i, Endpoints: proxy.Endpoints(), Resource: resourceAddr, Over: r.over, Load: r.load,
-			TTL: r.ttl, Lease: r.leaseOf(i), Seed: r.seed, Names: r.names, Workers: r.workers, Hold: r.hold,
+			TTL: r.ttl, Lease: r.leaseOf(i), Seed: r.seed, Names: r.names, Mixed: r.mixed, Workers: r.workers, Hold: r.hold,
 		}}
 		if err := c.start(); err != nil {
 			return err

@@ -23,6 +23,9 @@ func play(t *testing.T, r round) (*history, []violation) {
 	r.program, r.dir, r.processes = program, t.TempDir(), processes
 	if r.load == "" {
 		r.names, r.workers = 6, 6
+		if r.over == overLocker {
+			r.mixed = 4
+		}
 		r.ttl, r.hold, r.lone = 2*time.Second, 8*time.Second, true
 	}
 	h, err := r.run(ctx)

@@ -25,6 +25,9 @@ var scripts = map[string]script{
 	"given-up":         {longTTL, (*stage).givenUp},
 	"empty":            {5 * time.Second, (*stage).empty},
 	"restore":          {12 * time.Second, (*stage).restore},
+	"kept-watch":       {10 * time.Second, (*stage).keptWatch},
+	"joined-meanwhile": {10 * time.Second, (*stage).joinedMeanwhile},
+	"repeated-put":     {2 * time.Second, (*stage).repeatedPut},
 	"dead-connections": {2 * time.Second, (*stage).deadConnections},
 }
 
@@ -36,6 +39,8 @@ const (
 	endsWhenBehind   = "a session ends when etcd is behind a revision it has seen"
 	recovers         = "a client recovers from dead connections in time"
 	leavesNoEntry    = "failed calls and releases leave no entry behind"
+	wasHead          = "every reported hold was the head of its queue during the call"
+	servedInTime     = "the head of the queue gets the lock in time"
 	oneHolder        = "no two holds are certain at once"
 	reconnectionTime = 15 * time.Second
 )

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -136,8 +137,8 @@ type scriptClient struct {
 }
 
 // openClient opens a client of the endpoints, which are those of etcd or of the proxy.
-func (s *stage) openClient(endpoints []string) (scriptClient, error) {
-	etcd, err := connect(endpoints)
+func (s *stage) openClient(endpoints []string, options ...grpc.DialOption) (scriptClient, error) {
+	etcd, err := connect(endpoints, options...)
 	if err != nil {
 		return scriptClient{}, err
 	}

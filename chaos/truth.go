@@ -45,24 +45,28 @@ type truth struct {
 	ticks   []tick   // by time
 
 	entries map[string][]*entry  // by name, in order of creation
-	heads   map[string][]*entry  // by name, those that became the head, in that order
+	heads   map[string][]*entry  // by name, those that came to hold it, in that order
+	states  map[string][]state   // by name, who held it
 	set     map[string][]element // puts into the guarded set, by call
 }
 
 // entry is an entry in a queue. Revisions are 0 for what has not happened.
 type entry struct {
 	Name, Key, Owner       string
+	Mode                   mode
 	Lease                  int64
-	Created, Head, Deleted int64
-	Revoked                bool // deleted because its lease expired or was revoked
+	Created, Head, Deleted int64 // Head: when it came to hold the name, at the head of the queue
+	Revoked                bool  // deleted because its lease expired or was revoked
 }
 
-// shared reports whether several calls of one process share the entry and pass the hold on.
+// passedOn reports whether several calls of one process use the entry and pass the hold on.
 // Its value then names the process instead of a call.
-func (e *entry) shared() bool { return e.Lease != 0 && !strings.Contains(e.Owner, "#") }
+func (e *entry) passedOn() bool { return e.Lease != 0 && !strings.Contains(e.Owner, "#") }
 
 // of reports whether the entry may belong to the call.
-func (e *entry) of(c call) bool { return e.Owner == c.ref() || e.shared() && e.Owner == c.Process }
+func (e *entry) of(c call) bool {
+	return e.Owner == c.ref() || e.passedOn() && e.Owner == c.Process
+}
 
 // over is the first revision without the entry.
 func (e *entry) over() int64 {
@@ -70,6 +74,12 @@ func (e *entry) over() int64 {
 		return math.MaxInt64
 	}
 	return e.Deleted
+}
+
+// state is who held a name from a revision on, the oldest first.
+type state struct {
+	from    int64
+	holders []*entry
 }
 
 // element is a put into the guarded set, and the token under which it was made.
@@ -80,7 +90,10 @@ type element struct {
 
 // newTruth replays the changes. One revision may delete entries and create others.
 func newTruth(changes []change, ticks []tick) *truth {
-	t := &truth{changes: changes, ticks: ticks, entries: make(map[string][]*entry), heads: make(map[string][]*entry), set: make(map[string][]element)}
+	t := &truth{
+		changes: changes, ticks: ticks, entries: make(map[string][]*entry),
+		heads: make(map[string][]*entry), states: make(map[string][]state), set: make(map[string][]element),
+	}
 	queues := make(map[string][]*entry) // current entries, by name
 	leases := newLeaseTracker(changes)
 	for _, c := range changes {
@@ -96,13 +109,24 @@ func newTruth(changes []change, ticks []tick) *truth {
 			}
 		}
 		for name := range touched {
-			if queue := queues[name]; len(queue) > 0 && queue[0].Head == 0 {
-				queue[0].Head = c.Revision
-				t.heads[name] = append(t.heads[name], queue[0])
-			}
+			t.advance(name, queues[name], c.Revision)
 		}
 	}
 	return t
+}
+
+// advance notes who holds a name from a revision on, which has changed its queue.
+func (t *truth) advance(name string, queue []*entry, revision int64) {
+	holders := slices.Clone(queue[:holding(queue)])
+	for _, e := range holders {
+		if e.Head == 0 {
+			e.Head = revision
+			t.heads[name] = append(t.heads[name], e)
+		}
+	}
+	if !slices.Equal(holders, t.holdersAt(name, revision)) {
+		t.states[name] = append(t.states[name], state{revision, holders})
+	}
 }
 
 // leaseTracker tracks the leases of sessions and their keys: entries and records.
@@ -166,10 +190,10 @@ func (t *truth) take(queue []*entry, name string, revision int64, ev event, revo
 		return queue // only its value has changed
 	case !ev.Deleted:
 		ref, _, _ := strings.Cut(ev.Value, "+")
-		e := &entry{Name: name, Key: ev.Key, Owner: ref, Lease: ev.Lease, Created: ev.Created}
+		e := &entry{Name: name, Key: ev.Key, Owner: ref, Mode: modeOf(ev.Key), Lease: ev.Lease, Created: ev.Created}
 		t.entries[name] = append(t.entries[name], e)
 		queue = append(queue, e)
-		slices.SortFunc(queue, func(a, b *entry) int { return cmp.Compare(a.Created, b.Created) })
+		slices.SortStableFunc(queue, func(a, b *entry) int { return cmp.Compare(a.Created, b.Created) })
 	}
 	return queue
 }
@@ -186,6 +210,9 @@ func nameOf(key string) (string, bool) {
 	return name, err == nil
 }
 
+// queueOf returns what the keys of all entries in the queue of a name begin with.
+func queueOf(name string) string { return lockPrefix + url.PathEscape(name) + "/" }
+
 func elementOf(key string) (name, ref string, isElement bool) {
 	rest, isElement := strings.CutPrefix(key, setPrefix)
 	escaped, ref, both := strings.Cut(rest, "/")
@@ -197,22 +224,60 @@ func elementKey(name, ref string) string { return setPrefix + url.PathEscape(nam
 
 // entry returns the entry of a name with a create revision, or nil.
 func (t *truth) entry(name string, created int64) *entry {
-	all := t.entries[name]
-	i, found := slices.BinarySearchFunc(all, created, func(e *entry, created int64) int { return cmp.Compare(e.Created, created) })
-	if !found {
-		return nil
+	if all := t.created(name, created); len(all) > 0 {
+		return all[0]
 	}
-	return all[i]
+	return nil
 }
 
-// headAt returns the head of a queue at a revision, or nil.
-func (t *truth) headAt(name string, revision int64) *entry {
-	heads := t.heads[name]
-	i, _ := slices.BinarySearchFunc(heads, revision+1, func(e *entry, revision int64) int { return cmp.Compare(e.Head, revision) })
-	if i == 0 || heads[i-1].over() <= revision {
+// created returns the entries of a name with a create revision. Only shared ones may be as
+// old as each other.
+func (t *truth) created(name string, revision int64) []*entry {
+	all := t.entries[name]
+	byAge := func(e *entry, revision int64) int { return cmp.Compare(e.Created, revision) }
+	from, _ := slices.BinarySearchFunc(all, revision, byAge)
+	to, _ := slices.BinarySearchFunc(all, revision+1, byAge)
+	return all[from:to]
+}
+
+// entryOf returns the entry of a hold, or, if it has none, one that another has put at the
+// same revision, or nil.
+func (t *truth) entryOf(c call) *entry {
+	all := t.created(c.Name, c.Token)
+	if i := slices.IndexFunc(all, func(e *entry) bool { return e.of(c) }); i >= 0 {
+		return all[i]
+	}
+	return t.entry(c.Name, c.Token)
+}
+
+// holdersAt returns who held a name at a revision, the oldest first.
+func (t *truth) holdersAt(name string, revision int64) []*entry {
+	states := t.states[name]
+	i, _ := slices.BinarySearchFunc(states, revision+1, func(s state, revision int64) int { return cmp.Compare(s.from, revision) })
+	if i == 0 {
 		return nil
 	}
-	return heads[i-1]
+	return states[i-1].holders
+}
+
+// headAt returns the oldest holder of a name at a revision, or nil.
+func (t *truth) headAt(name string, revision int64) *entry {
+	if holders := t.holdersAt(name, revision); len(holders) > 0 {
+		return holders[0]
+	}
+	return nil
+}
+
+// together returns how many held a mixed name at one time, at most.
+func (t *truth) together() (most int) {
+	for name, states := range t.states {
+		for _, s := range states {
+			if isMixed(name) {
+				most = max(most, len(s.holders))
+			}
+		}
+	}
+	return most
 }
 
 // by returns a time at which the revision certainly existed: whatever happened after that

@@ -45,13 +45,16 @@ func (w *worker) run(ctx context.Context) {
 	w.endings.Wait()
 }
 
-// value is the value with which a call locks. Only holds with the same value are shared.
+// value is the value with which a call locks. Only holds with the same value are passed on.
 func (w *worker) value(c call) string {
-	if w.shares() {
+	if w.shares() && c.Mode == exclusive && len(c.And) == 0 {
 		return c.Process
 	}
 	return c.ref()
 }
+
+// mixes reports whether the worker is one of those that lock names in all modes.
+func (w *worker) mixes() bool { return w.number > w.Workers }
 
 // holdsLong reports whether the worker is one of the two that hold posts for a long time.
 func (w *worker) holdsLong() bool { return w.number <= 2 && w.Load == "" }
@@ -60,8 +63,11 @@ func (w *worker) holdsLong() bool { return w.number <= 2 && w.Load == "" }
 func (w *worker) lockOnce(ctx context.Context) {
 	w.useStale(ctx)
 	c := call{Op: opLock, Name: w.name(w.rnd.IntN(w.Names)), Worker: w.number}
-	if w.holdsLong() {
+	switch {
+	case w.holdsLong():
 		c.Name = w.post(w.rnd.IntN(4) / 3)
+	case w.mixes():
+		w.drawItems(&c)
 	}
 	timeout := 6 * w.TTL
 	switch w.rnd.IntN(20) {
@@ -74,22 +80,86 @@ func (w *worker) lockOnce(ctx context.Context) {
 	c = w.begin(c)
 	acquiring, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	h, err := w.locks.acquire(acquiring, c.Name, w.value(c), c.Op == opTry)
+	if w.mixes() && c.Op == opLock && w.rnd.IntN(4) == 0 {
+		w.do(acquiring, c)
+		return
+	}
+	h, err := w.locks.acquire(acquiring, c, w.value(c))
 	if ctx.Err() != nil {
 		c.By = min(c.By, now()) // the process was asked to stop
 	}
 	if err != nil {
-		c.Outcome, c.Reason = failed, errText(err)
-		w.end(c)
-		if !errors.Is(err, locker.ErrLocked) && !errors.Is(err, context.DeadlineExceeded) {
-			_ = pause(ctx, 50*time.Millisecond) // etcd refused: do not retry at once
-		}
+		w.failed(ctx, c, err)
 		return
 	}
+	c = w.acquired(c, h)
+	w.hold(ctx, c, h)
+	w.unlock(c, h)
+}
+
+// failed records that a call has returned no hold.
+func (w *worker) failed(ctx context.Context, c call, err error) {
+	c.Outcome, c.Reason = failed, errText(err)
+	w.end(c)
+	if !errors.Is(err, locker.ErrLocked) && !errors.Is(err, context.DeadlineExceeded) {
+		_ = pause(ctx, 50*time.Millisecond) // etcd refused: do not retry at once
+	}
+}
+
+// acquired records the hold that a call has begun.
+func (w *worker) acquired(c call, h hold) call {
 	c.Outcome, c.Token = ok, h.Token()
 	c = w.end(c)
 	w.endings.Go(func() { w.monitor(c, h) })
-	w.hold(ctx, c, h)
+	return c
+}
+
+// do makes the call with Do, which releases the hold by itself.
+func (w *worker) do(ctx context.Context, c call) {
+	var unlock call
+	value := w.value(c)
+	err := w.locks.(lockerLocks).Do(ctx, c.Name, value, func(ctx context.Context, h *locker.Lock) error {
+		c = w.acquired(c, h)
+		w.hold(ctx, c, h)
+		unlock = under(c, opUnlock)
+		unlock.By = now().add(min(w.Lease, closeBound))
+		unlock = w.begin(unlock)
+		return nil
+	}, options(c, value)...)
+	if c.Outcome != ok {
+		if ctx.Err() != nil {
+			c.By = min(c.By, now())
+		}
+		w.failed(ctx, c, err)
+		return
+	}
+	w.unlocked(unlock, err)
+}
+
+// drawItems draws the names of a call, and their modes.
+func (w *worker) drawItems(c *call) {
+	first := w.rnd.IntN(w.Mixed)
+	c.Name, c.Mode = mixedName(first), w.drawMode(first)
+	if w.Mixed > 1 && w.rnd.IntN(4) == 0 {
+		other := (first + 1 + w.rnd.IntN(w.Mixed-1)) % w.Mixed
+		c.And = []item{{mixedName(other), w.drawMode(other)}}
+	}
+}
+
+// drawMode draws the mode of a name: one name is for readers and a few writers, one for
+// limits that differ, one for everything, and one nearly only for readers, so that they
+// rarely find a queue.
+func (w *worker) drawMode(name int) mode {
+	modes := [][]mode{
+		{shared, shared, shared, shared, shared, exclusive},
+		{2, 2, 3, 3, exclusive},
+		{shared, shared, 2, 3, exclusive},
+		{shared},
+	}[name%4]
+	if w.rnd.IntN(20) == 0 {
+		return exclusive
+	}
+	return modes[w.rnd.IntN(len(modes))]
 }
 
 // monitor calls Err of a hold again and again, whatever its worker does, and records its
@@ -111,7 +181,7 @@ func (w *worker) monitor(began call, h hold) {
 	}
 }
 
-// hold does what the lock protects, for a random time, and releases the hold.
+// hold does what the lock protects, for a random time.
 func (w *worker) hold(ctx context.Context, began call, h hold) {
 	w.checkErr(began, h)
 	end := time.Now().Add(w.holdDuration())
@@ -121,7 +191,8 @@ func (w *worker) hold(ctx context.Context, began call, h hold) {
 	if w.rnd.IntN(10) == 0 {
 		w.setValue(ctx, began, h)
 	}
-	if w.holdsLong() || w.rnd.IntN(4) > 0 {
+	// The resource knows no readers, and refuses the smaller token of two holders.
+	if (w.holdsLong() || w.rnd.IntN(4) > 0) && began.Mode == exclusive {
 		w.add(ctx, began, h, time.Until(end)/2)
 	}
 	lasting, stop := context.WithCancel(ctx)
@@ -129,7 +200,6 @@ func (w *worker) hold(ctx context.Context, began call, h hold) {
 	_ = pause(lasting, time.Until(end))
 	stop()
 	w.checkErr(began, h)
-	w.unlock(began, h)
 	w.over = append(w.over, heldLock{h, began})
 	if len(w.over) > 4 {
 		w.over = w.over[1:]
@@ -280,7 +350,11 @@ func (w *worker) unlock(began call, h hold) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	c = w.begin(c)
-	err := h.Unlock(ctx)
+	w.unlocked(c, h.Unlock(ctx))
+}
+
+// unlocked records the result of a release.
+func (w *worker) unlocked(c call, err error) {
 	c.Outcome, c.Reason = ok, errText(err)
 	switch {
 	case errors.Is(err, locker.ErrLost):

@@ -312,8 +312,11 @@ func (l line[T]) freeNumber() int32 {
 	return int32(slices.Index(taken, false))
 }
 
-// reset takes a place out of its line. Its number stays, for what is left to do under it.
-func (p *Place[T]) reset() { *p = Place[T]{Name: p.Name, Kind: p.Kind, Number: p.Number} }
+// reset takes a place out of its line. What is exported stays untouched: others read it.
+func (p *Place[T]) reset() {
+	var nobody T
+	p.front, p.of, p.ahead, p.behind = false, nobody, nil, nil
+}
 
 // link makes two places neighbours; nil stands for the end of the line.
 func (l *line[T]) link(ahead, behind *Place[T]) {

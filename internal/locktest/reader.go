@@ -26,7 +26,7 @@ func (o *Order) Check(state locker.State) error {
 		return fmt.Errorf("a state without a name: %+v", state)
 	case state.Revision < o.revision || seen && state.Revision == last.Revision:
 		return fmt.Errorf("out of order: %+v after revision %d, last %+v", state, o.revision, last)
-	case seen && state.Held == last.Held && state.Holder == last.Holder:
+	case seen && state.Held == last.Held && state.Holder == last.Holder && state.Holders == last.Holders:
 		return fmt.Errorf("reported twice: %+v after %+v", state, last)
 	case !state.Held && state.Holder != locker.Holder{Name: state.Name}:
 		return fmt.Errorf("nobody holds it, but there is a holder: %+v", state)

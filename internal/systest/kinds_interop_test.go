@@ -38,6 +38,10 @@ func joins(ctx context.Context, t *testing.T, b locktest.Bundle, letter rune, na
 	case 'e':
 		election := concurrency.NewElection(locktest.ConcurrencySession(t, b.Etcd, 60), locker.DefaultPrefix+name)
 		wait, p.release = func() error { return election.Campaign(ctx, "elected") }, func() error { return election.Resign(ctx) }
+	case 'h': // by hand, with a key that sorts behind those of shared locks; only at the head of a queue
+		key := locker.DefaultPrefix + name + "/~~by hand"
+		wait = func() error { _, err := b.Etcd.Put(ctx, key, ""); return err }
+		p.release = func() error { _, err := b.Etcd.Delete(ctx, key); return err }
 	case 'x':
 		locked()
 	case 's':
@@ -65,15 +69,15 @@ func together(queue []*participant) (n int) {
 	return n
 }
 
-// Each letter is one who joins the queue behind those before: a Mutex, an Election, or a lock that is exclusive,
-// shared, limited to two, or a pair of names.
+// Each letter is one who joins the queue behind those before: a Mutex, an Election, an entry made by hand, or a lock
+// that is exclusive, shared, limited to two, or a pair of names.
 func TestInterop_MutexAndElectionExcludeLocksOfEveryKindInEveryOrder(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	for _, order := range []string{
 		"mss", "ssm", "sms", "mll", "llm", "lml", "mpm", "pmp",
 		"ess", "sse", "ses", "ell", "lle", "lel", "epe", "pep",
-		"xmsel", "slmep", "pemls", "lssmlle", "smmspl",
+		"hsl", "hls", "hxs", "xmsel", "slmep", "pemls", "lssmlle", "smmspl",
 	} {
 		t.Run(order, func(t *testing.T) {
 			t.Parallel()

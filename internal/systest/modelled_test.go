@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
-	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"pgregory.net/rapid"
 
@@ -23,17 +23,25 @@ import (
 type modelStep struct {
 	Do     string
 	Client int
-	Name   string
+	Names  []string // that are to be locked; the first one is that of other steps
+	Limits []int    // of those that hold each of the names together; 0 if it is shared
+	Own    bool     // on the client's own session
 	Pick   int
 }
 
 var (
-	modelledNames = []string{"a", "a/b"}
+	modelledNames = []string{"a", "a/b", "ab"}
+	namesOfALock  = [][]string{
+		{"a"}, {"a"}, {"a"}, {"a"}, {"a/b"}, {"a/b"}, {"a", "a/b"}, {"a", "a/b"}, {"a/b", "a"}, {"ab", "a"}, {"a/b", "ab"}, {"ab", "a/b", "a"},
+	}
+	limitsOfALock = []int{1, 1, 1, 0, 0, 0, 2, 2, 3}
 	sequences     = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) modelStep {
 		return modelStep{
-			Do:     rapid.SampledFrom(append(modelSteps, "Lock", "Lock", "Lock", "Unlock", "Unlock")).Draw(t, "do"),
+			Do:     rapid.SampledFrom(append(modelSteps, "Lock", "Lock", "Lock", "Lock", "Unlock", "Unlock")).Draw(t, "do"),
 			Client: rapid.IntRange(0, modelledClients-1).Draw(t, "client"),
-			Name:   rapid.SampledFrom(modelledNames).Draw(t, "name"),
+			Names:  rapid.SampledFrom(namesOfALock).Draw(t, "names"),
+			Limits: rapid.SliceOfN(rapid.SampledFrom(limitsOfALock), len(modelledNames), len(modelledNames)).Draw(t, "limits"),
+			Own:    rapid.SampledFrom([]bool{false, false, false, true}).Draw(t, "own"),
 			Pick:   rapid.IntRange(0, 30).Draw(t, "pick"),
 		}
 	}), 5, 25)
@@ -41,7 +49,7 @@ var (
 
 const modelledClients = 3
 
-var modelSteps = []string{"Lock", "Lock on own session", "TryLock", "Unlock", "cancel", "SetValue", "Commit", "expire", "delete", "close session", "close client", "wait"}
+var modelSteps = []string{"Lock", "Lock", "Do", "TryLock", "TryLock", "Unlock", "cancel", "SetValue", "Commit", "expire", "delete", "close session", "close client", "wait"}
 
 func TestModel_SequencesOfCallsAgreeWithIt(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
@@ -94,6 +102,13 @@ type caller struct {
 	cancel context.CancelCauseFunc
 	result <-chan locktest.Outcome
 	lock   *locker.Lock // nil until it holds
+	do     *doing       // nil if it did not call Do
+}
+
+// doing is a call of Do.
+type doing struct {
+	leave    func()       // has the function return that it calls
+	returned <-chan error // what it returned
 }
 
 // pace is how fast things happen.
@@ -113,9 +128,10 @@ type world struct {
 	clients  [modelledClients]*locker.Client
 	sessions [modelledClients]*locker.Session // their own, nil until they are needed
 	callers  []*caller
-	tokens   map[string]int64 // of the last hold
+	tokens   map[string]int64 // the largest in each queue so far
 	observer *locker.Client
 	cache    *locker.Cache
+	watches  []*witness
 }
 
 func newWorld(sim locktest.Simulation, p pace) *world {
@@ -127,7 +143,22 @@ func newWorld(sim locktest.Simulation, p pace) *world {
 	for i := range w.clients {
 		w.clients[i] = sim.Client(modelledTTL)
 	}
+	for _, name := range modelledNames {
+		w.watch(w.observer.Watch(sim.Context(), name), name)
+	}
+	w.watch(w.observer.WatchPrefix(sim.Context(), ""), modelledNames...)
 	return w
+}
+
+// watch reads states until the observer is closed.
+func (w *world) watch(states iter.Seq2[locker.State, error], names ...string) {
+	seen := &witness{names: names}
+	w.watches = append(w.watches, seen)
+	go func() {
+		if err := seen.read(states, 0); !errors.Is(err, locker.ErrClosed) {
+			seen.note(err)
+		}
+	}()
 }
 
 // rest waits until everything under way has happened, the audit of a renewal included.
@@ -141,10 +172,8 @@ func (w *world) make(s modelStep) (err error) {
 	ctx, cancel := context.WithTimeout(w.Context(), w.quiesce+time.Second)
 	defer cancel()
 	switch s.Do {
-	case "Lock", "Lock on own session":
+	case "Lock", "Do", "TryLock":
 		err = w.lockFor(ctx, s)
-	case "TryLock":
-		err = w.tryLock(ctx, s)
 	case "Unlock", "SetValue", "Commit":
 		err = w.use(ctx, s)
 	case "cancel":
@@ -152,7 +181,7 @@ func (w *world) make(s modelStep) (err error) {
 			c := w.callers[s.Pick%len(w.callers)]
 			c.cancel(errGaveUp)
 			if !w.holds(c.claim) { // a hold outlives its context
-				w.model.end(c.claim, errGaveUp)
+				w.endOne(c.claim, errGaveUp)
 			}
 		}
 	case "expire", "delete":
@@ -176,8 +205,11 @@ func (w *world) make(s modelStep) (err error) {
 
 func (w *world) lockFor(ctx context.Context, s modelStep) (err error) {
 	c := w.claim(s)
-	var opts []locker.LockOption
-	if c.own = s.Do != "Lock"; c.own {
+	opts := kindOf(c.wants[0].limit)
+	for _, other := range c.wants[1:] {
+		opts = append(opts, locker.And(other.name, other.value, kindOf(other.limit)...))
+	}
+	if c.own {
 		if w.sessions[s.Client] == nil {
 			if w.sessions[s.Client], err = w.clients[s.Client].NewSession(ctx); err != nil {
 				return err
@@ -185,36 +217,95 @@ func (w *world) lockFor(ctx context.Context, s modelStep) (err error) {
 		}
 		opts = append(opts, locker.WithSession(w.sessions[s.Client]))
 	}
+	if s.Do == "TryLock" {
+		return w.tryLock(ctx, c, opts)
+	}
 	life, cancel := context.WithCancelCause(w.Context())
-	c.cancel, c.result = cancel, locktest.LockAsync(life, w.clients[s.Client], c.name, c.value, opts...)
+	c.cancel = cancel
+	if s.Do == "Lock" {
+		c.result = locktest.LockAsync(life, w.clients[c.client], c.wants[0].name, c.wants[0].value, opts...)
+	} else {
+		c.do, c.result = w.doAsync(life, c.claim, opts)
+	}
 	w.callers = append(w.callers, c)
 	w.lock(c.claim)
 	return nil
 }
 
-// claim returns the claim that a step makes, with a value of its own.
+// claim returns the claim that a step makes, with values of its own.
 func (w *world) claim(s modelStep) *caller {
-	return &caller{claim: &claim{client: s.Client, name: s.Name, value: fmt.Sprint("claim ", len(w.callers))}}
+	c := &claim{client: s.Client, own: s.Own}
+	for i, name := range s.Names {
+		c.wants = append(c.wants, &want{name, s.Limits[i], fmt.Sprintf("claim %d.%d", len(w.callers), i)})
+	}
+	return &caller{claim: c}
 }
 
-func (w *world) tryLock(ctx context.Context, s modelStep) error {
-	c := w.claim(s)
-	holder := w.holder(c.name)
-	l, err := w.clients[s.Client].TryLock(ctx, c.name, c.value)
+// kindOf returns the options of a limit.
+func kindOf(limit int) []locker.LockOption {
+	switch limit {
+	case 0:
+		return []locker.LockOption{locker.WithShared()}
+	case 1:
+		return nil
+	}
+	return []locker.LockOption{locker.WithLimit(limit)}
+}
+
+// doAsync calls Do in another goroutine, with a function that reports the lock and does not look at its context.
+func (w *world) doAsync(ctx context.Context, c *claim, opts []locker.LockOption) (*doing, <-chan locktest.Outcome) {
+	result, returned, leave := make(chan locktest.Outcome, 1), make(chan error, 1), make(chan struct{})
+	client := w.clients[c.client]
+	go func() {
+		called := false
+		err := client.Do(ctx, c.wants[0].name, c.wants[0].value, func(_ context.Context, l *locker.Lock) error {
+			called = true
+			result <- locktest.Outcome{Lock: l}
+			select {
+			case <-leave:
+			case <-l.Context().Done():
+			}
+			return nil
+		}, opts...)
+		if !called {
+			result <- locktest.Outcome{Err: err}
+		}
+		returned <- err
+	}()
+	return &doing{func() { close(leave) }, returned}, result
+}
+
+func (w *world) tryLock(ctx context.Context, c *caller, opts []locker.LockOption) error {
+	refusing := make(map[string]locker.Holder) // with the oldest in their queues
+	for _, want := range c.wants {
+		if !w.refuses(c.claim, want.name) {
+			continue
+		}
+		refusing[want.name] = locker.Holder{Name: want.name}
+		if queue := w.queues[want.name]; len(queue) > 0 {
+			refusing[want.name] = holderBy(queue[0].of(want.name), w.Server.Queue(queues[want.name])[0])
+		}
+	}
+	l, err := w.clients[c.client].TryLock(ctx, c.wants[0].name, c.wants[0].value, opts...)
 	var locked *locker.LockedError
 	switch {
-	case holder == nil && err == nil:
+	case len(refusing) == 0 && err == nil:
 		result := make(chan locktest.Outcome, 1)
 		result <- locktest.Outcome{Lock: l}
 		c.cancel, c.result = func(error) {}, result
 		w.callers = append(w.callers, c)
 		w.lock(c.claim)
-	case holder == nil || !errors.As(err, &locked):
-		return fmt.Errorf("TryLock: %w, held by %v", err, holder)
-	case locked.Holder.Value != holder.value:
-		return fmt.Errorf("TryLock: %w, held by %v", err, holder)
+	case len(refusing) == 0 || !errors.As(err, &locked):
+		return fmt.Errorf("TryLock of %v: %w, refused by %+v", c, err, refusing)
+	case locked.Holder != refusing[locked.Holder.Name]:
+		return fmt.Errorf("TryLock of %v: %w, %+v, refused by %+v", c, err, locked.Holder, refusing)
 	}
 	return nil
+}
+
+// holderBy returns what others should see of an entry.
+func holderBy(w *want, kv *mvccpb.KeyValue) locker.Holder {
+	return locker.Holder{Name: w.name, Value: w.value, Token: kv.CreateRevision, Lease: clientv3.LeaseID(kv.Lease), Limit: w.limit}
 }
 
 // use makes a call on a lock that is or was held.
@@ -232,15 +323,19 @@ func (w *world) use(ctx context.Context, s modelStep) (err error) {
 	want := c.why
 	switch s.Do {
 	case "Unlock":
-		err = c.lock.Unlock(ctx)
-		w.model.end(c.claim, locker.ErrReleased)
+		if c.do != nil && want == nil {
+			c.do.leave()
+		} else {
+			err = c.lock.Unlock(ctx)
+		}
+		w.endOne(c.claim, locker.ErrReleased)
 	case "SetValue":
-		value := fmt.Sprint(c.value, "'")
+		value := fmt.Sprint(c.wants[0].value, "'")
 		if err = c.lock.SetValue(ctx, value); want == nil {
-			c.value = value
+			c.wants[0].value = value
 		}
 	case "Commit":
-		_, err = c.lock.Commit(ctx, clientv3.OpPut("committed", c.value))
+		_, err = c.lock.Commit(ctx, clientv3.OpPut("committed", c.wants[0].value))
 		if w.quiesce > 0 && want == nil && errors.Is(err, context.DeadlineExceeded) {
 			return nil // its request or its answer was lost
 		}
@@ -253,15 +348,15 @@ func (w *world) use(ctx context.Context, s modelStep) (err error) {
 
 // interfere ends a lease, or deletes an entry, behind the back of its client.
 func (w *world) interfere(s modelStep) {
-	queue := w.queues[s.Name]
+	queue := w.queues[s.Names[0]]
 	if len(queue) == 0 {
 		return
 	}
 	i := s.Pick % len(queue)
-	entry := w.Server.Queue(queues[s.Name])[i]
+	entry := w.Server.Queue(queues[s.Names[0]])[i]
 	if c := queue[i]; s.Do == "delete" {
 		w.Server.Delete(string(entry.Key))
-		w.model.end(c, locker.ErrLost)
+		w.endOne(c, locker.ErrLost)
 	} else {
 		w.Server.Expire(clientv3.LeaseID(entry.Lease))
 		if w.expire(c.client, c.own); c.own {
@@ -287,83 +382,4 @@ func (w *world) close() error {
 		err = errors.Join(err, fmt.Errorf("left in etcd: %q, leases %v", keys, leases))
 	}
 	return err
-}
-
-// compare returns an error for each difference of etcd, or of what the library reports, from the model.
-func (w *world) compare() error {
-	ctx, cancel := context.WithTimeout(w.Context(), w.quiesce+time.Second)
-	defer cancel()
-	var errs []error
-	for _, c := range w.callers {
-		errs = append(errs, w.compareCaller(c))
-	}
-	var held []locker.Holder
-	for _, name := range modelledNames {
-		entries := w.Server.Queue(queues[name])
-		var values, want []string
-		for _, kv := range entries {
-			values = append(values, string(kv.Value))
-		}
-		for _, c := range w.queues[name] {
-			want = append(want, c.value)
-		}
-		if !slices.Equal(values, want) {
-			errs = append(errs, fmt.Errorf("the queue of %s is %q, it should be %q", name, values, want))
-			continue
-		}
-		holder, err := w.observer.Get(ctx, name)
-		cached, _ := w.cache.Get(name)
-		if len(want) == 0 {
-			if !errors.Is(err, locker.ErrNotFound) || cached != (locker.Holder{}) {
-				errs = append(errs, fmt.Errorf("%s is free, but Get says %+v, %w, and the cache %+v", name, holder, err, cached))
-			}
-			continue
-		}
-		actual := locker.Holder{Name: name, Value: want[0], Token: entries[0].CreateRevision, Lease: clientv3.LeaseID(entries[0].Lease), Limit: 1}
-		held = append(held, actual)
-		if holder != actual || cached != actual || err != nil {
-			errs = append(errs, fmt.Errorf("Get says %+v, %w, and the cache %+v, it should be %+v", holder, err, cached, actual))
-		}
-	}
-	slices.SortFunc(held, func(a, b locker.Holder) int { return strings.Compare(a.Name, b.Name) })
-	if list, err := w.observer.List(ctx, ""); err != nil || !slices.Equal(list, held) {
-		errs = append(errs, fmt.Errorf("List says %+v, %w, it should be %+v", list, err, held))
-	}
-	return errors.Join(errs...)
-}
-
-// compareCaller returns an error if what a caller got differs from its claim.
-func (w *world) compareCaller(c *caller) error {
-	select {
-	case got := <-c.result:
-		c.lock, c.result = got.Lock, nil
-		if got.Err != nil && (c.why == nil || !errors.Is(got.Err, c.why)) {
-			return fmt.Errorf("%v failed: %w, it should be %v", c, got.Err, c.why)
-		}
-		if got.Err == nil {
-			if got.Lock.Token() <= w.tokens[c.name] {
-				return fmt.Errorf("%v has token %d after %d", c, got.Lock.Token(), w.tokens[c.name])
-			}
-			w.tokens[c.name] = got.Lock.Token()
-		}
-	default:
-	}
-	switch {
-	case c.why == nil && !w.holds(c.claim):
-		if c.result == nil {
-			return fmt.Errorf("%v has returned, but it is not its turn", c)
-		}
-		return nil
-	case c.result != nil:
-		return fmt.Errorf("%v is still waiting: %v", c, c.why)
-	case c.lock == nil:
-		return nil // it has failed as it should
-	}
-	if err := c.lock.Err(); !errors.Is(err, c.why) || !errors.Is(context.Cause(c.lock.Context()), c.why) {
-		return fmt.Errorf("%v: %w, it should be %v", c, err, c.why)
-	}
-	if value := c.lock.Value(); value != c.value {
-		return fmt.Errorf("%v: its value is %q", c, value)
-	}
-	return nil
 }

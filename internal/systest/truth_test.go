@@ -1,12 +1,17 @@
 package systest
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,39 +30,43 @@ import (
 var queues = map[string]string{"a": "locker/a/", "a/b": "locker/a%2Fb/", "ab": "locker/ab/"}
 
 // truth is what really happened: for each name, its states by revision.
-type truth map[string][]locker.State
+type truth map[string][]moment
+
+// moment is a state of a name, with all its holders, the oldest first.
+type moment struct {
+	locker.State
+	holders []locker.Holder
+}
 
 // at returns the state of name at a revision.
-func (t truth) at(name string, revision int64) locker.State {
-	i, _ := slices.BinarySearchFunc(t[name], revision, func(s locker.State, revision int64) int {
-		if s.Revision <= revision {
+func (t truth) at(name string, revision int64) moment {
+	i, _ := slices.BinarySearchFunc(t[name], revision, func(m moment, revision int64) int {
+		if m.Revision <= revision {
 			return -1
 		}
 		return 1
 	})
 	if i == 0 {
-		return locker.State{Holder: locker.Holder{Name: name}}
+		return moment{State: locker.State{Holder: locker.Holder{Name: name}}}
 	}
 	return t[name][i-1]
 }
 
 // end returns the state of name at the end of the history.
-func (t truth) end(name string) locker.State { return t.at(name, math.MaxInt64) }
+func (t truth) end(name string) locker.State { return t.at(name, math.MaxInt64).State }
 
-// held returns the holders at a revision, sorted by name.
+// held returns the holders at a revision, sorted by name, then by token.
 func (t truth) held(revision int64) (holders []locker.Holder) {
-	for name := range t {
-		if state := t.at(name, revision); state.Held {
-			holders = append(holders, state.Holder)
-		}
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		holders = append(holders, t.at(name, revision).holders...)
 	}
-	slices.SortFunc(holders, func(a, b locker.Holder) int { return strings.Compare(a.Name, b.Name) })
 	return holders
 }
 
 // agrees returns an error unless state was true at its revision.
 func (t truth) agrees(state locker.State) error {
-	if actual := t.at(state.Name, state.Revision); actual.Holder != state.Holder || actual.Held != state.Held {
+	actual := t.at(state.Name, state.Revision).State
+	if actual.Revision = state.Revision; actual != state {
 		return fmt.Errorf("yielded %+v, but the state was %+v", state, actual)
 	}
 	return nil
@@ -83,7 +92,7 @@ func replay(t testing.TB, etcd *clientv3.Client, revision int64) truth {
 				continue // of the same transaction
 			}
 			for name, queue := range queues {
-				past[name] = append(past[name], head(name, queue, entries, ev.Kv.ModRevision))
+				past[name] = append(past[name], stateOf(name, queue, entries, ev.Kv.ModRevision))
 			}
 			if ev.Kv.ModRevision >= revision {
 				return past
@@ -94,20 +103,47 @@ func replay(t testing.TB, etcd *clientv3.Client, revision int64) truth {
 	return nil
 }
 
-// head returns the state of name that follows from the entries.
-func head(name, queue string, entries map[string]*mvccpb.KeyValue, revision int64) locker.State {
-	state := locker.State{Holder: locker.Holder{Name: name}, Revision: revision}
+// stateOf returns the state of name that follows from the entries, by the rule.
+func stateOf(name, queue string, entries map[string]*mvccpb.KeyValue, revision int64) moment {
+	m := moment{State: locker.State{Holder: locker.Holder{Name: name}, Revision: revision}}
+	var all []*mvccpb.KeyValue
 	for key, kv := range entries {
-		if strings.HasPrefix(key, queue) && (!state.Held || kv.CreateRevision < state.Token) {
-			state.Held, state.Holders, state.Limit = true, 1, 1
-			state.Value, state.Token, state.Lease = string(kv.Value), kv.CreateRevision, clientv3.LeaseID(kv.Lease)
+		if strings.HasPrefix(key, queue) {
+			all = append(all, kv)
 		}
 	}
-	return state
+	slices.SortFunc(all, func(a, b *mvccpb.KeyValue) int {
+		return cmp.Or(cmp.Compare(a.CreateRevision, b.CreateRevision), bytes.Compare(a.Key, b.Key))
+	})
+	var ahead []int
+	for _, kv := range all {
+		limit := limitOf(strings.TrimPrefix(string(kv.Key), queue))
+		if !due(limit, ahead) {
+			break
+		}
+		ahead = append(ahead, limit)
+		m.holders = append(m.holders, holderBy(&want{name, limit, string(kv.Value)}, kv))
+	}
+	if len(m.holders) > 0 {
+		m.Holder, m.Held, m.Holders = m.holders[0], true, len(m.holders)
+	}
+	return m
 }
 
-// makeHistory has three clients use locks at random, ends with "a" held, and returns
-// the truth about it.
+// limitOf returns the limit of an entry, 0 if it is shared, given what follows the queue in its key.
+func limitOf(entry string) int {
+	if strings.HasPrefix(entry, "~/") {
+		return 0
+	}
+	if _, limit, ok := strings.Cut(entry, "~"); ok {
+		n, _ := strconv.Atoi(limit)
+		return n
+	}
+	return 1
+}
+
+// makeHistory has three clients use locks of all kinds at random, ends with "a" held by one
+// and "ab" by two, and returns the truth about it.
 func makeHistory(t testing.TB, b locktest.Bundle) truth {
 	t.Helper()
 	const clients, goroutines, calls = 3, 3, 40
@@ -133,7 +169,11 @@ func makeHistory(t testing.TB, b locktest.Bundle) truth {
 							cancel()
 							ctx, cancel = context.WithTimeout(t.Context(), time.Duration(rnd.IntN(30))*time.Millisecond)
 						}
-						l, err := call(ctx, names[rnd.IntN(len(names))], fmt.Sprint(i, j, n))
+						first, opts := names[rnd.IntN(len(names))], someKind(rnd)
+						if second := names[rnd.IntN(len(names))]; second != first && rnd.IntN(2) == 0 {
+							opts = append(opts, locker.And(second, fmt.Sprint(i, j, n, "and"), someKind(rnd)...))
+						}
+						l, err := call(ctx, first, fmt.Sprint(i, j, n), opts...)
 						cancel()
 						if err != nil {
 							continue
@@ -162,6 +202,9 @@ func makeHistory(t testing.TB, b locktest.Bundle) truth {
 	c := b.Client(t)
 	locktest.Unlock(t, locktest.Lock(t, c, "a/b", "the end"))
 	locktest.Lock(t, c, "a", "the end")
+	for range 2 {
+		locktest.Lock(t, c, "ab", "the end", locker.WithShared())
+	}
 	end, err := b.Etcd.Put(locktest.Within(t), "locker/the end", "") // no entry
 	if err != nil {
 		t.Fatal(err)
@@ -169,46 +212,85 @@ func makeHistory(t testing.TB, b locktest.Bundle) truth {
 	return replay(t, b.Etcd, end.Header.Revision)
 }
 
+// someKind returns the options of some kind of lock.
+func someKind(rnd *rand.Rand) []locker.LockOption {
+	return kindOf([]int{1, 1, 0, 0, 2, 3}[rnd.IntN(6)])
+}
+
 // witness is a loop over states that remembers them.
 type witness struct {
 	names []string // whose last states it must see
 	mu    sync.Mutex
 	seen  []locker.State
+	wrong []error
 	order locktest.Order
 }
 
 // run iterates until ctx ends, with a pause of up to that long after each state.
 func (w *witness) run(ctx context.Context, t testing.TB, states iter.Seq2[locker.State, error], pause time.Duration) {
+	if err := w.read(states, pause); ctx.Err() == nil {
+		t.Error(err)
+	}
+	if err := w.err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// read iterates until the states end, and returns the error with which they do.
+func (w *witness) read(states iter.Seq2[locker.State, error], pause time.Duration) error {
 	for state, err := range states {
 		if err != nil {
-			if ctx.Err() == nil {
-				t.Error(err)
-			}
-			return
+			return err
 		}
 		w.mu.Lock()
-		if err := w.order.Check(state); err != nil {
-			t.Error(err)
+		if last, ok := w.order.Last[state.Name]; ok && last.Holders != state.Holders && last.Revision < state.Revision {
+			delete(w.order.Last, state.Name) // another number of holders is news, too
 		}
+		err := w.order.Check(state)
 		w.seen = append(w.seen, state)
 		w.mu.Unlock()
+		w.note(err)
 		if pause > 0 {
 			<-time.After(rand.N(pause))
 		}
 	}
+	return nil
+}
+
+// note notes that something was wrong, unless err is nil.
+func (w *witness) note(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		w.wrong = append(w.wrong, err)
+	}
+}
+
+// err returns what was wrong.
+func (w *witness) err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return errors.Join(w.wrong...)
+}
+
+// last returns the last state of a name that the witness has seen, if any.
+func (w *witness) last(name string) (state locker.State, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if state, ok = w.order.Last[name]; !ok {
+		state.Name = name
+	}
+	return state, ok
 }
 
 // reached reports whether the witness has seen how the history ended.
 func (w *witness) reached(past truth) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, name := range w.names {
-		last, end := w.order.Last[name], past.end(name)
-		if last.Held != end.Held || end.Held && last.Holder != end.Holder {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(w.names, func(name string) bool {
+		last, _ := w.last(name)
+		end := past.end(name)
+		last.Revision = end.Revision
+		return last != end
+	})
 }
 
 // resetOften breaks the connections of a proxy every 200 ms, until ctx ends.
@@ -267,16 +349,19 @@ func TestWatch_EachStateThatItYieldsWasTrueAtItsRevision(t *testing.T) {
 	})
 	cancel()
 	wg.Wait()
-	yielded := 0
+	yielded, several := 0, 0
 	for _, w := range witnesses {
 		yielded += len(w.seen)
 		for _, state := range w.seen {
+			if state.Holders > 1 {
+				several++
+			}
 			if err := past.agrees(state); err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	t.Logf("%d states were yielded of %d revisions", yielded, len(past["a"]))
+	t.Logf("%d states were yielded of %d revisions, %d of them with several holders", yielded, len(past["a"]), several)
 }
 
 func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
@@ -298,7 +383,14 @@ func TestCache_IsAtEachRevisionWhatWasHeld(t *testing.T) {
 				if now.revision < last.revision {
 					t.Errorf("the revision went from %d to %d", last.revision, now.revision)
 				}
+				var each []locker.Holder
+				for _, name := range slices.Sorted(maps.Keys(queues)) {
+					each = append(each, k.Holders(name)...)
+				}
 				if now.revision == k.Revision() && now.revision != last.revision {
+					if !slices.Equal(each, now.holders) {
+						t.Errorf("at revision %d List says %+v, and Holders %+v", now.revision, now.holders, each)
+					}
 					samples[i], last = append(samples[i], now), now
 				}
 				<-time.After(50 * time.Microsecond)

@@ -162,8 +162,8 @@ func TestOpenAll_ClosesAllIfOneIsRefused(t *testing.T) {
 		synctest.Wait()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if len(c.canceled) != 2 {
-			t.Errorf("etcd was asked to cancel %v, want two", c.canceled)
+		if len(c.canceled) != 3 {
+			t.Errorf("etcd was asked to cancel %v, want three", c.canceled)
 		}
 	})
 }

@@ -71,32 +71,15 @@ func New(config Config) *Mux {
 // from Since on, the watch has every change. After an error there is no watch; an error that
 // matches ErrEnded is worth another attempt.
 func (m *Mux) Open(ctx context.Context, what Target) (*Watch, error) {
-	return m.open(ctx, what, make(chan struct{}, 1))
+	watches, err := m.OpenAll(ctx, []Target{what})
+	if err != nil {
+		return nil, err
+	}
+	return watches[0], nil
 }
 
 // OpenAll is Open for several watches, which one goroutine uses, see NextOf.
-func (m *Mux) OpenAll(ctx context.Context, whats []Target) (watches []*Watch, err error) {
-	ready := make(chan struct{}, 1)
-	for _, what := range whats {
-		w, err := m.open(ctx, what, ready)
-		if err != nil {
-			CloseAll(watches)
-			return nil, err
-		}
-		watches = append(watches, w)
-	}
-	return watches, nil
-}
-
-// CloseAll closes several watches.
-func CloseAll(watches []*Watch) {
-	for _, w := range watches {
-		w.Close()
-	}
-}
-
-// open is Open for a watch whose answers are signaled on ready.
-func (m *Mux) open(ctx context.Context, what Target, ready chan struct{}) (*Watch, error) {
+func (m *Mux) OpenAll(ctx context.Context, whats []Target) ([]*Watch, error) {
 	m.mu.Lock()
 	if m.stream == nil || !m.stream.alive() {
 		m.stream = newStream(m)
@@ -107,15 +90,27 @@ func (m *Mux) open(ctx context.Context, what Target, ready chan struct{}) (*Watc
 		m.Tasks.Run(m.check)
 	}
 	m.mu.Unlock()
-	w := s.watch(what, ready)
-	// The confirmation is the first answer.
-	confirmed, err := w.Next(ctx)
-	if err != nil {
-		w.Close()
-		return nil, err
+	watches, ready := make([]*Watch, len(whats)), make(chan struct{}, 1)
+	for i, what := range whats {
+		watches[i] = s.watch(what, ready)
 	}
-	w.Opened, w.Reached = confirmed.Header.Revision, confirmed.Header.Revision
-	return w, nil
+	for _, w := range watches {
+		// The confirmation is the first answer.
+		confirmed, err := w.Next(ctx)
+		if err != nil {
+			CloseAll(watches)
+			return nil, err
+		}
+		w.Opened, w.Reached = confirmed.Header.Revision, confirmed.Header.Revision
+	}
+	return watches, nil
+}
+
+// CloseAll closes several watches.
+func CloseAll(watches []*Watch) {
+	for _, w := range watches {
+		w.Close()
+	}
 }
 
 // keptWatch is a watch that nobody uses at the moment.
