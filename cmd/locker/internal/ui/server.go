@@ -219,26 +219,29 @@ func headline(q query, names []*queue) string {
 		}
 		odd += oddness(of)
 	}
-	if len(names) == 0 {
-		return "No name is held" + beginning(q) + "."
+	text := "No name" + beginning(q, "begins") + " is held"
+	switch n := len(names); {
+	case n == 1:
+		text = "1 name" + beginning(q, "begins") + " is held"
+	case n > 1:
+		text = counted(n, "", "names") + beginning(q, "begin") + " are held"
 	}
-	text := counted(len(names), "name is", "names are") + " held" + beginning(q)
-	if waiting == 0 {
-		text += ", and nobody waits."
-	} else {
-		text += fmt.Sprintf(", and %s for %s.", counted(waiting, "waits", "wait"), counted(waited, "of them", "of them"))
+	if waiting > 0 {
+		text += fmt.Sprintf(", and %s for %s", counted(waiting, "waits", "wait"), counted(waited, "of them", "of them"))
+	} else if len(names) > 0 {
+		text += ", and nobody waits"
 	}
 	if odd > 0 {
-		text += fmt.Sprintf(" %s.", counted(odd, "name is marked", "names are marked"))
+		text += fmt.Sprintf(". %s", counted(odd, "is marked", "are marked"))
 	}
-	return text
+	return text + "."
 }
 
-func beginning(q query) string {
+func beginning(q query, verb string) string {
 	if q.Prefix == "" {
 		return ""
 	}
-	return " that begins with " + printable(q.Prefix)
+	return " that " + verb + " with " + printable(q.Prefix)
 }
 
 // counted returns a number with its noun.
@@ -269,7 +272,10 @@ func (s *Server) queueView(q query, of *queue) queueView {
 	v := queueView{Name: printable(q.Name), Back: q.all().URL(), Release: s.AllowRelease, Marks: marksOfAll(of.Seats)}
 	v.Summary = "Nobody holds this name."
 	if of.Held > 0 {
-		v.Summary = fmt.Sprintf("%s it, and %s.", counted(of.Held, "holds", "hold"), counted(of.waiting(), "waits", "wait"))
+		v.Summary = counted(of.Held, "holds", "hold") + " it, and nobody waits."
+	}
+	if of.waiting() > 0 {
+		v.Summary = counted(of.Held, "holds", "hold") + " it, and " + counted(of.waiting(), "waits", "wait") + "."
 	}
 	now, shown := time.Now(), min(len(of.Seats), seatsShown)
 	for i, seat := range of.Seats[:shown] {
