@@ -103,6 +103,7 @@ func (p *program) command() *cobra.Command {
 	})
 	p.connection.flags(root.PersistentFlags())
 	root.AddCommand(
+		p.run(), p.guard(),
 		p.get(), p.ls(), p.watch(), p.queue(), p.forceUnlock(),
 		p.ui(),
 		p.doctor(), p.dev(), p.completion(),

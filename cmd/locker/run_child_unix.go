@@ -1,0 +1,187 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/jagregory/locker/v2"
+)
+
+// child is the command while it runs, behind its guard.
+type child struct {
+	*run
+	lock     *locker.Lock
+	guard    *exec.Cmd
+	link     *link
+	group    int              // process group; 0 until the command has started
+	code     *int             // exit code, once it has exited
+	failed   error            // why it could not be started
+	deadline time.Time        // of the lock, as the guard knows it
+	backstop <-chan time.Time // when the guard should have killed the command
+	job
+}
+
+// execute runs the command under the lock, and returns its exit code when nothing of it is
+// left.
+func (r *run) execute(l *locker.Lock) (code int, err error) {
+	c := &child{run: r, lock: l}
+	if err := c.start(); err != nil {
+		return 0, fmt.Errorf("the command cannot be guarded: %w", err)
+	}
+	c.watch()
+	c.takeTerminal()
+	_ = c.link.conn.Close()
+	_ = c.guard.Wait()
+	switch {
+	case c.failed != nil:
+		return 0, c.failed
+	case c.code == nil:
+		c.killGroup()
+		return 0, errors.New("the process that guarded the command was killed, and so was the command")
+	}
+	return *c.code, nil
+}
+
+// start starts the guard, which starts the command once it knows how long the lock is held.
+func (c *child) start() error {
+	own, others, err := sockets()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = others.Close() }()
+	if c.link, err = newLink(own); err != nil {
+		return err
+	}
+	program, err := ownProgram()
+	if err != nil {
+		return err
+	}
+	c.guard = exec.Command(program, guardArguments(others, c.inForeground(), c.grace, c.path, c.argv)...)
+	c.guard.Args[0] = "locker"
+	c.guard.Stdin, c.guard.Stdout, c.guard.Stderr = os.Stdin, os.Stdout, os.Stderr
+	c.guard.Env = environmentUnder(c.lock)
+	c.guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // who stops locker does not stop the guard
+	if err := c.guard.Start(); err != nil {
+		return err
+	}
+	c.extend()
+	return nil
+}
+
+// watch follows the command, the lock and the signals until the guard is gone, or does not
+// answer.
+func (c *child) watch() {
+	if !slices.Contains(ignored, os.Signal(syscall.SIGTSTP)) {
+		signal.Notify(c.signals, syscall.SIGTSTP)
+		defer signal.Reset(syscall.SIGTSTP)
+	}
+	reports, ended := receive[report](c.link), c.lock.Context().Done()
+	tick := time.NewTicker(max(c.grace/8, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case r, ok := <-reports:
+			if !ok {
+				return
+			}
+			c.heed(r)
+		case s := <-c.signals:
+			c.pass(s.(syscall.Signal))
+		case <-c.notStopped:
+			c.goOn()
+		case <-tick.C:
+			c.extend()
+		case <-ended:
+			ended = nil
+			c.endCommand()
+		case <-c.backstop:
+			c.killGroup()
+			_ = c.guard.Process.Kill()
+			_ = c.guard.Process.Signal(syscall.SIGCONT)
+		}
+	}
+}
+
+// heed deals with what the guard reports.
+func (c *child) heed(r report) {
+	switch {
+	case r.Failed != nil:
+		c.failed = &exitError{r.Failed.Code, errors.New(r.Failed.Text)}
+	case r.Group != 0:
+		c.group = r.Group
+		c.log.Info("started", "pid", r.Group)
+	case r.Stopped != 0:
+		c.log.Info("stopped", "signal", r.Stopped.String())
+		c.stop(r.Stopped)
+	case r.Exited != nil:
+		c.code = r.Exited
+		c.log.Info("exited", "code", *r.Exited)
+		c.takeTerminal()
+	}
+}
+
+// pass passes a signal on to the command.
+func (c *child) pass(s syscall.Signal) {
+	if s == syscall.SIGCONT {
+		c.log.Info("continued")
+		c.goOn()
+		return
+	}
+	c.told = c.told || slices.Contains(ending, s)
+	c.log.Info("signal", "signal", s.String())
+	_ = c.link.send(order{Signal: s})
+}
+
+// The guard kills the command this long before the lease can run out: killing takes a
+// moment, too.
+func (c *child) reserve() time.Duration { return min(c.grace/4, 500*time.Millisecond) }
+
+// extend tells the guard how long the lock is held. The guard makes use of it only if locker
+// is stopped meanwhile; else locker is the first to know of a loss. A locker that was
+// stopped, or whose machine slept, learns of a loss here.
+func (c *child) extend() {
+	if c.lock.Err() != nil {
+		return // its context has ended
+	}
+	if deadline := c.lock.Deadline(); !deadline.Equal(c.deadline) {
+		c.deadline = deadline
+		_ = c.link.send(order{Term: at(deadline) + c.grace/4, Kill: at(deadline) + c.grace - c.reserve()})
+	}
+}
+
+// endCommand has the command ended, because the lock is lost.
+func (c *child) endCommand() {
+	c.log.Warn("lost, ending the command", "error", c.lock.Err().Error())
+	from := now()
+	if deadline := at(c.lock.Deadline()); deadline < from {
+		from = deadline
+	}
+	kill := max(from+c.grace-c.reserve(), 1)
+	_ = c.link.send(order{Term: max(from, 1), Kill: kill})
+	c.backstop = time.After(kill - now() + c.reserve()/2)
+}
+
+// killGroup kills what is left of the command's group, and waits until it is gone; or not
+// much longer, if something there cannot be killed. It is for when the guard does not do so.
+func (c *child) killGroup() {
+	for end := time.Now().Add(c.grace); c.group != 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if syscall.Kill(-c.group, syscall.SIGKILL) == syscall.ESRCH {
+			return
+		}
+	}
+}
+
+// at returns when a time is, by now. If the process is paused in between, that is too early
+// and not too late.
+func at(t time.Time) time.Duration {
+	from := now()
+	return from + time.Until(t)
+}

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"os"
+	"syscall"
+)
+
+// passedOn are the signals that the command gets from locker: those that somebody may send
+// it, real-time signals included, and none that the kernel sends locker about itself.
+var passedOn = append([]os.Signal{
+	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
+	syscall.SIGALRM, syscall.SIGWINCH, syscall.SIGCONT, syscall.SIGTSTP, syscall.SIGIO, syscall.SIGPWR,
+}, realTime()...)
+
+// realTime returns the real-time signals that C libraries leave to programs.
+func realTime() (signals []os.Signal) {
+	for s := syscall.Signal(34); s <= 64; s++ {
+		signals = append(signals, s)
+	}
+	return signals
+}
