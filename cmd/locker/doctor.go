@@ -170,6 +170,8 @@ func (x *examination) alarms(ctx context.Context, etcd *clientv3.Client) {
 
 // locks looks at the entries in the queues, and at the records of sessions.
 func (x *examination) locks(ctx context.Context, c *locker.Client) {
+	ctx, cancel := x.program.inTime(ctx)
+	defer cancel()
 	entries, err := c.Queues(ctx, "")
 	if err != nil {
 		x.failed("entries", err)

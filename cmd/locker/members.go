@@ -24,8 +24,8 @@ type member struct {
 	err      error
 }
 
-// members asks each member about itself, and compares the answers. It reports whether one
-// has answered.
+// members asks each member about itself, and compares the answers. It reports whether it
+// makes sense to go on: whether they are of one cluster, and one has answered.
 func (x *examination) members(ctx context.Context, etcd *clientv3.Client) bool {
 	const check = "members"
 	members := make([]*member, 0, len(x.program.connection.endpoints))
@@ -46,7 +46,9 @@ func (x *examination) members(ctx context.Context, etcd *clientv3.Client) bool {
 	if len(answered) == 0 {
 		return false
 	}
-	x.compare(ctx, etcd, answered)
+	if !x.compare(ctx, etcd, answered) {
+		return false
+	}
 	if len(x.Findings) == before {
 		x.add(check, levelOK, "%s with the same cluster, a leader, and revision %d", plural(len(answered), "member answers", "members answer"), newest(answered))
 	}
@@ -110,14 +112,15 @@ func newest(members []*member) (revision int64) {
 
 // compare looks for members that differ. Under load no two have the same revision at one
 // time, so one counts as behind only if it does not reach in time what another had before.
-func (x *examination) compare(ctx context.Context, etcd *clientv3.Client, members []*member) {
+// compare reports whether all are of one cluster.
+func (x *examination) compare(ctx context.Context, etcd *clientv3.Client, members []*member) bool {
 	const check = "members"
 	first := members[0].status
 	mixed := false
 	for _, m := range members[1:] {
 		if m.status.Header.ClusterId != first.Header.ClusterId {
 			x.add(check, levelWrong, "%s and %s belong to different clusters: no lock of one excludes one of the other; correct --endpoints", members[0].endpoint, m.endpoint)
-			return
+			return false
 		}
 		mixed = mixed || m.status.Version != first.Version
 	}
@@ -132,6 +135,7 @@ func (x *examination) compare(ctx context.Context, etcd *clientv3.Client, member
 	for _, m := range x.behind(ctx, etcd, members, revision) {
 		x.add(check, levelWrong, "the member at %s is at revision %d and did not reach %d, where another was, within %v: see whether it reaches the other members, and look at its disk", m.endpoint, m.status.Header.Revision, revision, catchUpTime)
 	}
+	return true
 }
 
 // behind returns the members that do not reach the revision in time.

@@ -45,8 +45,16 @@ func (p *program) connected(ctx context.Context, f func(context.Context, *locker
 	return asUsage(f(ctx, c, etcd))
 }
 
+// inTime bounds how long a command reads: an etcd that was there may be gone. What is read may
+// be much, so that is longer than a connection may take.
+func (p *program) inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, 10*p.connection.dialTimeout, errors.New("etcd takes longer than ten times --dial-timeout"))
+}
+
 // printHolders prints who holds name.
 func (p *program) printHolders(ctx context.Context, c *locker.Client, etcd *clientv3.Client, name string, f format) error {
+	ctx, cancel := p.inTime(ctx)
+	defer cancel()
 	if f == formatTable {
 		holders, err := c.Holders(ctx, name)
 		if err != nil {
@@ -99,6 +107,8 @@ and how many wait for the name.`,
 				prefix = args[0]
 			}
 			return p.connected(cmd.Context(), func(ctx context.Context, c *locker.Client, etcd *clientv3.Client) error {
+				ctx, cancel := p.inTime(ctx)
+				defer cancel()
 				entries, err := c.Queues(ctx, prefix)
 				if err != nil {
 					return err
@@ -183,6 +193,8 @@ of what was granted.`,
 		ValidArgsFunction: p.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.connected(cmd.Context(), func(ctx context.Context, c *locker.Client, etcd *clientv3.Client) error {
+				ctx, cancel := p.inTime(ctx)
+				defer cancel()
 				entries, err := c.Queue(ctx, args[0])
 				if err != nil {
 					return err

@@ -198,7 +198,7 @@ func TestUsage_OfWhatIsNotValidIsOneSentenceAndCode2(t *testing.T) {
 func TestHelp_OfEachCommandHasAnExample(t *testing.T) {
 	t.Parallel()
 	for _, cmd := range (&program{}).command().Commands() {
-		if cmd.Example == "" || !strings.HasPrefix(cmd.Example, "  ") {
+		if !cmd.Hidden && cmd.Example == "" || cmd.Example != "" && !strings.HasPrefix(cmd.Example, "  ") {
 			t.Errorf("%s: %q", cmd.Name(), cmd.Example)
 		}
 	}
@@ -302,5 +302,20 @@ func TestLeases_AreUnknownOnceEtcdDoesNotAnswer(t *testing.T) {
 	soon(t, began)
 	if r := found.row(entries[0]); r.ttl() != unknown {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestLs_EndsIfEtcdStopsToAnswer(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	p := &program{connection: connection{dialTimeout: 10 * time.Millisecond}}
+	proxy := b.Server.Proxy(t)
+	c := locktest.NewClient(t, proxy.Client(t))
+	locktest.List(t, c, "")
+	proxy.Freeze()
+	ctx, cancel := p.inTime(locktest.Within(t))
+	defer cancel()
+	if _, err := c.Queues(ctx, ""); err == nil || !strings.Contains(err.Error(), "--dial-timeout") {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/locktest"
+)
+
+func TestForceUnlock_RemovesTheEntryWithThatTokenAndTellsWhatFollows(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, b.Client(t, locker.WithTTL(locktest.Steady)), "a", "one")
+	other := locktest.Lock(t, worker(t, b), "b", "")
+	waiter := waits(t, b, 2, "a", "two")
+	got := call(t, b, "force-unlock", "a", "--token", fmt.Sprint(l.Token()), "--yes")
+	if got.code != 0 || got.stdout != fmt.Sprintf("removed the entry with token %d from the queue of a\n", l.Token()) {
+		t.Errorf("exit code %d, %q", got.code, got.stdout)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("%d", l.Token()), "one", lease(l), "held",
+		"The old holder may go on for up to TTL/3 (6.7s); its guarded writes are refused from now on.",
+	} {
+		if !strings.Contains(got.stderr, want) {
+			t.Errorf("no %q in\n%s", want, got.stderr)
+		}
+	}
+	locktest.LockOf(t, waiter)
+	locktest.Lost(t, l, locker.Deleted)
+	b.WantHeldAlone(t, other)
+}
+
+func TestForceUnlock_WithAnotherTokenRemovesNothing(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, worker(t, b), "a", "one")
+	got := call(t, b, "force-unlock", "a", "--token", fmt.Sprint(l.Token()+1), "--yes").want(t, 1)
+	if !strings.Contains(got.stderr, fmt.Sprintf(`nobody has token %d in the queue of "a"`, l.Token()+1)) || got.stdout != "" {
+		t.Errorf("%q, %q", got.stdout, got.stderr)
+	}
+	call(t, b, "force-unlock", "b", "--token", fmt.Sprint(l.Token()), "--yes", "--lease").want(t, 1)
+	b.WantHeldAlone(t, l)
+}
+
+func TestForceUnlock_WithoutATerminalNeedsYes(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, worker(t, b), "a", "one")
+	got := callWith(t, strings.NewReader("yes\n"), "--endpoints", b.Server.Endpoints()[0], "force-unlock", "a", "--token", fmt.Sprint(l.Token())).want(t, 2)
+	if !strings.Contains(got.stderr, "--yes") {
+		t.Error(got.stderr)
+	}
+	b.WantHeldAlone(t, l)
+}
+
+func TestForceUnlock_RemovesWhoWaitsAndWhatHasNoLease(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	locktest.PutKey(t, b.Etcd, "locker/a/by hand", "")
+	stuck := locktest.Get(t, worker(t, b), "a")
+	waiter := waits(t, b, 2, "a", "two")
+	queue, err := worker(t, b).Queue(locktest.Within(t), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := call(t, b, "force-unlock", "a", "--token", fmt.Sprint(queue[1].Token), "--yes", "-o", "json")
+	if rows := decode[[]row](t, got.stdout); got.code != 0 || len(rows) != 1 || rows[0].Key != queue[1].Key || !strings.Contains(got.stderr, "It only waits") {
+		t.Errorf("exit code %d, %+v, %s", got.code, rows, got.stderr)
+	}
+	if got := locktest.Receive(t, waiter); got.Err == nil {
+		t.Error("the waiter holds the name")
+	}
+	if got := call(t, b, "force-unlock", "a", "--token", fmt.Sprint(stuck.Token), "--yes", "--lease").want(t, 2); !strings.Contains(got.stderr, "no lease") {
+		t.Error(got.stderr)
+	}
+	got = call(t, b, "force-unlock", "a", "--token", fmt.Sprint(stuck.Token), "--yes")
+	if got.code != 0 || !strings.Contains(got.stderr, "not an entry of Locker") {
+		t.Errorf("exit code %d, %s", got.code, got.stderr)
+	}
+	b.WantNoEntries(t)
+}
+
+func TestForceUnlock_WithLeaseListsWhatGoesAlongAndRevokesIt(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	c, ctx := worker(t, b), locktest.Within(t)
+	a, other := locktest.Lock(t, c, "a", "one"), locktest.Lock(t, c, "b", "two")
+	survivor := locktest.Lock(t, worker(t, b), "c", "three")
+	if _, err := other.Commit(ctx, clientv3.OpPut("service/b", "", clientv3.WithLease(locktest.LeaseOf(other)))); err != nil {
+		t.Fatal(err)
+	}
+	got := call(t, b, "force-unlock", "a", "--token", fmt.Sprint(a.Token()), "--lease", "--yes")
+	if got.code != 0 || !strings.HasPrefix(got.stdout, "removed ") {
+		t.Errorf("exit code %d, %q", got.code, got.stdout)
+	}
+	_, listed, _ := strings.Cut(got.stderr, "Revoking lease "+lease(a)+" removes these locks and waiters:\n")
+	wantCells(t, listed,
+		"NAME|STATE|KIND|VALUE|TOKEN",
+		fmt.Sprintf("a|held|exclusive|one|%d", a.Token()),
+		fmt.Sprintf("b|held|exclusive|two|%d", other.Token()),
+		"and these other keys:",
+		"service/b",
+	)
+	if b.Leases(t)[locktest.LeaseOf(a)] {
+		t.Error("the lease is there")
+	}
+	locktest.Lost(t, other, locker.Revoked)
+	if entries := b.Entries(t); !slices.Equal(entries, []string{survivor.Key()}) {
+		t.Errorf("left: %q", entries)
+	}
+}
