@@ -59,6 +59,7 @@ type program struct {
 func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program even if it cannot write
 	return executeUntil(ctx, args, stdin, stdout, stderr)
 }
 
