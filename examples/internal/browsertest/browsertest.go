@@ -157,6 +157,16 @@ func (p *Tab) AwaitCount(selector string, want int) {
 	p.Await(CountOf(selector), want)
 }
 
+// Text returns the value of an expression.
+func (p *Tab) Text(expression string) string {
+	p.t.Helper()
+	text, err := chromedp.Run(p.ctx, chromedp.Evaluate[string]("String("+expression+")"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return text
+}
+
 // TextOf returns an expression for the text of the first element that a selector finds.
 func TextOf(selector string) string {
 	return fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').trim()", selector)
