@@ -145,7 +145,7 @@ func (f *force) consequences(rows []row) string {
 		if first.Granted != nil {
 			delay += fmt.Sprintf(" (%v)", (time.Duration(*first.Granted) * time.Second / 3).Round(100*time.Millisecond))
 		}
-		text = "The next one in the queue holds the name at once. The old holder may go on for up to " + delay +
+		text = "Whoever is next in the queue can hold the name at once. The old holder may go on for up to " + delay +
 			"; its guarded writes are refused from now on."
 	}
 	if first.Owner == nil {
