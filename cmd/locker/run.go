@@ -218,10 +218,11 @@ func (r *run) closing(err error) error {
 
 // connect opens the client.
 func (r *run) connect(ctx context.Context) (err error) {
+	connection := r.connection
 	if r.wait > 0 {
-		r.connection.dialTimeout = min(r.connection.dialTimeout, r.wait)
+		connection.dialTimeout = min(connection.dialTimeout, r.wait)
 	}
-	r.client, _, r.close, err = r.connection.open(ctx, locker.WithSafetyMargin(r.grace), locker.WithLogger(r.log), locker.WithProgram(r.title()))
+	r.client, _, r.close, err = connection.open(ctx, locker.WithSafetyMargin(r.grace), locker.WithLogger(r.log), locker.WithProgram(r.title()))
 	return err
 }
 
@@ -323,7 +324,7 @@ func (r *run) obeying(ctx context.Context, f func(context.Context) error) error 
 			return err
 		case s := <-r.signals:
 			number, ok := s.(syscall.Signal)
-			if !ok || slices.Contains(harmless, number) {
+			if !ok || slices.Contains(harmless, number) || suspends(number) {
 				continue
 			}
 			if ended != nil {

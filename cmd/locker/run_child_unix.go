@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"slices"
 	"syscall"
 	"time"
@@ -79,10 +78,6 @@ func (c *child) start() error {
 // watch follows the command, the lock and the signals until the guard is gone, or does not
 // answer.
 func (c *child) watch() {
-	if !slices.Contains(ignored, os.Signal(syscall.SIGTSTP)) {
-		signal.Notify(c.signals, syscall.SIGTSTP)
-		defer signal.Reset(syscall.SIGTSTP)
-	}
 	reports, ended := receive[report](c.link), c.lock.Context().Done()
 	tick := time.NewTicker(max(c.grace/8, time.Millisecond))
 	defer tick.Stop()

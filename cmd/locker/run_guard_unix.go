@@ -23,7 +23,7 @@ type guard struct {
 	link    *link
 	group   int           // process group of the command, and ID of its leader
 	grace   time.Duration // between TERM and KILL
-	changes <-chan fate // of processes; closed when no child is left
+	changes <-chan fate   // of processes; closed when no child is left
 	exited  bool          // the command
 	killing bool          // whatever appears is killed
 
@@ -74,9 +74,9 @@ const (
 func (g *guard) run(foreground bool, path string, argv []string) error {
 	// A thread that ends would take the command with it, see attributes.
 	runtime.LockOSThread()
-	for _, s := range passedOn {
-		signal.Notify(make(chan os.Signal, 1), s) // they are meant for the command, which gets them from locker
-	}
+	// They are meant for the command, which gets them from locker, and begins without handlers
+	// and with SIGTTOU as it is by default.
+	signal.Notify(make(chan os.Signal, 1), append(passedOn, syscall.SIGTTOU)...)
 	ignoreAsBefore()
 	adoptOrphans()
 	orders := receive[order](g.link)

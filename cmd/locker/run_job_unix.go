@@ -4,8 +4,6 @@ package main
 
 import (
 	"os"
-	"os/signal"
-	"slices"
 	"syscall"
 	"time"
 
@@ -24,24 +22,21 @@ func (c *child) inForeground() bool {
 }
 
 // stop stops locker along with the command, so that the shell notices. Who stops just the
-// command with SIGSTOP means to continue it, and locker keeps the lock.
+// command with SIGSTOP means to continue it, and locker keeps the lock. A command that was
+// told to end may have been stopped since because it uses the terminal.
 func (c *child) stop(s syscall.Signal) {
-	if s == syscall.SIGSTOP {
+	if s == syscall.SIGSTOP || c.lock.Err() != nil {
 		return
 	}
 	c.takeTerminal()
-	signal.Reset(s)
-	_ = syscall.Kill(0, s)
-	// Without a shell that could continue it, a process is not stopped by such a signal.
+	suspend()
+	// If there is no shell that could continue it, locker has not been stopped.
 	c.notStopped = time.After(100 * time.Millisecond)
 }
 
 // goOn goes on after locker was stopped: the command too, if the lock is still held.
 func (c *child) goOn() {
 	c.notStopped = nil
-	if !slices.Contains(ignored, os.Signal(syscall.SIGTSTP)) {
-		signal.Notify(c.signals, syscall.SIGTSTP)
-	}
 	if c.lock.Err() != nil {
 		return // its context has ended
 	}
@@ -60,13 +55,8 @@ func (c *child) takeTerminal() {
 	}
 }
 
-// setForeground gives the terminal to a process group. Whoever does so from the background
-// is stopped, unless it ignores that.
-func setForeground(group int) {
-	signal.Ignore(syscall.SIGTTOU)
-	defer signal.Reset(syscall.SIGTTOU)
-	_ = unix.IoctlSetPointerInt(0, unix.TIOCSPGRP, group)
-}
+// setForeground gives the terminal to a process group.
+func setForeground(group int) { _ = unix.IoctlSetPointerInt(0, unix.TIOCSPGRP, group) }
 
 // widthOf returns the width of a terminal, and false if it is none, or not for locker now.
 func widthOf(f *os.File) (int, bool) {

@@ -12,9 +12,10 @@ var passedOn = append([]os.Signal{
 	syscall.SIGALRM, syscall.SIGWINCH, syscall.SIGCONT, syscall.SIGTSTP, syscall.SIGIO, syscall.SIGPWR,
 }, realTime()...)
 
-// realTime returns the real-time signals that C libraries leave to programs.
+// realTime returns the real-time signals that a program in Go can catch: not the first three,
+// which C libraries use.
 func realTime() (signals []os.Signal) {
-	for s := syscall.Signal(34); s <= 64; s++ {
+	for s := syscall.Signal(35); s <= 64; s++ {
 		signals = append(signals, s)
 	}
 	return signals

@@ -22,6 +22,9 @@ func (p *program) guard() *cobra.Command {
 	}}
 }
 
+// suspends is for other systems.
+func suspends(syscall.Signal) bool { return false }
+
 // listen receives what ends a wait.
 func (r *run) listen() {
 	r.signals = make(chan os.Signal, 64)
