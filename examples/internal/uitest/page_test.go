@@ -265,12 +265,10 @@ func hidden(t *testing.T, b *browsertest.Browser) {
 
 func appearance(t *testing.T, b *browsertest.Browser) {
 	etcd := embedtest.Start(t)
-	s := serve(t, etcd.Endpoints(), "--allow-release")
-	fill(t, etcd)
+	var s server
+	fill(t, etcd, func() { s = serve(t, etcd.Endpoints(), "--allow-release") })
 	p := b.Open(t, s.url, false)
 	isLive(p)
-	p.AwaitCount("#rows tr", 13)
-	p.CheckAppearance("names")
 	p.Click("#legend summary")
 	p.CheckAppearance("legend")
 	p.Do(chromedp.Navigate(s.url + "/?name=" + url.QueryEscape("invoices/2026")))
@@ -279,10 +277,14 @@ func appearance(t *testing.T, b *browsertest.Browser) {
 	p.Do(chromedp.Navigate(s.url + "/?name=maintenance"))
 	isLive(p)
 	p.CheckAppearance("marked")
+	p.Do(chromedp.Navigate(s.url))
+	isLive(p)
+	p.AwaitCount("#rows tr", 13)
+	p.CheckAppearance("names")
 }
 
-// fill locks what a page may look like.
-func fill(t *testing.T, etcd *embedtest.Server) {
+// fill locks what a page may look like, and calls meanwhile in between.
+func fill(t *testing.T, etcd *embedtest.Server, meanwhile func()) {
 	t.Helper()
 	billing, search, worker := client(t, etcd, "billing"), client(t, etcd, "search-indexer"), client(t, etcd, "worker")
 	for _, l := range []struct {
@@ -295,6 +297,7 @@ func fill(t *testing.T, etcd *embedtest.Server) {
 	} {
 		lock(t, l.c, l.name, l.value)
 	}
+	meanwhile()
 	lock(t, billing, "report", "reader 1", locker.WithShared())
 	lock(t, search, "report", "reader 2", locker.WithShared())
 	lock(t, worker, "downloads", "slot", locker.WithLimit(4))
