@@ -218,11 +218,7 @@ func (r *run) closing(err error) error {
 
 // connect opens the client.
 func (r *run) connect(ctx context.Context) (err error) {
-	connection := r.connection
-	if r.wait > 0 {
-		connection.dialTimeout = min(connection.dialTimeout, r.wait)
-	}
-	r.client, _, r.close, err = connection.open(ctx, locker.WithSafetyMargin(r.grace), locker.WithLogger(r.log), locker.WithProgram(r.title()))
+	r.client, _, r.close, err = r.connection.open(ctx, locker.WithSafetyMargin(r.grace), locker.WithLogger(r.log), locker.WithProgram(r.title()))
 	return err
 }
 

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -110,15 +112,29 @@ func (s *screen) shows(t *testing.T, text string) (before string) {
 	return before
 }
 
-// echo is a command that answers each line.
-const echo = `echo $((40+2)); while read x; do echo "<$x>"; done`
+// echo is a command that prints its process ID and answers each line.
+const echo = `echo pid=$$; while read x; do echo "<$x>"; done`
+
+// pid waits for the process ID of the command.
+func (s *screen) pid(t *testing.T) (pid int) {
+	t.Helper()
+	printed := regexp.MustCompile(`pid=(\d+)\r`)
+	locktest.Eventually(t, "the command runs", func() bool {
+		found := printed.FindStringSubmatch(s.shown.String())
+		if found != nil {
+			pid, _ = strconv.Atoi(found[1])
+		}
+		return found != nil
+	})
+	return pid
+}
 
 func TestRun_Terminal_TheCommandHasItAndStopsAndGoesOn(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	s := newTerminal(t, b)
 	s.enter(t, `"$SELF" --ttl 1m run a -v -c '%s'`, echo)
-	s.shows(t, "42")
+	s.pid(t)
 	s.enter(t, "one")
 	s.shows(t, "<one>")
 	for _, again := range []string{"two", "three"} {
@@ -161,8 +177,8 @@ func TestRun_Terminal_SentToTheBackground(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	s := newTerminal(t, b)
-	s.enter(t, `"$SELF" --ttl 1m run a -v -c 'echo $((40+2)); while [ ! -e %s/go ]; do sleep 0.05; done; echo $((50+1))'`, t.TempDir())
-	s.shows(t, "42")
+	s.enter(t, `"$SELF" --ttl 1m run a -v -c 'echo pid=$$; while :; do sleep 0.05; done'`)
+	s.pid(t)
 	s.press(t, "\x1a")
 	s.shows(t, "Stopped")
 	s.enter(t, "bg")
@@ -176,16 +192,8 @@ func TestRun_Terminal_StoppedForTooLong(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	s := newTerminal(t, b)
-	s.enter(t, `"$SELF" --ttl %v run a -c 'trap "" TERM; echo pid $$ .; %s'`, locktest.Brief, echo)
-	s.shows(t, "pid ")
-	var pid int
-	if _, err := fmt.Sscan(s.shows(t, " ."), &pid); err != nil {
-		s.shows(t, "pid ") // the first was the echo of the line
-		if _, err := fmt.Sscan(s.shows(t, " ."), &pid); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.shows(t, "42")
+	s.enter(t, `"$SELF" --ttl %v run a -c 'trap "" TERM; %s'`, locktest.Brief, echo)
+	pid := s.pid(t)
 	s.press(t, "\x1a")
 	s.shows(t, "Stopped")
 	goneFirst(t, []int{pid}, locktest.LockAsync(locktest.Within(t), b.Client(t), "a", ""))
@@ -220,13 +228,14 @@ func TestRun_Terminal_SurvivesLockerKilled(t *testing.T) {
 	b := locktest.Setup(t)
 	s := newTerminal(t, b)
 	s.enter(t, `"$SELF" --ttl 1m run a -c '%s'`, echo)
-	s.shows(t, "42")
+	pid := s.pid(t)
 	queue, err := b.Client(t).Queue(locktest.Within(t), "a")
 	if err != nil || len(queue) != 1 {
 		t.Fatal(queue, err)
 	}
 	_ = syscall.Kill(queue[0].Owner.PID, syscall.SIGKILL)
 	s.shows(t, "Killed")
+	gone(t, []int{pid}) // so that it does not read what is typed
 	s.enter(t, "echo shell $((1+1))")
 	s.shows(t, "shell 2")
 }
