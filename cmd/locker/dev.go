@@ -83,6 +83,11 @@ func (p *program) serveEtcd(ctx context.Context, listen, data string) (err error
 		}
 		etcd.Close()
 	}()
+	return p.untilEnded(ctx, etcd, listen, directory)
+}
+
+// untilEnded says that etcd is ready, and returns when it has ended, or ctx ends.
+func (p *program) untilEnded(ctx context.Context, etcd *embed.Etcd, listen, directory string) error {
 	select {
 	case <-etcd.Server.ReadyNotify():
 	case err := <-etcd.Err():

@@ -88,7 +88,7 @@ func TestForceUnlock_RemovesWhoWaitsAndWhatHasNoLease(t *testing.T) {
 func TestForceUnlock_WithLeaseListsWhatGoesAlongAndRevokesIt(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
-	c, ctx := worker(t, b), locktest.Within(t)
+	c, ctx := b.Client(t, locker.WithTTL(locktest.Steady)), locktest.Within(t) // a loss is noticed within a third of it
 	a, other := locktest.Lock(t, c, "a", "one"), locktest.Lock(t, c, "b", "two")
 	survivor := locktest.Lock(t, worker(t, b), "c", "three")
 	if _, err := other.Commit(ctx, clientv3.OpPut("service/b", "", clientv3.WithLease(locktest.LeaseOf(other)))); err != nil {
