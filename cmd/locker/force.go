@@ -34,7 +34,7 @@ func (p *program) forceUnlock() *cobra.Command {
 		Short: "Take a lock away from its holder",
 		Long: `Force-unlock removes the entry with that token from the queue of NAME, whether it holds the name
 or waits for it, and nothing else. It shows the entry first, says what follows, and asks. An
-entry without a lease, which would stay for ever, is removed in the same way. "locker queue"
+entry without a lease, which would stay forever, is removed in the same way. "locker queue"
 shows the tokens.
 
 The old holder may go on for up to a third of its TTL before it learns of it; its guarded
