@@ -109,8 +109,9 @@ the lease was revoked, another may hold the lock before the command has ended.
 The command runs in a process group of its own. If it ends and leaves processes behind, they get
 TERM, and KILL after the grace, before the lock is released: what is to outlive the lock has to be
 started by somebody else. Signals are passed on to the group; while there is no command yet, they
-end the wait. If stdin is a terminal, the command has it. A command that is stopped (^Z) stops
-locker with it, so that the lock is lost after the TTL.
+end the wait. If stdin is a terminal, the command has it, and a pager in the same pipeline has it
+only after that. A command that is stopped (^Z) stops locker with it, so that the lock is lost
+after the TTL.
 
 --shared and --limit are meant for all names. A lock of several names is taken and lost as one.
 

@@ -124,6 +124,20 @@ func TestRun_KillsTheCommandIfTheGuardIsKilled(t *testing.T) {
 	p.wantEnd(t, exitUnable)
 }
 
+// That is all that is promised if both are killed: the command itself ends.
+func TestRun_KilledTogetherWithItsGuard(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	p := runUnder(t, b.Server.Endpoints(), "a", "-c", "echo $$ $PPID; trap '' TERM; while :; do sleep 0.05; done")
+	pids := p.pids(t)
+	next := waiting(t, b, "a")
+	p.signal(t, syscall.SIGSTOP)
+	_ = syscall.Kill(pids[1], syscall.SIGKILL)
+	p.signal(t, syscall.SIGKILL)
+	goneFirst(t, pids, next)
+	p.wantEnd(t, 128+9)
+}
+
 func TestRun_NothingIsLeftWhenAnotherHolds_EtcdDied(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
