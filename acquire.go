@@ -357,7 +357,7 @@ func (l *Lock) landed(o txn.Outcome, before int) {
 			if len(reads) == 0 {
 				positions[i] = &alone
 			} else if ahead, ok := l.predecessors(l.key(&l.entries[i]), reads, token); ok {
-				positions[i] = &position{ahead, reads[len(reads)-1].GetResponseRange().Count}
+				positions[i] = &position{ahead, count(reads)}
 			}
 		}
 		l.queuedAt(token, positions)

@@ -263,6 +263,14 @@ func newestFirst(reads []*pb.ResponseOp) (keys []string, newest int64) {
 	return keys, newest
 }
 
+// count returns how many keys there are in what was read, those that were left out included.
+func count(reads []*pb.ResponseOp) (n int64) {
+	for _, read := range reads {
+		n += read.GetResponseRange().Count
+	}
+	return n
+}
+
 // kinds returns the kinds of entries, given their keys.
 func (l *Lock) kinds(keys []string) iter.Seq[key.Kind] {
 	return func(yield func(key.Kind) bool) {
