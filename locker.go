@@ -162,6 +162,7 @@ func (c *Client) Close() error {
 	c.pool.close()
 	sessions := c.pool.all()
 	for _, s := range sessions {
+		_ = s.check() // what was lost before stays lost
 		s.end(ErrClosed)
 	}
 	// Each session takes no longer than its TTL.

@@ -164,6 +164,7 @@ func (s *Session) Close() error {
 	if err := s.usable(); err != nil {
 		return wrap("close session", "", err)
 	}
+	_ = s.check() // what was lost before stays lost
 	s.end(ErrClosed)
 	ctx, cancel := context.WithTimeout(context.Background(), min(s.ttl, cleanupWait))
 	defer cancel()
