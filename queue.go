@@ -162,10 +162,11 @@ func (l *Lock) putAndRead(e *entry, k string) []*pb.RequestOp {
 	return append([]*pb.RequestOp{l.put(e, k)}, ops(l.reads(e, k, 0)...)...)
 }
 
-// vacant returns the compares that an entry holds if it is put now, and that the same put has
-// not been applied before. Either they say so by themselves, or they say that nothing has
-// been put since the revision read, at which the entry would have held; 0 stands for an empty
-// queue. The latter is one compare: those of a hundred names fit into a transaction.
+// vacant returns compares that are true only if an entry that is put now holds, and was not
+// put by an earlier attempt. Some kinds need to have read the queue for that, at the revision
+// read: if the entry would have held then, it does so while nothing has been put since. (0
+// stands for an empty queue.) So there is one compare for each of several names, as many as
+// fit into a transaction.
 func (l *Lock) vacant(e *entry, k string, read int64) (compares []*pb.Compare) {
 	all := l.client.keys.All(e.place.Name)
 	switch {

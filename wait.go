@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// lookahead is how many more predecessors than it may have when it holds a waiter follows
-	// one by one. One with more of them follows only the nearest, so that the work of a
-	// hand-over does not grow with the number of waiters.
+	// lookahead is how many predecessors a waiter follows one by one, beyond those that it may
+	// have when it holds. One with more of them waits for a few of them only, so that the work
+	// of a hand-over does not grow with the number of waiters.
 	lookahead = 8
 	// farAway is how many predecessors take longer to leave than etcd takes to serve a watch
 	// that begins in the past: 100 ms. If they do not, the waiter only notices it later.
