@@ -7,7 +7,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/locktest"
@@ -242,6 +245,40 @@ func TestKinds_TheQueueFollowsTheRule(t *testing.T) {
 			limits[j] = kinds[random.IntN(len(kinds))]
 		}
 		playQueue(t, b, clients, fmt.Sprint(i), limits, func(n, _ int) int { return random.IntN(n) })
+	}
+}
+
+// etcd comes back from a backup, so that the watch would report what was before that.
+func TestLimit_AWaiterFarBehindWatchesAnewIfALookIsBehindItsWatch(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	var back atomic.Int64 // how many looks are still to be answered as of a backup
+	config := b.Server.ClientConfig()
+	config.DialOptions = append(config.DialOptions, onTxn(func(t *pb.TxnRequest, invoke func() (*pb.TxnResponse, error)) {
+		resp, err := invoke()
+		looks := len(t.Success) == 1 && t.Success[0].GetRequestRange().GetSortOrder() == pb.RangeRequest_DESCEND
+		if looks && err == nil && back.Add(-1) >= 0 {
+			resp.Header.Revision = 1
+		}
+	}))
+	c, _, ws := watched(t, config)
+	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
+	const limit = 17
+	keys := make([]string, 2*(limit+locker.Lookahead))
+	for i := range keys {
+		keys[i] = fmt.Sprintf("%sa/%016x", locker.DefaultPrefix, i+1)
+		locktest.PutKey(t, b.Etcd, keys[i], "")
+	}
+	waiter := locktest.LockAsync(locktest.Within(t), c, "a", "", locker.WithLimit(limit))
+	ws.awaitOne(t)
+	back.Store(2) // of one member, and of the leader
+	for _, key := range slices.Backward(keys) {
+		wantWaiting(t, waiter)
+		deleteKey(t, b, key)
+	}
+	b.WantHeldAlone(t, locktest.LockOf(t, waiter))
+	if opened, _ := ws.count(); back.Load() > 0 || opened < 2 {
+		t.Errorf("%d watches were opened, and %d looks have yet to be misled", opened, back.Load())
 	}
 }
 
