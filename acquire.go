@@ -69,7 +69,6 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 		// The shared session was lost before it was of any use here. Whatever may be in the
 		// queue goes with its lease.
 		l.end(err)
-		l.session.drop(l)
 		_ = pause.Wait(ctx) // if ctx ends, the next attempt reports that
 		var entries []entry
 		for i := range l.entries {
@@ -78,9 +77,14 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 		}
 		next := c.newLock(ctx, entries, nil)
 		c.lines.Replace(l, next)
+		if l.session.delay == 0 {
+			l.session.drop(l)
+		} else {
+			l.startCleanUp() // the lease lives on for a while
+		}
 		return next, nil
 	}
-	if own := c.pool.holding(err); own != nil {
+	if own := c.pool.endedSession(err); own != nil {
 		if err = l.awaitEnd(ctx, own); err == nil {
 			return l, nil
 		}
@@ -149,14 +153,8 @@ func newLines() *line.Lines[*Lock] {
 		},
 		Wait: func(l *Lock) *line.Wait { return &l.wait },
 		Over: func(l *Lock) bool { return l.ctx.Err() != nil },
-		Holding: func(kinds iter.Seq[int16]) int {
-			return holding(func(yield func(key.Kind) bool) {
-				for kind := range kinds {
-					if !yield(key.Kind(kind)) {
-						return
-					}
-				}
-			})
+		Admits: func(size int, least, kind int16) bool {
+			return company{size, key.Kind(least)}.admits(key.Kind(kind))
 		},
 	})
 }
@@ -357,7 +355,7 @@ func (l *Lock) landed(o txn.Outcome, before int) {
 			if len(reads) == 0 {
 				positions[i] = &alone
 			} else if ahead, ok := l.predecessors(l.key(&l.entries[i]), reads, token); ok {
-				positions[i] = &position{ahead, reads[len(reads)-1].GetResponseRange().Count}
+				positions[i] = &position{ahead, count(reads) - 1}
 			}
 		}
 		l.queuedAt(token, positions)

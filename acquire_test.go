@@ -24,10 +24,11 @@ import (
 
 // watchCounter counts the watches that a client opens and closes.
 type watchCounter struct {
-	mu     sync.Mutex // guards what follows
-	opened int
-	open   map[*watchStream]int
-	behind *atomic.Int64 // the revision at which etcd confirms watches; nil for the true one
+	mu        sync.Mutex // guards what follows
+	opened    int
+	confirmed int // by etcd
+	open      map[*watchStream]int
+	behind    *atomic.Int64 // the revision at which etcd confirms watches; nil for the true one
 }
 
 type watchStream struct {
@@ -52,10 +53,25 @@ func (s *watchStream) SendMsg(m any) error {
 
 func (s *watchStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
-	if answer, ok := m.(*pb.WatchResponse); ok && err == nil && answer.Created && s.counter.behind != nil {
-		answer.Header.Revision = s.counter.behind.Load()
+	if answer, ok := m.(*pb.WatchResponse); ok && err == nil && answer.Created {
+		if s.counter.behind != nil {
+			answer.Header.Revision = s.counter.behind.Load()
+		}
+		s.counter.mu.Lock()
+		s.counter.confirmed++
+		s.counter.mu.Unlock()
 	}
 	return err
+}
+
+// awaitOne waits until etcd has confirmed a watch.
+func (w *watchCounter) awaitOne(t testing.TB) {
+	t.Helper()
+	locktest.Eventually(t, "there is a watch", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.confirmed > 0
+	})
 }
 
 // count returns how many watches have been opened, and how many are open.
@@ -353,6 +369,35 @@ func serializable(req any) (reads []*pb.RangeRequest) {
 	return reads
 }
 
+// onTxn returns an option of a connection whose transactions pass through f, which must invoke each of them.
+func onTxn(f func(t *pb.TxnRequest, invoke func() (*pb.TxnResponse, error))) grpc.DialOption {
+	return grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) (err error) {
+			t, ok := req.(*pb.TxnRequest)
+			if !ok {
+				return invoke(ctx, method, req, reply, conn, opts...)
+			}
+			f(t, func() (*pb.TxnResponse, error) {
+				err = invoke(ctx, method, req, reply, conn, opts...)
+				return reply.(*pb.TxnResponse), err
+			})
+			return err
+		})
+}
+
+// readBehind invokes a transaction. It reports whether that needs no leader: then it is answered by a member that is
+// behind, at the revision.
+func readBehind(t *pb.TxnRequest, revision int64, invoke func() (*pb.TxnResponse, error)) bool {
+	reads := serializable(t)
+	for _, read := range reads {
+		read.Revision = revision
+	}
+	if resp, err := invoke(); err == nil && len(reads) > 0 {
+		resp.Header.Revision = revision
+	}
+	return len(reads) > 0
+}
+
 // A member that is behind opens watches, and answers what needs no leader, at an earlier revision.
 func TestQueue_AMemberThatIsBehindDoesNotMisleadAWaiter(t *testing.T) {
 	t.Parallel()
@@ -362,22 +407,11 @@ func TestQueue_AMemberThatIsBehindDoesNotMisleadAWaiter(t *testing.T) {
 			b := locktest.Setup(t)
 			var behind, asked atomic.Int64
 			config := b.Server.ClientConfig()
-			config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(
-				func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-					reads := serializable(req)
-					if len(reads) == 0 {
-						return invoke(ctx, method, req, reply, conn, opts...)
-					}
+			config.DialOptions = append(config.DialOptions, onTxn(func(t *pb.TxnRequest, invoke func() (*pb.TxnResponse, error)) {
+				if readBehind(t, behind.Load(), invoke) {
 					asked.Add(1)
-					for _, read := range reads {
-						read.Revision = behind.Load()
-					}
-					err := invoke(ctx, method, req, reply, conn, opts...)
-					if err == nil {
-						reply.(*pb.TxnResponse).Header.Revision = behind.Load()
-					}
-					return err
-				}))
+				}
+			}))
 			c, _, ws := watched(t, config, locker.WithTTL(locktest.Unhurried))
 			ws.behind = &behind
 			locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))

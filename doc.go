@@ -42,7 +42,7 @@
 //	NewSession --> open
 //	                |              Close
 //	                +-----------------------------> closed --+
-//	                |     deadline passed, lease gone        +--> lease revoked
+//	                |     deadline passed, lease gone        +--> lease revoked (see WithLockDelay)
 //	                +-----------------------------> lost ----+
 //
 // The layout is that of etcd's own concurrency package. Therefore concurrency.Mutex,

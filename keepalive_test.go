@@ -13,7 +13,7 @@ import (
 )
 
 // lockOnFake returns a lock on an etcd in memory. Both end with the test.
-func lockOnFake(t *testing.T) (*Lock, *fakeetcd.Server) {
+func lockOnFake(t *testing.T, opts ...Option) (*Lock, *fakeetcd.Server) {
 	t.Helper()
 	server := fakeetcd.New()
 	t.Cleanup(server.Close)
@@ -22,7 +22,7 @@ func lockOnFake(t *testing.T) (*Lock, *fakeetcd.Server) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = etcd.Close() })
-	c, err := New(etcd)
+	c, err := New(etcd, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +88,37 @@ func TestDeadline_IsNoticedAtTheFirstUseAfterAPauseOfTheProcess(t *testing.T) {
 				}
 				time.Sleep(time.Nanosecond)
 				wantExpired(t, l, server, use)
+			})
+		})
+	}
+}
+
+func TestLockDelay_AfterTheDeadlineCloseRevokesNothingThoughItIsTheFirstToNotice(t *testing.T) {
+	t.Parallel()
+	for what, shut := range map[string]func(*Lock) error{
+		"Client.Close":  func(l *Lock) error { return l.client.Close() },
+		"Session.Close": func(l *Lock) error { return l.session.Close() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				l, server := lockOnFake(t, WithLockDelay(time.Hour))
+				pause(t, l.session, server)
+				time.Sleep(time.Until(l.Deadline()))
+				synctest.Wait()
+				if l.ctx.Err() != nil {
+					t.Fatal("the end of the hold was noticed before")
+				}
+				if err := shut(l); err != nil {
+					t.Error(err)
+				}
+				var lost *LostError
+				if err := l.Err(); !errors.As(err, &lost) || lost.Reason != Expired {
+					t.Errorf("the hold has ended with %v", err)
+				}
+				if n := len(server.Calls(fakeetcd.Revoke)); n != 0 || len(server.Queue(l.Key())) != 1 {
+					t.Errorf("%d requests to revoke the lease, left are %v", n, server.Keys())
+				}
 			})
 		})
 	}

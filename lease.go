@@ -292,7 +292,7 @@ func (l *Lock) SetValue(ctx context.Context, value string) error {
 		// The mod revision orders the writes: one that arrives late is refused.
 		resp, only, err := l.client.store.Commit(ctx, txn.Txn{
 			Name:      name,
-			When:      append(l.standing(), txn.CmpMod(entry, revision)),
+			When:      append(l.standing(l.keys()), txn.CmpMod(entry, revision)),
 			Then:      []*pb.RequestOp{txn.OpPut(entry, value, l.session.lease)},
 			Otherwise: []*pb.RequestOp{txn.OpRange(txn.Get(entry))},
 		})

@@ -1,6 +1,7 @@
 package locker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
@@ -152,6 +155,81 @@ func TestLockDelay_ANameThatIsGivenUpIsFreeAtOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestLockDelay_WhatWasGivenUpOrOnlyWaitedIsRemovedWhenEtcdAnswersAgain(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		c, other := sim.Client(locker.WithTTL(delayedTTL), locker.WithLockDelay(time.Hour)), sim.Client()
+		own, given := locktest.Lock(sim, c, "own", ""), locktest.Lock(sim, c, "given", "")
+		holder := locktest.Lock(sim, other, "awaited", "")
+		awaited := locktest.LockAsync(sim.Context(), c, "awaited", "")
+		sim.At(actAt)
+		// The put of this one has its effect; nothing else has, from now on.
+		sim.Always(fakeetcd.Txn, fakeetcd.Fate{Unanswered: true})
+		inDoubt := locktest.LockAsync(sim.Context(), c, "doubtful", "")
+		sim.At(actAt)
+		sim.Server.Decide(func(fakeetcd.Call) fakeetcd.Fate { return fakeetcd.Fate{Lost: true} })
+		deadline := lastRenewal + certainFor
+		sim.At(deadline - time.Second/2)
+		ctx, cancel := context.WithCancel(sim.Context())
+		cancel()
+		locktest.Want(t, given.Unlock(ctx), context.Canceled)
+		locktest.Want(t, locktest.Receive(sim, awaited).Err, locker.ErrLost)
+		locktest.WantLost(t, own.Err(), own, locker.Expired)
+		sim.At(deadline + time.Second)
+		for _, name := range []string{"given", "awaited", "doubtful"} {
+			if !queuedOn(sim, name, locktest.LeaseOf(own)) {
+				t.Errorf("%s has left its queue too early", name)
+			}
+		}
+		sim.Always(fakeetcd.Txn, fakeetcd.Fate{})
+		locktest.Unlock(sim, holder)
+		locktest.LockOf(sim, inDoubt)
+		for _, name := range []string{"given", "awaited"} {
+			locktest.Lock(sim, c, name, "")
+		}
+		if !queuedOn(sim, "own", locktest.LeaseOf(own)) {
+			t.Error("the entry of the hold that was lost is gone")
+		}
+		if n := len(sim.Server.Calls(fakeetcd.Revoke)); n != 0 {
+			t.Errorf("%d requests to revoke the lease", n)
+		}
+	})
+}
+
+// A removal that is refused costs the session its holds.
+func TestLockDelay_ARefusedRemovalLeavesTimeForThatOfOthers(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		c := sim.Client(locker.WithTTL(delayedTTL), locker.WithLockDelay(time.Hour))
+		own, slow, refused := locktest.Lock(sim, c, "own", ""), locktest.Lock(sim, c, "slow", ""), locktest.Lock(sim, c, "refused", "")
+		sim.Server.Decide(func(call fakeetcd.Call) (fate fakeetcd.Fate) {
+			switch {
+			case releases(call.Request, "slow"):
+				fate.Lost = call.At.Sub(sim.Start) < delayedTTL/4
+			case releases(call.Request, "refused"):
+				fate.Err = rpctypes.ErrGRPCPermissionDenied
+			}
+			return fate
+		})
+		unlocked := locktest.Async(func() error { return slow.Unlock(sim.Context()) })
+		sim.At(0)
+		locktest.Want(t, refused.Unlock(sim.Context()), rpctypes.ErrPermissionDenied)
+		locktest.WantLost(t, own.Err(), own, locker.Revoked)
+		if err := locktest.Receive(sim, unlocked); err != nil {
+			t.Error(err)
+		}
+		locktest.Lock(sim, c, "slow", "")
+		if !queuedOn(sim, "own", locktest.LeaseOf(own)) {
+			t.Error("the entry of the hold that was lost is gone")
+		}
+	})
+}
+
+// queuedOn reports whether an entry in the queue of a name is on a lease.
+func queuedOn(sim locktest.Simulation, name string, lease clientv3.LeaseID) bool {
+	return slices.ContainsFunc(sim.Server.Queue(locker.DefaultPrefix+name+"/"), func(kv *mvccpb.KeyValue) bool { return kv.Lease == int64(lease) })
 }
 
 func TestLockDelay_RenewalsAndDeadlinesAreAsWithoutIt(t *testing.T) {

@@ -166,6 +166,7 @@ func (c *Client) Close() error {
 	c.pool.close()
 	sessions := c.pool.all()
 	for _, s := range sessions {
+		_ = s.check() // what was lost before stays lost
 		s.end(ErrClosed)
 	}
 	// Each session takes no longer than its TTL.
@@ -179,9 +180,10 @@ func (c *Client) Close() error {
 	return wrap("close", "", err)
 }
 
-// Lock locks name with value. It blocks until nobody else holds the name, or, with WithShared
-// or WithLimit, nobody whom that excludes; waiters are served first come, first served, also
-// among the goroutines of one Client. With And it locks several names at once. ctx bounds the
+// Lock locks name with value. It blocks until nobody else holds the name or, with WithShared
+// or WithLimit, until it may hold it beside the others (see the package documentation);
+// waiters are served first come, first served, also among the goroutines of one Client. With
+// And it locks several names at once. ctx bounds the
 // wait only: the hold outlives it. While etcd cannot be reached, Lock keeps trying until
 // ctx ends. After an error nothing is held, and nothing is left in the queue; if etcd does
 // not answer at once, the entry is removed in the background.
@@ -191,8 +193,8 @@ func (c *Client) Close() error {
 // because it would wait for itself. (A goroutine that may outlive the function has to use
 // another context.)
 //
-// Errors: ErrInvalid for a bad name or session, a nil context, or a name that is locked
-// where ctx comes from; the cause of ctx, with the last error from etcd; ErrLost if the
+// Errors: ErrInvalid for a bad name, option or session, a nil context, or a name that is
+// locked where ctx comes from; the cause of ctx, with the last error from etcd; ErrLost if the
 // session was lost, or the entry deleted by somebody else, during the wait; ErrClosed;
 // ErrEtcdClosed; ErrSessionFull; and etcd's own if it refuses (no permission, no space,
 // value too large).

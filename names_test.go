@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -169,7 +171,7 @@ func TestAnd_OneEntryDeletedByHandLosesAllNames(t *testing.T) {
 	t.Parallel()
 	names := []string{"a", "b", "c"}
 	b, ctx := locktest.Setup(t), locktest.Within(t)
-	c := b.Client(t)
+	c, _ := wired(t, b) // of a removal that was repeated, nobody knows what it has found
 	for find, use := range map[string]func(*locker.Lock) error{
 		"Commit":   func(l *locker.Lock) error { _, err := l.Commit(ctx, clientv3.OpPut("committed", "yes")); return err },
 		"SetValue": func(l *locker.Lock) error { return l.SetValue(ctx, "w") },
@@ -253,6 +255,77 @@ func TestAnd_AnEntryDeletedDuringTheWaitForAnotherNameKeepsItFromHolding(t *test
 	}
 }
 
+// The member knows the entry, and has yet to learn that it was deleted.
+func TestAnd_AMemberThatIsBehindDoesNotHideThatAnEntryWasDeleted(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	var behind, asked atomic.Int64
+	config := b.Server.ClientConfig()
+	config.DialOptions = append(config.DialOptions, onTxn(func(t *pb.TxnRequest, invoke func() (*pb.TxnResponse, error)) {
+		put := writes(t, "a")
+		if readBehind(t, behind.Load(), func() (*pb.TxnResponse, error) {
+			resp, err := invoke()
+			if err == nil && put {
+				behind.CompareAndSwap(0, resp.Header.Revision)
+			}
+			return resp, err
+		}) {
+			asked.Add(1)
+		}
+	}))
+	c, _, ws := watched(t, config)
+	locktest.Unlock(t, locktest.Lock(t, c, "warm", ""))
+	holder := locktest.Lock(t, b.Client(t), "b", "")
+	waiter := locktest.LockAsync(locktest.Within(t), c, "a", "", locker.And("b", ""))
+	ws.awaitOne(t)
+	deleteKey(t, b, entryOf(t, b, "a"))
+	locktest.Unlock(t, holder)
+	var lost *locker.LostError
+	if got := locktest.Receive(t, waiter); !errors.As(got.Err, &lost) || lost.Reason != locker.Deleted {
+		t.Errorf("it returned %v", got.Err)
+	}
+	if asked.Load() == 0 {
+		t.Error("the member was not asked")
+	}
+}
+
+func TestAnd_AnEntryDeletedWhileAnotherPutIsInDoubtKeepsItFromHolding(t *testing.T) {
+	t.Parallel()
+	for verb, call := range asyncCalls {
+		for _, gone := range []string{"a", "b"} {
+			t.Run(verb+" without "+gone, func(t *testing.T) {
+				t.Parallel()
+				b := locktest.Setup(t)
+				c, w := hedging(t, b)
+				puts := func(req any) bool {
+					return slices.ContainsFunc(writesOf(req), func(w write) bool { return w.name == "a" && w.put != "" })
+				}
+				var first sync.Once
+				again := make(chan struct{}, 100)
+				w.fail(cap(again), puts, func(ctx context.Context, call func() error) (err error) {
+					isFirst := false
+					first.Do(func() { isFirst = true })
+					if !isFirst {
+						again <- struct{}{}
+						return neverAnswered(ctx, call)
+					}
+					err = call()
+					deleteKey(t, b, entryOf(t, b, gone))
+					locktest.Receive(t, again)
+					return err
+				})
+				got := locktest.Receive(t, call(locktest.Within(t), c, "a", "", locker.And("b", "")))
+				var lost *locker.LostError
+				if !errors.As(got.Err, &lost) || lost.Reason != locker.Deleted {
+					t.Errorf("it returned %v", got.Err)
+				}
+				b.Queued(t, "a", 0)
+				b.Queued(t, "b", 0)
+			})
+		}
+	}
+}
+
 func TestAnd_AsManyNamesAsEtcdTakes(t *testing.T) {
 	t.Parallel()
 	kinds := map[string][]locker.LockOption{"exclusive": nil, "shared": {locker.WithShared()}, "limited": {locker.WithLimit(2)}}
@@ -291,7 +364,8 @@ func TestAnd_AWaiterFor100NamesIsServed(t *testing.T) {
 	b, ctx := locktest.Setup(t), locktest.Within(t)
 	names := numbered(100)
 	holder := lockNames(t, b.Client(t), names)
-	waiter := locktest.LockAsync(ctx, b.Client(t), names[99], "", together(names[:99])...)
+	c, _ := wired(t, b)
+	waiter := locktest.LockAsync(ctx, c, names[99], "", together(names[:99])...)
 	for _, name := range []string{names[0], names[99]} {
 		b.Queued(t, name, 2)
 	}

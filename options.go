@@ -39,7 +39,7 @@ func WithPrefix(prefix string) Option {
 }
 
 // WithTTL sets the time to live of leases, which is how long a name stays locked after its
-// holder has died. The default is 10 s. The TTL must be at least a second and at most a
+// holder has died (with WithLockDelay, longer). The default is 10 s. The TTL must be at least a second and at most a
 // year. etcd counts in whole seconds, so a fraction is rounded up, and it may grant more
 // than asked for: at least 1.5 times its election timeout.
 //
@@ -67,13 +67,16 @@ func WithSafetyMargin(d time.Duration) Option {
 	}
 }
 
-// WithLockDelay keeps a name locked for d after its holder was lost, for what that may still
-// have under way elsewhere. The default is 0. The lease lives for the TTL and d, while a hold
-// ends as early as without it; so whoever waits for the name, also by etcd's own means, waits
-// for d longer. A hold that was given up, or whose Client or Session was closed, leaves no
-// delay, and neither does a lease that is revoked by hand, an entry that is deleted by hand,
-// or an adopted session. The price: what a caller that was killed while it waited has left in
-// the queue is in the way for d longer as well. d must not be negative, and at most a year.
+// WithLockDelay keeps a name locked for d after its holder was lost, so that requests which
+// that holder still has in flight elsewhere can finish. The default is 0. The lease lives for
+// the TTL and d, while a hold ends as early as without it; so whoever waits for the name, also
+// by etcd's own means, waits for d longer. The lease of a session that was lost is not revoked,
+// but expires, also after Close.
+//
+// A hold that was given up, or whose Client or Session was closed, leaves no delay, and
+// neither does a lease that is revoked by hand, an entry that is deleted by hand, or an adopted
+// session. The price: what a caller that was killed while it waited has left in the queue is
+// in the way for d longer as well. d must not be negative, and at most a year.
 func WithLockDelay(d time.Duration) Option {
 	return func(c *Client) error {
 		c.delay = d
@@ -97,7 +100,8 @@ func WithProgram(name string) Option {
 // name, before the name goes back to etcd, where other clients wait for it. Passing a hold
 // on takes no request, so a name that is contended within one process changes hands in
 // microseconds. The goroutines exclude each other and are served in order as always. Only
-// those with the same value and session share a hold, and none after a SetValue. The
+// exclusive locks of that one name, with the same value and session, share a hold, and none
+// after a SetValue. The
 // default is 1: every hold has a token of its own. n must be at least 1.
 //
 // This has a price:
@@ -194,8 +198,8 @@ func WithSession(s *Session) LockOption {
 
 // WithShared makes the lock shared: any number of shared holders, and nobody else, hold a
 // name together, like the readers of a sync.RWMutex. It is fair: one that comes behind a
-// waiting exclusive lock waits for that, also within TryLock. A shared lock is not reentrant,
-// and becomes neither exclusive nor the reverse: unlock it, and lock anew.
+// waiting exclusive lock waits for that, and TryLock is refused there. A shared lock is not
+// reentrant, and cannot be upgraded or downgraded: unlock it, and lock anew.
 //
 // With WithLimit it is ErrInvalid.
 func WithShared() LockOption {
@@ -205,14 +209,14 @@ func WithShared() LockOption {
 	}
 }
 
-// WithLimit lets at most n hold the name at one time, this hold included, like a weighted
-// semaphore whose users all weigh the same. The default is 1, which is an exclusive lock. n
-// must be at least 1 and at most 1000. The limit belongs to the lock, not to the name: nobody
-// holds in larger company than it asked for, so of differing limits among the holders the
-// smallest counts, and a larger one takes effect when those with the smaller have gone.
+// WithLimit lets at most n hold the name at one time, this hold included, like a counting
+// semaphore. The default is 1, which is an exclusive lock. n must be at least 1 and at most
+// 1000. The limit belongs to the lock, not to the name: nobody holds in larger company than it
+// asked for, so of differing limits among the holders the smallest counts, and a larger one
+// takes effect when those with the smaller have gone.
 //
-// Tokens of such holders do not exclude each other; Guard and Commit do. With WithShared it
-// is ErrInvalid.
+// A smaller token may be that of a live hold, so a resource cannot tell by tokens whether a
+// hold is over; Guard and Commit can. With WithShared it is ErrInvalid.
 func WithLimit(n int) LockOption {
 	return func(cfg *lockConfig) error {
 		if n < 1 || n > int(key.LargestLimit) {

@@ -150,10 +150,10 @@ func (p *pool) all() []*Session {
 	return slices.Collect(maps.Keys(p.sessions))
 }
 
-// holding returns the session that has the entry that err, of a TryLock, is about; nil
+// endedSession returns the session that has the entry that err, of a TryLock, is about; nil
 // unless that session is over, and its lease is about to be revoked. While a function of Do
 // is still at work under one of its holds, nobody else should have its names.
-func (p *pool) holding(err error) *Session {
+func (p *pool) endedSession(err error) *Session {
 	var locked *LockedError
 	if !errors.As(err, &locked) {
 		return nil

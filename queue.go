@@ -18,7 +18,7 @@ import (
 type entry struct {
 	place line.Place[*Lock] // in the client's line; its number is that of the key
 
-	// Guarded by the mutex of the Lock.
+	// Guarded by the mutex of the Lock. The value changes only while the lock is held.
 	value    string
 	modified int64     // mod revision at which the entry had value
 	position *position // nil if it is not known, or the lock is held
@@ -58,12 +58,15 @@ func (l *Lock) queue(e *entry) string { return l.client.keys.Queue(e.place.Name)
 // and so has nothing to read, unless somebody has waited for the name lately: then it is
 // probably not free.
 func (l *Lock) joining() txn.Txn {
-	t := l.writes(l.each(l.putAndRead), l.each(func(e *entry) []*pb.RequestOp { return ops(l.own(e)) }))
-	for _, k := range l.keys() {
+	keys := l.keys()
+	t := l.writes(
+		l.each(keys, l.putAndRead),
+		l.each(keys, func(_ *entry, k string) []*pb.RequestOp { return ops(txn.RevisionsOf(k)) }))
+	for _, k := range keys {
 		t.When = append(t.When, txn.CmpCreate(k, 0))
 	}
 	if first := &l.entries[0]; len(l.entries) == 1 && first.kind() <= key.Exclusive && !l.client.watches.Keeps(l.queue(first)) {
-		t.Flat = &txn.Flat{When: l.vacant(first, 0), Then: []*pb.RequestOp{l.put(first)}}
+		t.Flat = &txn.Flat{When: l.vacant(first, keys[0], 0), Then: t.Then[:1]}
 	}
 	return t
 }
@@ -72,16 +75,17 @@ func (l *Lock) joining() txn.Txn {
 // this was so at the revision read, if that is not 0; otherwise it reads why not. Those ahead
 // of an entry that is limited to more than one cannot be counted by compares.
 func (l *Lock) taking(read int64) txn.Txn {
-	puts := l.each(func(e *entry) []*pb.RequestOp { return []*pb.RequestOp{l.put(e)} })
-	t := l.writes(puts, l.each(func(e *entry) []*pb.RequestOp {
-		reads := ops(l.own(e), l.oldest(e))
+	keys := l.keys()
+	puts := l.each(keys, func(e *entry, k string) []*pb.RequestOp { return []*pb.RequestOp{l.put(e, k)} })
+	t := l.writes(puts, l.each(keys, func(e *entry, k string) []*pb.RequestOp {
+		reads := ops(txn.RevisionsOf(k), l.oldest(e))
 		if e.kind() != key.Exclusive { // otherwise, whatever is ahead is in the way
-			reads = append(reads, ops(l.reads(e, 0)...)...)
+			reads = append(reads, ops(l.reads(e, k, 0)...)...)
 		}
 		return reads
 	}))
-	for i := range l.entries {
-		t.When = append(t.When, l.vacant(&l.entries[i], read)...)
+	for i, k := range keys {
+		t.When = append(t.When, l.vacant(&l.entries[i], k, read)...)
 	}
 	return t
 }
@@ -89,9 +93,10 @@ func (l *Lock) taking(read int64) txn.Txn {
 // removal returns the transaction that deletes the entries. If one of them is gone already,
 // that is what the answer says, and the others are deleted nevertheless.
 func (l *Lock) removal() txn.Txn {
-	t := txn.Txn{When: l.standing()}
+	keys := l.keys()
+	t := txn.Txn{When: l.standing(keys)}
 	t.Name, t.Shared = l.group()
-	for _, k := range l.keys() {
+	for _, k := range keys {
 		t.Then = append(t.Then, txn.OpDelete(k))
 	}
 	if len(l.entries) > 1 {
@@ -118,14 +123,15 @@ func (l *Lock) group() (name string, shared bool) {
 	return l.name(), l.entries[0].kind() == key.Shared
 }
 
-// each returns operations for each of the entries. Those of a single one stay as they are.
-// Several go into a transaction each, because etcd limits the operations on one level.
-func (l *Lock) each(operations func(*entry) []*pb.RequestOp) (all []*pb.RequestOp) {
+// each returns operations for each of the entries, given their keys. Those of a single one
+// stay as they are. Several go into a transaction each, because etcd limits the operations on
+// one level.
+func (l *Lock) each(keys []string, operations func(e *entry, k string) []*pb.RequestOp) (all []*pb.RequestOp) {
 	if len(l.entries) == 1 {
-		return operations(&l.entries[0])
+		return operations(&l.entries[0], keys[0])
 	}
-	for i := range l.entries {
-		all = append(all, txn.OpTxn(&pb.TxnRequest{Success: operations(&l.entries[i])}))
+	for i, k := range keys {
+		all = append(all, txn.OpTxn(&pb.TxnRequest{Success: operations(&l.entries[i], k)}))
 	}
 	return all
 }
@@ -148,19 +154,20 @@ func ops(reads ...*pb.RangeRequest) []*pb.RequestOp {
 	return all
 }
 
-// put returns the put of an entry.
-func (l *Lock) put(e *entry) *pb.RequestOp { return txn.OpPut(l.key(e), e.value, l.session.lease) }
+// put returns the put of an entry under its key.
+func (l *Lock) put(e *entry, k string) *pb.RequestOp { return txn.OpPut(k, e.value, l.session.lease) }
 
 // putAndRead returns the put of an entry, and the reads that show what is ahead of it.
-func (l *Lock) putAndRead(e *entry) []*pb.RequestOp {
-	return append([]*pb.RequestOp{l.put(e)}, ops(l.reads(e, 0)...)...)
+func (l *Lock) putAndRead(e *entry, k string) []*pb.RequestOp {
+	return append([]*pb.RequestOp{l.put(e, k)}, ops(l.reads(e, k, 0)...)...)
 }
 
-// vacant returns the compares that an entry holds if it is put now, and that the same put has
-// not been applied before. Either they say so by themselves, or they say that nothing has
-// been put since the revision read, at which the entry would have held; 0 stands for an empty
-// queue. The latter is one compare: those of a hundred names fit into a transaction.
-func (l *Lock) vacant(e *entry, read int64) (compares []*pb.Compare) {
+// vacant returns compares that are true only if an entry that is put now holds, and was not
+// put by an earlier attempt. Some kinds need to have read the queue for that, at the revision
+// read: if the entry would have held then, it does so while nothing has been put since. (0
+// stands for an empty queue.) So there is one compare for each of several names, as many as
+// fit into a transaction.
+func (l *Lock) vacant(e *entry, k string, read int64) (compares []*pb.Compare) {
 	all := l.client.keys.All(e.place.Name)
 	switch {
 	case e.kind() == key.Exclusive:
@@ -171,20 +178,17 @@ func (l *Lock) vacant(e *entry, read int64) (compares []*pb.Compare) {
 	for _, r := range l.client.keys.Unshared(e.place.Name) {
 		compares = append(compares, txn.CmpNone(r.From, r.To))
 	}
-	return append(compares, txn.CmpCreate(l.key(e), 0))
+	return append(compares, txn.CmpCreate(k, 0))
 }
 
-// standing is Guard as messages of etcd.
-func (l *Lock) standing() []*pb.Compare {
-	compares := make([]*pb.Compare, len(l.entries))
-	for i, k := range l.keys() {
+// standing is Guard as messages of etcd, given the keys of the entries.
+func (l *Lock) standing(keys []string) []*pb.Compare {
+	compares := make([]*pb.Compare, len(keys))
+	for i, k := range keys {
 		compares[i] = txn.CmpCreate(k, l.token.Load())
 	}
 	return compares
 }
-
-// own returns a read of an entry itself.
-func (l *Lock) own(e *entry) *pb.RangeRequest { return txn.RevisionsOf(l.key(e)) }
 
 // oldest returns a read of the oldest entry in the queue of an entry.
 func (l *Lock) oldest(e *entry) *pb.RangeRequest {
@@ -195,12 +199,12 @@ func (l *Lock) oldest(e *entry) *pb.RangeRequest {
 // reads returns reads of what an entry waits for: of the entry itself and then, the newest
 // first, of those ahead. A shared one waits for those that are not shared, one after the
 // other. If revision is not 0, nothing is read that is newer.
-func (l *Lock) reads(e *entry, revision int64) (reads []*pb.RangeRequest) {
+func (l *Lock) reads(e *entry, k string, revision int64) (reads []*pb.RangeRequest) {
 	if e.kind() != key.Shared {
 		all := l.client.keys.All(e.place.Name)
 		return append(reads, txn.Newest(all.From, all.To, 1+e.sight(), revision))
 	}
-	reads = append(reads, l.own(e))
+	reads = append(reads, txn.RevisionsOf(k))
 	for _, r := range l.client.keys.Unshared(e.place.Name) {
 		reads = append(reads, txn.Newest(r.From, r.To, 1, revision))
 	}
@@ -261,6 +265,14 @@ func newestFirst(reads []*pb.ResponseOp) (keys []string, newest int64) {
 		newest = kvs[0].CreateRevision
 	}
 	return keys, newest
+}
+
+// count returns how many keys there are in what was read, those that were left out included.
+func count(reads []*pb.ResponseOp) (n int64) {
+	for _, read := range reads {
+		n += read.GetResponseRange().Count
+	}
+	return n
 }
 
 // kinds returns the kinds of entries, given their keys.

@@ -104,8 +104,9 @@ func (s *Session) inEpoch(t txn.Txn) txn.Txn {
 //
 // So invalidatePuts deletes the record, unless it has changed since anyway, and writes a
 // new one for the puts that follow. It returns the create revision of the entries, 0 if there
-// are none. A delete is possible even when etcd has run out of space.
-func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
+// are none, and whether all of them are there. A delete is possible even when etcd has run
+// out of space.
+func (l *Lock) invalidatePuts(ctx context.Context) (created int64, whole bool, err error) {
 	s := l.session
 	before := s.timeline.now()
 	var reads []*pb.RequestOp
@@ -119,21 +120,23 @@ func (l *Lock) invalidatePuts(ctx context.Context) (created int64, err error) {
 		Otherwise: reads,
 	})
 	if err != nil {
-		return 0, s.diagnose(err)
+		return 0, false, s.diagnose(err)
 	}
 	if err := s.follow(resp.Header, before); err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	l.puts.invalidate()
 	if resp.Succeeded && s.ctx.Err() == nil {
 		_ = s.writeRecord(ctx) // if it fails, the next put finds it missing and tries again
 	}
+	found := 0
 	for i := range l.entries {
-		if kvs := txn.Found(resp, i); len(kvs) > 0 { // unless others have deleted it, so are the rest
+		if kvs := txn.Found(resp, i); len(kvs) > 0 {
 			created = max(created, kvs[0].CreateRevision)
+			found++
 		}
 	}
-	return created, nil
+	return created, found == len(l.entries), nil
 }
 
 // inFlight counts the attempts to put an entry that may yet take effect: those that are in
@@ -310,8 +313,9 @@ func (s *Session) auditHolds(ctx context.Context) {
 		stand := txn.Txn{Otherwise: []*pb.RequestOp{txn.OpRange(txn.RevisionsOf(s.record()))}} // with a read, so that etcd does not answer with what one member knows
 		reads := make([]*pb.RequestOp, len(batch))
 		for i, b := range batch {
-			stand.When = append(stand.When, txn.CmpCreate(b.key(b.entry), b.token.Load()))
-			reads[i] = txn.OpRange(b.own(b.entry))
+			k := b.key(b.entry)
+			stand.When = append(stand.When, txn.CmpCreate(k, b.token.Load()))
+			reads[i] = txn.OpRange(txn.RevisionsOf(k))
 		}
 		resp, err := s.look(ctx, stand)
 		if err != nil || resp.Succeeded {

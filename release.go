@@ -116,8 +116,8 @@ func (l *Lock) resolveInDoubt(ctx context.Context) error {
 	if !l.puts.unresolved() {
 		return nil
 	}
-	created, err := l.invalidatePuts(ctx)
-	if err == nil && created != l.token.Load() {
+	created, whole, err := l.invalidatePuts(ctx)
+	if err == nil && (created != l.token.Load() || !whole) {
 		l.queuedAt(created, nil)
 	}
 	return err
@@ -162,10 +162,11 @@ func (l *Lock) handOver(next *Lock) *txn.Write {
 		return nil
 	}
 	entry := &next.entries[0]
+	own, put := l.key(&l.entries[0]), next.key(entry)
 	w := &txn.Write{Begun: next.puts.begin, Txn: next.session.inEpoch(txn.Txn{
 		Name: l.name(),
-		When: append(l.standing(), txn.CmpCreate(next.key(entry), 0)),
-		Then: append([]*pb.RequestOp{txn.OpDelete(l.Key())}, next.putAndRead(entry)...),
+		When: append(l.standing([]string{own}), txn.CmpCreate(put, 0)),
+		Then: append([]*pb.RequestOp{txn.OpDelete(own)}, next.putAndRead(entry, put)...),
 	})}
 	w.Landed = func(o txn.Outcome) {
 		next.landed(o, 1)
@@ -305,7 +306,7 @@ func (s *Session) cleanUp() error {
 	case s.adopted != nil:
 		leave = s.deleteEntries
 	case s.delay > 0 && errors.Is(context.Cause(s.ctx), ErrLost) && !s.client.etcdIsClosed():
-		return nil // the names stay locked until the lease expires
+		leave = s.expire
 	}
 	err := leave(ctx)
 	if err != nil {
@@ -348,6 +349,16 @@ func (s *Session) awaitCallbacks(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// expire leaves the lease of a lost session to run out, so that its names stay locked. What
+// was given up before, and what only waited, is still removed.
+func (s *Session) expire(ctx context.Context) error {
+	select {
+	case <-s.empty:
+	case <-ctx.Done(): // by now the lease has run out
+	}
+	return nil
 }
 
 // revoke revokes the lease, and with it everything that is attached to it.

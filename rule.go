@@ -23,18 +23,26 @@ type company struct {
 	limit key.Kind // the smallest, or key.Shared
 }
 
+// admits reports whether an entry holds that has exactly these ahead.
+func (c company) admits(kind key.Kind) bool {
+	switch {
+	case c.size == 0:
+		return true
+	case kind == key.Shared || c.limit == key.Shared:
+		return kind == c.limit
+	}
+	return c.size < int(min(kind, c.limit))
+}
+
 // admit adds an entry that has exactly these ahead, if it holds.
 func (c *company) admit(kind key.Kind) bool {
-	if c.size > 0 {
-		if (kind == key.Shared) != (c.limit == key.Shared) {
-			return false
-		}
-		kind = min(kind, c.limit)
-	}
-	if kind != key.Shared && c.size >= int(kind) {
+	if !c.admits(kind) {
 		return false
 	}
-	c.size, c.limit = c.size+1, kind
+	if c.size == 0 || kind < c.limit {
+		c.limit = kind
+	}
+	c.size++
 	return true
 }
 

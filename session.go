@@ -157,13 +157,14 @@ func (s *Session) Lease() clientv3.LeaseID {
 // most for 10 s, or the TTL if that is shorter; after that the error reports that it was
 // not confirmed. The Client carries on with it, and once the TTL has passed the lease
 // expires by itself, unless it was adopted. Close is idempotent, and may be called on a
-// session that was lost. It waits for functions of Do and Campaign as Client.Close does.
+// session that was lost, whose lease it leaves to expire if there is a lock-delay. It waits for functions of Do and Campaign as Client.Close does.
 //
 // Errors: what etcd did not confirm; ErrEtcdClosed.
 func (s *Session) Close() error {
 	if err := s.usable(); err != nil {
 		return wrap("close session", "", err)
 	}
+	_ = s.check() // what was lost before stays lost
 	s.end(ErrClosed)
 	ctx, cancel := context.WithTimeout(context.Background(), min(s.ttl, cleanupWait))
 	defer cancel()

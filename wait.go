@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// lookahead is how many more predecessors than it may have when it holds a waiter follows
-	// one by one. One with more of them follows only the nearest, so that the work of a
-	// hand-over does not grow with the number of waiters.
+	// lookahead is how many predecessors a waiter follows one by one, beyond those that it may
+	// have when it holds. One with more of them waits for a few of them only, so that the work
+	// of a hand-over does not grow with the number of waiters.
 	lookahead = 8
 	// farAway is how many predecessors take longer to leave than etcd takes to serve a watch
 	// that begins in the past: 100 ms. If they do not, the waiter only notices it later.
@@ -62,7 +62,7 @@ func (l *Lock) verify(ctx context.Context, revision int64) error {
 type view struct {
 	*Lock
 	entry    *entry
-	key      string
+	key      string          // of the entry, once it waits
 	ahead    []string        // the keys ahead at revision that it waits for, the nearest first
 	more     bool            // others may be ahead of those
 	revision int64           // 0 if they are not known
@@ -74,7 +74,7 @@ type view struct {
 func (l *Lock) firstView(e *entry) *view {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	v := &view{Lock: l, entry: e, key: l.key(e)}
+	v := &view{Lock: l, entry: e}
 	if p := e.position; p != nil {
 		v.see(slices.Clone(p.ahead), l.token.Load())
 		v.replay = p.total > farAway
@@ -121,6 +121,7 @@ func (v *view) follows() bool {
 // predecessors, it watches the deletions in the queue. While there are many, it waits for
 // the blockers only, and looks again when one of them is gone.
 func (v *view) wait(ctx context.Context) error {
+	v.key = v.Lock.key(v.entry)
 	watches, queue := v.client.watches, v.queue(v.entry)
 	if v.follows() && v.revision != 0 {
 		v.watch = watches.Again(queue, v.revision) // from before the entry was put: it misses nothing
@@ -165,6 +166,14 @@ func (v *view) open(ctx context.Context) (unwatched, err error) {
 			return nil, nil
 		}
 	}
+	if unwatched != nil {
+		return unwatched, v.look(ctx, since)
+	}
+	return v.lookBeside(ctx, since)
+}
+
+// lookBeside looks at the queue beside the watch, which has reached a revision.
+func (v *view) lookBeside(ctx context.Context, since int64) (unwatched, err error) {
 	if err := v.look(ctx, since); err != nil {
 		return nil, err
 	}
@@ -173,7 +182,7 @@ func (v *view) open(ctx context.Context) (unwatched, err error) {
 		// what was before that.
 		return watchmux.ErrEnded, nil
 	}
-	return unwatched, nil
+	return nil, nil
 }
 
 // passBy removes from the keys ahead those that are deleted, until the entry holds or the
@@ -182,7 +191,7 @@ func (v *view) open(ctx context.Context) (unwatched, err error) {
 func (v *view) passBy(ctx context.Context) (unwatched, err error) {
 	for !v.holds() {
 		if v.more && len(v.ahead) < v.entry.enough() {
-			return nil, v.look(ctx, v.watch.Reached)
+			return v.lookBeside(ctx, v.watch.Reached)
 		}
 		answer, ended := v.watch.Next(ctx)
 		switch {
@@ -197,9 +206,9 @@ func (v *view) passBy(ctx context.Context) (unwatched, err error) {
 	return nil, nil
 }
 
-// strike removes from the keys ahead those that were deleted. It skips what was before the
-// revision at which they were read: a key that is used again is another predecessor. own
-// reports that the lock's own entry was deleted.
+// strike removes from the keys ahead those that were deleted, and moves the revision of the
+// view on. It skips what was before that revision: a key that is used again is another
+// predecessor. own reports that the lock's own entry was deleted.
 func (v *view) strike(events []*mvccpb.Event) (own bool) {
 	for _, ev := range events {
 		if ev.Kv.ModRevision <= v.revision {
@@ -210,6 +219,7 @@ func (v *view) strike(events []*mvccpb.Event) (own bool) {
 		}
 		v.ahead = slices.DeleteFunc(v.ahead, func(k string) bool { return k == string(ev.Kv.Key) })
 	}
+	v.revision = max(v.revision, v.watch.Reached)
 	return false
 }
 
@@ -283,7 +293,7 @@ func (v *view) look(ctx context.Context, since int64) error {
 	if since != 0 {
 		since = max(since, token) // a watch may be that of a member that is behind
 	}
-	resp, err := v.client.store.ReadSince(ctx, since, func() []*pb.RangeRequest { return v.reads(v.entry, token) })
+	resp, err := v.client.store.ReadSince(ctx, since, func() []*pb.RangeRequest { return v.reads(v.entry, v.key, token) })
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (s State) same(other State) bool {
 
 // Watch yields the present state of name, and then each newer one, until ctx ends or the
 // loop is left. A state is who holds the name, if anybody does, with what value, and how many
-// others do so together with it. While
+// hold it; of the others, only their number. While
 // the loop is busy, states may be skipped, but never the newest, and none comes out of
 // order. A slow loop costs no more memory than the queue of the name.
 //

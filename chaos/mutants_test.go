@@ -118,7 +118,7 @@ var mutants = []mutant{
 	},
 	{
 		name:     "a shared lock does not compare its own key when it puts its entry",
-		edits:    []edit{{"queue.go", "	return append(compares, txn.CmpCreate(l.key(e), 0))\n", "	return compares\n"}},
+		edits:    []edit{{"queue.go", "	return append(compares, txn.CmpCreate(k, 0))\n", "	return compares\n"}},
 		flags:    []string{"-script", "repeated-put"},
 		caughtBy: []string{wasHead},
 	},
@@ -133,19 +133,19 @@ var mutants = []mutant{
 	},
 	{
 		name:     "a watch that was kept is used whatever was read from it",
-		edits:    []edit{{"internal/watchmux/watchmux.go", "if !ok || w.Watch != nil && w.Reached > revision {", "if !ok {"}},
+		edits:    []edit{{"internal/watchmux/watchmux.go", "if kept == nil || kept.Watch != nil && kept.Reached > revision {", "if kept == nil {"}},
 		flags:    []string{"-script", "kept-watch"},
 		caughtBy: []string{servedInTime},
 	},
 	{
 		name:     "only the own limit counts",
-		edits:    []edit{{"rule.go", "		kind = min(kind, c.limit)\n", ""}},
+		edits:    []edit{{"rule.go", "	return c.size < int(min(kind, c.limit))\n", "	return c.size < int(kind)\n"}},
 		flags:    []string{"-faults", "stop-briefly"},
 		caughtBy: []string{"every reported hold was the head of its queue during the call", "no two holds are certain at once"},
 	},
 	{
 		name:     "shared and other holds mix",
-		edits:    []edit{{"rule.go", "if (kind == key.Shared) != (c.limit == key.Shared) {", "if false {"}},
+		edits:    []edit{{"rule.go", "		return kind == c.limit\n", "		return true\n"}},
 		flags:    []string{"-faults", "stop-briefly"},
 		caughtBy: []string{"every reported hold was the head of its queue during the call", "no two holds are certain at once"},
 	},

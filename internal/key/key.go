@@ -58,8 +58,8 @@ func NewSpace(prefix string) Space {
 // Queue returns the prefix shared by all entries in the queue of name, and by no other key.
 func (s Space) Queue(name string) string { return s.prefix + Escape(name) + "/" }
 
-// Entry returns the key of the entry of the kind and number, which count from 1, that
-// member has in the queue of name.
+// Entry returns the key of the entry of that kind and number that member has in the queue of
+// name. Numbers begin with 1.
 func (s Space) Entry(name, member string, kind Kind, number int) string {
 	key := s.Queue(name)
 	if kind == Shared {
@@ -118,8 +118,8 @@ func (s Space) All(name string) Range {
 	return Range{queue, after(queue)}
 }
 
-// Unshared returns the ranges of the entries in the queue of name that are not shared. Of
-// the second, only entries of other programs are.
+// Unshared returns the ranges of the entries in the queue of name that are not shared. Only
+// other programs have entries in the second.
 func (s Space) Unshared(name string) []Range {
 	queue := s.Queue(name)
 	return []Range{{queue, queue + sharedPart}, {queue + afterShared, after(queue)}}

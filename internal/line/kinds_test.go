@@ -2,6 +2,8 @@ package line
 
 import (
 	"context"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 )
@@ -73,6 +75,45 @@ func TestKinds_ReadersAreInFrontTogether(t *testing.T) {
 		q.Leave(all[2].waiter)
 		show(t, all, "---F")
 	}, want(0, "a"), want(0, "a"), want(only, "a"), want(0, "a"))
+}
+
+func TestKinds_VeryManyInFrontJoinAndLeaveWithoutAWalkOverTheOthers(t *testing.T) {
+	const n = 20_000
+	for what, order := range map[string]func([]*waiter){
+		"the first first": func([]*waiter) {},
+		"the last first":  slices.Reverse[[]*waiter],
+		"at random":       func(all []*waiter) { rand.Shuffle(n, func(i, j int) { all[i], all[j] = all[j], all[i] }) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			stands(t, func(t *testing.T, q lines, all []*call) {
+				calls := 0
+				q.Admits = func(size int, least, kind int16) bool {
+					calls++
+					return size == 0 || kind == 0 && least == 0
+				}
+				readers := make([]*waiter, n)
+				for i := range readers {
+					readers[i] = want(0, "a")
+					if mine, ended := q.Join(readers[i], never, never, never); !mine || ended != nil {
+						t.Fatalf("number %d is not in front", i)
+					}
+				}
+				q.Leave(all[0].waiter)
+				writer := q.joins(t, want(only, "a"))
+				order(readers)
+				for _, w := range readers {
+					if writer.returned {
+						t.Fatal("the writer is in front beside a reader")
+					}
+					q.Leave(w)
+				}
+				show(t, []*call{writer}, "F")
+				if calls > 2*n+10 {
+					t.Errorf("%d of them took %d questions whether one may be in front", n, calls)
+				}
+			}, want(0, "a"))
+		})
+	}
 }
 
 func TestKinds_ALimitIsThatOfTheStrictest(t *testing.T) {

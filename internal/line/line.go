@@ -17,9 +17,9 @@
 package line
 
 import (
+	"container/heap"
 	"context"
 	"iter"
-	"slices"
 	"sync"
 )
 
@@ -30,9 +30,9 @@ type Config[T comparable] struct {
 	Wait   func(T) *Wait               // of a T
 	Over   func(T) bool                // whether a T in front has only to be cleaned up after
 
-	// Holding returns how many are in front, given the kinds of those in a line. Who is in
-	// front must stay there when others leave.
-	Holding func(kinds iter.Seq[int16]) int
+	// Admits reports whether one of a kind may stand in front beside so many others, of which
+	// the least has another kind. Who is in front must be allowed to stay when others leave.
+	Admits func(size int, least, kind int16) bool
 }
 
 // Lines are the lines of all names. They are safe for concurrent use. The zero T stands for
@@ -47,7 +47,18 @@ type Lines[T comparable] struct {
 // line is the line of one name.
 type line[T comparable] struct {
 	first, last *Place[T]
-	moved       chan struct{} // closed when somebody leaves; nil if nobody waits for that
+	crowd       *crowd[T] // nil while nobody has come beside the first
+}
+
+// crowd is what is known of a line in which several stand, or have stood.
+type crowd[T comparable] struct {
+	blocked  *Place[T]     // the first that is not in front; nil if there is none
+	size     int           // how many are in front
+	least    int16         // the least of their kinds
+	ofLeast  int           // how many of them have that
+	assigned int32         // the largest number that was given to one of them
+	free     heap32        // smaller numbers that nobody has
+	moved    chan struct{} // closed when one in front leaves; nil if nobody waits for that
 }
 
 // Place is where a T stands in the line of one name.
@@ -60,6 +71,7 @@ type Place[T comparable] struct {
 	Number int32
 
 	front         bool
+	passed        bool // its number was passed on
 	of            T
 	ahead, behind *Place[T]
 }
@@ -111,7 +123,7 @@ func (q *Lines[T]) Join(t T, ctx, second, third context.Context) (mine bool, end
 	if w.behind == 0 || w.called {
 		return true, ended
 	}
-	q.leave(t)
+	q.leave(t, true)
 	return false, ended
 }
 
@@ -130,16 +142,14 @@ func (q *Lines[T]) TryJoin(t T) (ok bool, name string, moved <-chan struct{}) {
 		if !p.front && (blocked == nil || q.allOver(blocked)) {
 			blocked = p
 		}
-		p.front = false // others wait for somebody who has been in front for longer than this
 	}
-	name, waits := blocked.Name, q.allOver(blocked)
-	q.leave(t)
-	if l := q.byName[name]; waits {
-		if l.moved == nil {
-			l.moved = make(chan struct{})
-			q.byName[name] = l
+	name, waits, c := blocked.Name, q.allOver(blocked), q.byName[blocked.Name].crowd
+	q.leave(t, false) // those who wait for others to leave need not know
+	if waits {
+		if c.moved == nil {
+			c.moved = make(chan struct{})
 		}
-		moved = l.moved
+		moved = c.moved
 	}
 	return false, name, moved
 }
@@ -170,7 +180,7 @@ func (q *Lines[T]) Call(t T) (next T) {
 		return next
 	}
 	w.called = true
-	p.Number = q.byName[p.Name].freeNumber()
+	p.Number = q.byName[p.Name].crowd.number()
 	return p.of
 }
 
@@ -189,7 +199,7 @@ func (q *Lines[T]) only(t T) (only *Place[T]) {
 func (q *Lines[T]) Leave(t T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.leave(t)
+	q.leave(t, true)
 }
 
 // Replace puts with in the places of t, which wants the same names and has not succeeded.
@@ -205,8 +215,8 @@ func (q *Lines[T]) Replace(t, with T) {
 		l := q.byName[p.Name]
 		l.link(own.ahead, own)
 		l.link(own, own.behind)
-		l.move()
 		q.byName[p.Name] = l
+		l.crowd.move()
 		p.reset()
 	}
 }
@@ -215,10 +225,12 @@ func (q *Lines[T]) Replace(t, with T) {
 func (q *Lines[T]) Inherit(t, next T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.only(next).Number = q.only(t).Number
+	from, to := q.only(t), q.only(next)
+	heap.Push(&q.byName[to.Name].crowd.free, to.Number)
+	to.Number, from.passed = from.Number, true
 }
 
-// Waiting returns how many are behind those in front.
+// Waiting returns how many are behind those in front, for tests.
 func (q *Lines[T]) Waiting(name string) (n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -236,16 +248,26 @@ func (q *Lines[T]) stand(t T) {
 		p.of, p.Number = t, 0
 		l.link(l.last, p)
 		l.link(p, nil)
+		if p.ahead == nil {
+			p.front, p.Number = true, 1
+			q.byName[p.Name] = l
+			continue
+		}
+		if l.crowd == nil {
+			l.crowd = &crowd[T]{size: 1, least: l.first.Kind, ofLeast: 1, assigned: 1}
+		}
 		q.byName[p.Name] = l
 		w.behind++
-		if p.ahead == nil || p.ahead.front {
-			q.advance(l)
+		if l.crowd.blocked == nil {
+			l.crowd.blocked = p
+			q.advance(l.crowd)
 		}
 	}
 }
 
-// leave removes t from its lines. The caller holds the mutex.
-func (q *Lines[T]) leave(t T) {
+// leave removes t from its lines; if it was in front, that is announced to those who wait for
+// somebody to leave. The caller holds the mutex.
+func (q *Lines[T]) leave(t T, announced bool) {
 	var nobody T
 	for p := range q.Places(t) {
 		if p.of == nobody {
@@ -253,8 +275,11 @@ func (q *Lines[T]) leave(t T) {
 		}
 		l := q.byName[p.Name]
 		l.link(p.ahead, p.behind)
-		if p.front {
-			l.move()
+		if c := l.crowd; c != nil {
+			if p.front && announced {
+				c.move()
+			}
+			c.remove(p, l.first)
 		}
 		p.reset()
 		if l.first == nil {
@@ -262,32 +287,19 @@ func (q *Lines[T]) leave(t T) {
 			continue
 		}
 		q.byName[p.Name] = l
-		q.advance(l)
+		q.advance(l.crowd)
 	}
 	q.Wait(t).behind = 0
 }
 
-// move tells those who wait for somebody in front to leave.
-func (l *line[T]) move() {
-	if l.moved != nil {
-		close(l.moved)
-		l.moved = nil
-	}
-}
-
 // advance puts those in front that may be. The caller holds the mutex.
-func (q *Lines[T]) advance(l line[T]) {
-	n := q.Holding(func(yield func(int16) bool) {
-		for p := l.first; p != nil && yield(p.Kind); p = p.behind {
-		}
-	})
-	for p := l.first; n > 0; p, n = p.behind, n-1 {
-		if p.front {
-			continue
-		}
+func (q *Lines[T]) advance(c *crowd[T]) {
+	for p := c.blocked; p != nil && q.Admits(c.size, c.least, p.Kind); p = p.behind {
+		c.blocked = p.behind
+		c.add(p.Kind)
 		p.front = true
 		if p.Number == 0 {
-			p.Number = l.freeNumber()
+			p.Number = c.number()
 		}
 		w := q.Wait(p.of)
 		if w.behind--; w.behind == 0 && w.ready != nil {
@@ -296,26 +308,62 @@ func (q *Lines[T]) advance(l line[T]) {
 	}
 }
 
-// freeNumber returns the smallest number that nobody has.
-func (l line[T]) freeNumber() int32 {
-	n := 0 // those in front, and the one that is called
-	for p := l.first; p != nil && (p.front || p.Number > 0); p = p.behind {
-		n++
+// add counts in one of a kind that comes in front.
+func (c *crowd[T]) add(kind int16) {
+	if c.size == 0 || kind < c.least {
+		c.least, c.ofLeast = kind, 0
 	}
-	taken := make([]bool, n+2)
-	for p := l.first; p != nil && (p.front || p.Number > 0); p = p.behind {
-		if int(p.Number) < len(taken) {
-			taken[p.Number] = true
-		}
+	if kind == c.least {
+		c.ofLeast++
 	}
-	taken[0] = true
-	return int32(slices.Index(taken, false))
+	c.size++
+}
+
+// remove counts out a place that was taken out of the line, which now begins with first.
+func (c *crowd[T]) remove(p, first *Place[T]) {
+	if p.Number > 0 && !p.passed {
+		heap.Push(&c.free, p.Number)
+	}
+	if p == c.blocked {
+		c.blocked = p.behind
+	}
+	if !p.front {
+		return
+	}
+	c.size--
+	if p.Kind != c.least {
+		return
+	}
+	if c.ofLeast--; c.ofLeast > 0 || c.size == 0 {
+		return
+	}
+	c.size = 0
+	for p := first; p != nil && p.front; p = p.behind {
+		c.add(p.Kind)
+	}
+}
+
+// number returns the smallest number that nobody has.
+func (c *crowd[T]) number() int32 {
+	if len(c.free) > 0 {
+		return heap.Pop(&c.free).(int32)
+	}
+	c.assigned++
+	return c.assigned
+}
+
+// move tells those who wait for somebody in front to leave.
+func (c *crowd[T]) move() {
+	if c != nil && c.moved != nil {
+		close(c.moved)
+		c.moved = nil
+	}
 }
 
 // reset takes a place out of its line. What is exported stays untouched: others read it.
 func (p *Place[T]) reset() {
 	var nobody T
-	p.front, p.of, p.ahead, p.behind = false, nobody, nil, nil
+	p.front, p.passed, p.of, p.ahead, p.behind = false, false, nobody, nil, nil
 }
 
 // link makes two places neighbours; nil stands for the end of the line.
@@ -330,4 +378,18 @@ func (l *line[T]) link(ahead, behind *Place[T]) {
 	} else {
 		behind.ahead = ahead
 	}
+}
+
+// heap32 is a heap of numbers, see container/heap.
+type heap32 []int32
+
+func (h heap32) Len() int           { return len(h) }
+func (h heap32) Less(i, j int) bool { return h[i] < h[j] }
+func (h heap32) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *heap32) Push(n any)        { *h = append(*h, n.(int32)) }
+func (h *heap32) Pop() any {
+	last := len(*h) - 1
+	n := (*h)[last]
+	*h = (*h)[:last]
+	return n
 }

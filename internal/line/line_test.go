@@ -53,18 +53,9 @@ func newLines() lines {
 				}
 			}
 		},
-		Wait: func(w *waiter) *Wait { return &w.wait },
-		Over: func(w *waiter) bool { return w.over },
-		Holding: func(kinds iter.Seq[int16]) (n int) {
-			var ahead []int16
-			for kind := range kinds {
-				if !holds(kind, ahead) {
-					break
-				}
-				ahead = append(ahead, kind)
-			}
-			return len(ahead)
-		},
+		Wait:   func(w *waiter) *Wait { return &w.wait },
+		Over:   func(w *waiter) bool { return w.over },
+		Admits: func(size int, least, kind int16) bool { return holds(kind, slices.Repeat([]int16{least}, size)) },
 	})}
 }
 

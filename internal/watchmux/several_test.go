@@ -3,8 +3,10 @@ package watchmux
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -198,6 +200,52 @@ func TestMux_LeavesAWatchThatHasGoneBeyondTheRevision(t *testing.T) {
 		}
 		if m.Keep("a", nil); m.Again("a", 0) != nil || m.Keeps("a") {
 			t.Error("a note without a watch is not taken at any revision")
+		}
+	})
+}
+
+func TestKeep_OfSeveralWatchesOfAKeyAtOnceKeepsOneAndClosesTheOthers(t *testing.T) {
+	c := &cluster{script: func(_ int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+		return confirm(peer, request, 0)
+	}}
+	inBubble(t, c, func(t *testing.T, m *Mux) {
+		const keys, n = 500, 4
+		closed := func() (times map[int64]int) { // by ID
+			synctest.Wait()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			times = make(map[int64]int)
+			for _, id := range c.canceled {
+				times[id]++
+			}
+			return times
+		}
+		var watches []*Watch
+		for i := range keys {
+			key, start := fmt.Sprint(i), make(chan struct{})
+			keep := func(w *Watch) {
+				go func() {
+					<-start
+					m.Keep(key, w)
+				}()
+			}
+			for range n {
+				w := open(t, m, key)
+				watches = append(watches, w)
+				keep(w)
+				keep(nil) // a note
+			}
+			close(start)
+			if got := len(closed()); got != (i+1)*(n-1) {
+				t.Fatalf("of %d watches of %d keys, %d are closed", len(watches), i+1, got)
+			}
+		}
+		time.Sleep(watchIdle)
+		times := closed()
+		for _, w := range watches {
+			if times[w.id] != 1 {
+				t.Errorf("etcd was asked %d times to cancel a watch", times[w.id])
+			}
 		}
 	})
 }

@@ -18,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math"
 	"sync"
 	"time"
 
@@ -52,8 +51,8 @@ type Mux struct {
 	mu       sync.Mutex // guards what follows; no request is made under it
 	stream   *stream    // the present one; nil at first
 	checking bool
-	seen     []checkpoint         // the last few, the oldest first
-	kept     map[string]keptWatch // by key: watches that are kept for a while after their use
+	seen     []checkpoint          // the last few, the oldest first
+	kept     map[string]*keptWatch // by key: watches that are kept for a while after their use
 }
 
 // checkpoint is a time and a revision that the cluster had not passed by then.
@@ -64,7 +63,7 @@ type checkpoint struct {
 
 // New returns a Mux. It opens no stream before the first watch.
 func New(config Config) *Mux {
-	return &Mux{Config: config, Idle: watchIdle, kept: make(map[string]keptWatch)}
+	return &Mux{Config: config, Idle: watchIdle, kept: make(map[string]*keptWatch)}
 }
 
 // Open opens a watch and blocks until etcd has confirmed it, or ctx ends. From then on, or
@@ -113,7 +112,7 @@ func CloseAll(watches []*Watch) {
 	}
 }
 
-// keptWatch is a watch that nobody uses at the moment.
+// keptWatch is a watch that nobody uses at the moment, or a note that there was none.
 type keptWatch struct {
 	*Watch
 	expiry *tasks.Alarm
@@ -124,41 +123,44 @@ const watchIdle = time.Second
 
 // Keep keeps a watch of key open for a while after its use, instead of closing it: a caller
 // that often waits for the same name is spared opening another. The caller must not use w
-// any more. If w is nil, Keep only notes that the key was waited for.
+// any more. If w is nil, Keep only notes that the key was waited for; a watch that is kept
+// already stays.
 func (m *Mux) Keep(key string, w *Watch) {
-	if w == nil && m.keepsWatch(key) {
-		return
-	}
-	m.Again(key, math.MaxInt64).Close()
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.kept[key] = keptWatch{w, m.Tasks.After(m.Idle, func() {
-		m.mu.Lock()
-		kept, ok := m.kept[key]
-		expired := ok && kept.Watch == w
-		if expired {
-			delete(m.kept, key)
+	former := m.kept[key]
+	if former != nil {
+		former.expiry.Stop()
+		if w == nil {
+			w, former.Watch = former.Watch, nil
 		}
-		m.mu.Unlock()
-		if expired {
-			w.Close()
-		}
-	})}
+	}
+	kept := &keptWatch{Watch: w}
+	kept.expiry = m.Tasks.After(m.Idle, func() { m.expire(key, kept) })
+	m.kept[key] = kept
+	m.mu.Unlock()
+	if former != nil {
+		former.Close()
+	}
+}
+
+// expire closes a watch that was kept, unless it is in use again.
+func (m *Mux) expire(key string, kept *keptWatch) {
+	m.mu.Lock()
+	expired := m.kept[key] == kept
+	if expired {
+		delete(m.kept, key)
+	}
+	m.mu.Unlock()
+	if expired {
+		kept.Close()
+	}
 }
 
 // Keeps reports whether key was waited for lately.
 func (m *Mux) Keeps(key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_, ok := m.kept[key]
-	return ok
-}
-
-// keepsWatch reports whether there is a watch of key to be used again.
-func (m *Mux) keepsWatch(key string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.kept[key].Watch != nil
+	return m.kept[key] != nil
 }
 
 // Again returns the watch of key that was kept, which the caller has to close or keep
@@ -167,13 +169,13 @@ func (m *Mux) keepsWatch(key string) bool {
 func (m *Mux) Again(key string, revision int64) *Watch {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	w, ok := m.kept[key]
-	if !ok || w.Watch != nil && w.Reached > revision {
+	kept := m.kept[key]
+	if kept == nil || kept.Watch != nil && kept.Reached > revision {
 		return nil
 	}
 	delete(m.kept, key)
-	w.expiry.Stop()
-	return w.Watch
+	kept.expiry.Stop()
+	return kept.Watch
 }
 
 // End forgets the watches that are kept. It does not close them: they end with Base.
