@@ -52,8 +52,8 @@ func (c *connection) complete(flags *pflag.FlagSet) error {
 		}
 		name := strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
 		for _, variable := range []string{"LOCKER_" + name, "ETCDCTL_" + name} {
-			value, ok := os.LookupEnv(variable)
-			if !ok || value == "" || !environment[flag.Name] {
+			value := os.Getenv(variable)
+			if value == "" || !environment[flag.Name] || isOfRun(variable) {
 				continue
 			}
 			if err := flags.Set(flag.Name, value); err != nil {
@@ -63,6 +63,12 @@ func (c *connection) complete(flags *pflag.FlagSet) error {
 		}
 	})
 	return failed
+}
+
+// isOfRun reports whether a variable is one that "locker run" sets for its command: there,
+// LOCKER_KEY is the key of the lock.
+func isOfRun(variable string) bool {
+	return variable == "LOCKER_KEY" && os.Getenv("LOCKER_TOKEN") != ""
 }
 
 // environment has the flags that the environment may set.

@@ -64,14 +64,6 @@ func (p *program) run() *cobra.Command {
 		Long:                  runHelp,
 		Example:               runExample,
 		ValidArgsFunction:     p.completeName,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			// Below another run, LOCKER_KEY is the key of the outer lock, and not a file.
-			if key, ok := os.LookupEnv("LOCKER_KEY"); ok && os.Getenv("LOCKER_TOKEN") != "" {
-				_ = os.Unsetenv("LOCKER_KEY")
-				defer func() { _ = os.Setenv("LOCKER_KEY", key) }()
-			}
-			return p.connection.complete(cmd.Root().PersistentFlags())
-		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := r.check(cmd, args); err != nil {
 				return err
