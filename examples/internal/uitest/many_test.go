@@ -19,9 +19,9 @@ import (
 	"github.com/jagregory/locker/v2/examples/internal/browsertest"
 )
 
-// With -v it prints what the page costs.
+// With -v it prints what the page costs. It is not parallel: the others hold locks with short
+// leases, and this one needs the processors.
 func TestPage_TenThousandNamesAreUsable(t *testing.T) {
-	t.Parallel()
 	b, ok := browsertest.Start(t)
 	if !ok {
 		return

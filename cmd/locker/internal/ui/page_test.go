@@ -50,7 +50,7 @@ func TestPage_ShowsEachNameInARowWithoutScripts(t *testing.T) {
 	wantIn(t, page.text,
 		"3 names are held, and 1 waits for 1 of them.",
 		`<a id="open:name:backup" href="/?name=backup">backup</a>`,
-		"&lt;script&gt;alert(1)", fmt.Sprint(l.Token()), ">orders<", ">exclusive<", ">shared<", ">limit 4<", ">1 of 4<", "of 10 s</td>",
+		"&lt;script&gt;alert(1)", fmt.Sprint(l.Token()), ">orders<", ">exclusive<", ">shared<", ">limit 4<", ">1 of 4<", "of 60 s</td>",
 		`<noscript><meta http-equiv="refresh"`)
 	wantNotIn(t, page.text, "<script>", "style=", "onclick", "ZgotmplZ", "secret", "Release")
 }
