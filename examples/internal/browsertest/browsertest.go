@@ -28,13 +28,7 @@ type Action = chromedp.Action[chromedp.Void]
 // failure.
 func Start(t *testing.T) (*Browser, bool) {
 	t.Helper()
-	var path string
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
-		if found, err := exec.LookPath(name); err == nil {
-			path = found
-			break
-		}
-	}
+	path := find()
 	switch {
 	case path != "":
 	case os.Getenv("LOCKER_TOOLS") == "required":
@@ -67,6 +61,16 @@ func Start(t *testing.T) (*Browser, bool) {
 		}
 	})
 	return &Browser{ctx}, true
+}
+
+// find returns the path of Chromium, "" if it is not installed.
+func find() string {
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
 }
 
 // Tab is a page in a browser.

@@ -59,10 +59,16 @@ func TestPage_TenThousandNamesAreUsable(t *testing.T) {
 		size := fetch(t, s.url+path)
 		t.Logf("%s: %d KB in %v", path, size>>10, since(began))
 	}
-	used, at := processors(s.pid), time.Now()
+	measure(t, p, s.pid)
+}
+
+// measure prints what a server uses while a page is open.
+func measure(t *testing.T, p *browsertest.Tab, pid int) {
+	t.Helper()
+	used, at := processors(pid), time.Now()
 	p.Await(fmt.Sprintf("performance.now() > %d", 10_000), true) // ten seconds after it was opened
 	p.AwaitText("#live", "live")
-	t.Logf("memory %s KB; %.1f %% of a processor with one open page", memory(s.pid), float64(processors(s.pid)-used)/time.Since(at).Seconds())
+	t.Logf("memory %s KB; %.1f %% of a processor with one open page", memory(pid), float64(processors(pid)-used)/time.Since(at).Seconds())
 }
 
 func since(began time.Time) time.Duration { return time.Since(began).Round(time.Millisecond) }
