@@ -75,8 +75,9 @@ func WithSafetyMargin(d time.Duration) Option {
 //
 // A hold that was given up, or whose Client or Session was closed, leaves no delay, and
 // neither does a lease that is revoked by hand, an entry that is deleted by hand, or an adopted
-// session. The price: what a caller that was killed while it waited has left in the queue is
-// in the way for d longer as well. d must not be negative, and at most a year.
+// session. The price: what a caller that was killed while it waited has left in the queue, or
+// an Unlock that etcd did not confirm within the TTL, is in the way for d longer as well. d
+// must not be negative, and at most a year.
 func WithLockDelay(d time.Duration) Option {
 	return func(c *Client) error {
 		c.delay = d

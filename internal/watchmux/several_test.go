@@ -209,7 +209,7 @@ func TestKeep_OfSeveralWatchesOfAKeyAtOnceKeepsOneAndClosesTheOthers(t *testing.
 		return confirm(peer, request, 0)
 	}}
 	inBubble(t, c, func(t *testing.T, m *Mux) {
-		const keys, n = 500, 4
+		const keys, n = 300, 8
 		closed := func() (times map[int64]int) { // by ID
 			synctest.Wait()
 			c.mu.Lock()
