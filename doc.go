@@ -61,6 +61,8 @@
 //     together, or lock several names at once.
 //   - [Client.Get], [Client.Holders], [Client.List] and [Client.Owners] read who holds what.
 //   - [Client.Watch] and [Client.WatchPrefix] follow it; a [Cache] keeps it in memory.
+//   - [Client.Queue] and [Client.Queues] show those who wait as well, and
+//     [Client.ForceUnlock] removes one of them, for operators.
 //
 // # Guarantees
 //

@@ -12,7 +12,7 @@ import (
 // beside them, for errors.As. An error of etcd, and the cause of a context that ended a
 // call, are in the chain as well.
 var (
-	ErrLocked   = errors.New("locked by another holder") // *LockedError
+	ErrLocked   = errors.New("locked by another holder") // *LockedError; of a wait, look at the cause of its context first
 	ErrNotFound = errors.New("not locked")               // *NotFoundError
 	ErrLost     = errors.New("lock lost")                // *LostError
 	ErrInvalid  = errors.New("invalid argument")         // *InvalidError
@@ -32,7 +32,9 @@ var (
 	ErrSessionFull = errors.New("session full")
 )
 
-// A LockedError reports who kept TryLock from taking a name. It matches ErrLocked.
+// A LockedError reports who kept TryLock from taking a name. It matches ErrLocked. It is also
+// part of the error of a Lock, Do or Campaign whose context ended while somebody was in the
+// way, if etcd says so at once; the cause of the context is in the chain as well.
 type LockedError struct {
 	// Holder has the Name that refused. It has the rest as well, unless nobody held the name
 	// at that moment: it was passing from one holder to the next, or this client is about to

@@ -95,7 +95,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 			program: thisProgram(),
 		},
 		asking: make(chan struct{}, mostAsking),
-		pool: pool{opening: make(chan struct{}, 1), sessions: make(map[*Session]bool)},
+		pool:   pool{opening: make(chan struct{}, 1), sessions: make(map[*Session]bool)},
 	}
 	for _, opt := range opts {
 		if err := apply(opt, c); err != nil {
@@ -183,10 +183,10 @@ func (c *Client) Close() error {
 // Lock locks name with value. It blocks until nobody else holds the name or, with WithShared
 // or WithLimit, until it may hold it beside the others (see the package documentation);
 // waiters are served first come, first served, also among the goroutines of one Client. With
-// And it locks several names at once. ctx bounds the
-// wait only: the hold outlives it. While etcd cannot be reached, Lock keeps trying until
-// ctx ends. After an error nothing is held, and nothing is left in the queue; if etcd does
-// not answer at once, the entry is removed in the background.
+// And it locks several names at once. ctx bounds the wait only: the hold outlives it. While
+// etcd cannot be reached, Lock keeps trying until ctx ends. After an error nothing is held, and
+// nothing is left in the queue; if etcd does not answer at once, the entry is removed in the
+// background.
 //
 // A Lock is not reentrant. If ctx comes from a hold, or was given to a function by Do or
 // Campaign, and this Client holds the name there, Lock fails at once with ErrInvalid,
@@ -194,8 +194,9 @@ func (c *Client) Close() error {
 // another context.)
 //
 // Errors: ErrInvalid for a bad name, option or session, a nil context, or a name that is
-// locked where ctx comes from; the cause of ctx, with the last error from etcd; ErrLost if the
-// session was lost, or the entry deleted by somebody else, during the wait; ErrClosed;
+// locked where ctx comes from; the cause of ctx, with the last error from etcd, or with the
+// *LockedError of who was in the way, for which Lock asks once more; ErrLost if the session
+// was lost, or the entry deleted by somebody else, during the wait; ErrClosed;
 // ErrEtcdClosed; ErrSessionFull; and etcd's own if it refuses (no permission, no space,
 // value too large).
 func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -65,10 +67,13 @@ func (c *Client) Queues(ctx context.Context, prefix string) ([]Entry, error) {
 // ForceUnlock blocks until etcd has confirmed it, or ctx ends. After an error other than
 // ErrNotFound and ErrInvalid the entry may have been removed.
 //
-// Errors: ErrNotFound as *NotFoundError if there is no such entry; ErrInvalid for a bad name or
-// a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and etcd's own.
+// Errors: ErrNotFound as *NotFoundError if there is no such entry; ErrInvalid for a bad name, a
+// token below 1 or a nil context; ErrClosed; ErrEtcdClosed; the cause of ctx; and etcd's own.
 func (c *Client) ForceUnlock(ctx context.Context, name string, token int64) ([]Entry, error) {
 	const op = "force unlock"
+	if token < 1 {
+		return nil, wrap(op, name, &InvalidError{"token", strconv.FormatInt(token, 10), "tokens begin with 1"})
+	}
 	queue, err := c.Queue(ctx, name)
 	if err != nil {
 		return nil, wrap(op, name, errors.Unwrap(err))
@@ -92,7 +97,7 @@ func (c *Client) ForceUnlock(ctx context.Context, name string, token int64) ([]E
 	if len(removed) == 0 {
 		return nil, wrap(op, name, &NotFoundError{Name: name, Token: token})
 	}
-	c.log.Warn("lock forced open", "name", name, "token", token, "entries", len(removed))
+	c.log.Warn("entry removed by force", "name", name, "token", token, "held", removed[0].Held, "entries", len(removed))
 	return removed, nil
 }
 
@@ -117,6 +122,18 @@ func (c *Client) entries(ctx context.Context, below string) ([]Entry, error) {
 			return entries, err
 		}
 	}
+}
+
+// entries returns everybody in the queues, by name, then by age.
+func (q *queueView) entries() []Entry {
+	entries := []Entry{}
+	for _, name := range slices.Sorted(maps.Keys(q.queues)) {
+		held := len(q.head(q.queues[name]))
+		for i, kv := range q.queues[name] {
+			entries = append(entries, Entry{Holder: holderOf(q.keys, name, kv), Key: string(kv.Key), Held: i < held})
+		}
+	}
+	return entries
 }
 
 // addOwners sets the owners of entries, as of a revision.
@@ -183,8 +200,9 @@ const (
 	askTimeout = 25 * time.Millisecond
 )
 
-// inTheWay adds to the error of a wait who was in the way, if its caller has ended it and etcd
-// answers at once. Many waits may end together, and only some of them ask.
+// inTheWay adds to the error of a wait who was in the way, as a *LockedError, if its caller has
+// ended it and etcd answers within askTimeout. Many waits may end together, and only some of
+// them ask.
 func (l *Lock) inTheWay(ctx context.Context, err error) error {
 	c := l.client
 	if ctx.Err() == nil || c.etcd.ActiveConnection().GetState() != connectivity.Ready {

@@ -6,7 +6,6 @@ import (
 	"container/list"
 	"context"
 	"iter"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -364,18 +363,6 @@ func (q *queueView) holders(name string) (holders []Holder) {
 		holders = append(holders, holderOf(q.keys, name, kv))
 	}
 	return holders
-}
-
-// entries returns everybody in the queues, by name, then by age.
-func (q *queueView) entries() []Entry {
-	entries := []Entry{}
-	for _, name := range slices.Sorted(maps.Keys(q.queues)) {
-		held := len(q.head(q.queues[name]))
-		for i, kv := range q.queues[name] {
-			entries = append(entries, Entry{Holder: holderOf(q.keys, name, kv), Key: string(kv.Key), Held: i < held})
-		}
-	}
-	return entries
 }
 
 // head returns the entries of a queue that hold.
