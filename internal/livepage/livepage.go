@@ -22,7 +22,15 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"slices"
 	"time"
+)
+
+// readTimeout bounds the time in which a client sends a request, and writeTimeout the time in
+// which it reads what is not written by write or a Stream. A Stream is not bounded.
+const (
+	readTimeout  = 30 * time.Second
+	writeTimeout = time.Minute
 )
 
 //go:embed assets
@@ -83,7 +91,7 @@ func WritePage(w http.ResponseWriter, status int, templates *template.Template, 
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(text)) // an error means that the client has disconnected
+	write(w, []byte(text))
 }
 
 // WriteJSON answers with value in JSON.
@@ -97,7 +105,18 @@ func WriteJSON(w http.ResponseWriter, status int, value any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(text, '\n')) // an error means that the client has disconnected
+	write(w, append(text, '\n'))
+}
+
+// write sends text. A client that reads nothing of it for too long is given up.
+func write(w http.ResponseWriter, text []byte) {
+	answer := http.NewResponseController(w)
+	for part := range slices.Chunk(text, 64<<10) {
+		_ = answer.SetWriteDeadline(time.Now().Add(StaleAfter)) // an error means that it is not sent to a client
+		if _, err := w.Write(part); err != nil {
+			return // the client has disconnected, or does not read
+		}
+	}
 }
 
 // Health answers whether a page is current, given the time since its source last answered:
@@ -115,13 +134,16 @@ func Health(w http.ResponseWriter, age time.Duration) {
 }
 
 // Serve serves until ctx ends, and returns when all requests have ended: streams end with ctx,
-// other requests within a second or they are cut off.
+// other requests within a second or they are cut off. The context of a request ends after
+// half a minute, unless it is that of a Stream.
 func Serve(ctx context.Context, l net.Listener, handler http.Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       time.Minute,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}

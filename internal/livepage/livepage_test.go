@@ -3,6 +3,7 @@ package livepage_test
 import (
 	"bufio"
 	"context"
+	"html/template"
 	"io"
 	"net"
 	"net/http"
@@ -223,6 +224,76 @@ func TestServe_EndsWithItsContextThoughAStreamIsOpen(t *testing.T) {
 	if err := livepage.Serve(t.Context(), l, http.NotFoundHandler()); err == nil {
 		t.Error("Serve on a closed listener returned nil")
 	}
+}
+
+func TestStream_OutlivesTheTimeoutsOfItsServer(t *testing.T) {
+	t.Parallel()
+	c := newCounter()
+	server := httptest.NewUnstartedServer(&livepage.Stream{Update: c.update, Age: func() time.Duration { return 0 }})
+	server.Config.ReadTimeout, server.Config.WriteTimeout = livepage.PulseInterval/2, livepage.PulseInterval/2
+	server.Start()
+	t.Cleanup(server.Close)
+	next, _ := open(t, server.URL)
+	next() // the update
+	for range 3 {
+		if event, _, _ := next(); event != "pulse" {
+			t.Errorf("the event is %s", event)
+		}
+	}
+}
+
+func TestServe_GivesUpAClientThatDoesNotRead(t *testing.T) {
+	t.Parallel()
+	large := strings.Repeat("x", 16<<20) // more than connections keep
+	page := template.Must(template.New("page").Parse("{{.}}"))
+	for about, answer := range map[string]func(http.ResponseWriter){
+		"a page": func(w http.ResponseWriter) { livepage.WritePage(w, http.StatusOK, page, "page", large) },
+		"JSON":   func(w http.ResponseWriter) { livepage.WriteJSON(w, http.StatusOK, large) },
+	} {
+		t.Run(about, func(t *testing.T) {
+			t.Parallel()
+			answered := make(chan struct{})
+			server := serveUntilTheEnd(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				defer close(answered)
+				answer(w)
+			}))
+			client, err := net.Dial("tcp", server)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if _, err := io.WriteString(client, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-answered:
+			case <-time.After(time.Minute):
+				t.Error("the handler still waits for the client")
+			}
+			if n, err := io.Copy(io.Discard, client); n > int64(len(large)) && err == nil {
+				t.Errorf("%d bytes were sent to a client that did not read", n)
+			}
+		})
+	}
+}
+
+// serveUntilTheEnd serves until the test ends, and returns the address.
+func serveUntilTheEnd(t *testing.T, handler http.Handler) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- livepage.Serve(ctx, l, handler) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return l.Addr().String()
 }
 
 func TestHealth_DependsOnTheAge(t *testing.T) {

@@ -24,6 +24,8 @@ const (
 	// lookTimeout bounds a look.
 	lookTimeout = 20 * time.Second
 	// maxChanges is how many changes of a name are kept, and maxHistories of how many names.
+	// Of a value, a change keeps as many characters as valueKept.
+	valueKept    = 60
 	maxChanges   = 20
 	maxHistories = 20000
 )
@@ -60,11 +62,32 @@ type seat struct {
 	Exact bool      // the page has seen it begin
 }
 
-// change is a change of who holds a name.
+// change is a change of who holds a name. It is kept for long, so it has only what is shown.
 type change struct {
-	Time time.Time
-	What string // "holds", "gone", "value" or "released here"
-	seat
+	Time  time.Time
+	What  string // "holds", "gone", "value" or "released here"
+	Name  string
+	Token int64
+	Value string // the beginning of it
+	Owner string // as it is shown, "" if it is not known
+}
+
+func changeOf(now time.Time, what string, e locker.Entry) change {
+	c := change{Time: now, What: what, Name: e.Name, Token: e.Token, Value: beginningOf(e.Value, valueKept)}
+	if e.Owner != (locker.Owner{}) {
+		c.Owner = beginningOf(processOf(e.Owner), valueKept) + " (" + cmp.Or(shortened(e.Owner.Program, valueKept), unknown) + ")"
+	}
+	return c
+}
+
+// beginningOf returns at most so many characters of a text, as they are.
+func beginningOf(text string, most int) string {
+	for i := range text {
+		if most--; most < 0 {
+			return text[:i] + "…"
+		}
+	}
+	return text
 }
 
 func newBoard() *board {
@@ -150,7 +173,7 @@ func (b *board) history(name string) []change {
 func (b *board) released(now time.Time, e locker.Entry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.note(change{now, "released here", seat{Entry: e}})
+	b.note(changeOf(now, "released here", e))
 }
 
 // apply takes in all entries, by name, then by age, as they were read at a time.
@@ -240,7 +263,7 @@ func (b *board) compare(now time.Time, old, fresh *queue) {
 	if old != nil {
 		for _, s := range old.Seats[:old.Held] {
 			if find(fresh.Seats, s.Entry) == nil {
-				b.note(change{now, "gone", s})
+				b.note(changeOf(now, "gone", s.Entry))
 			}
 		}
 	}
@@ -251,9 +274,9 @@ func (b *board) compare(now time.Time, old, fresh *queue) {
 		}
 		switch {
 		case known == nil || !known.Held:
-			b.note(change{now, "holds", s})
+			b.note(changeOf(now, "holds", s.Entry))
 		case known.Value != s.Value:
-			b.note(change{now, "value", s})
+			b.note(changeOf(now, "value", s.Entry))
 		}
 	}
 }

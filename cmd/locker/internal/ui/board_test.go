@@ -2,6 +2,7 @@ package ui
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +35,24 @@ func TestBoard_KeepsOnlySoManyChangesOfSoManyNames(t *testing.T) {
 		if n := len(b.histories); n > maxHistories {
 			t.Errorf("%d histories", n)
 		}
+	}
+}
+
+func TestBoard_ChangesKeepOnlyTheBeginningOfValues(t *testing.T) {
+	t.Parallel()
+	b, now := newBoard(), time.Now()
+	b.apply(now, nil)
+	for i, value := range []string{strings.Repeat("ü", valueKept), strings.Repeat("ü", 1<<20)} {
+		e := held("a", 1)
+		e.Value, e.Owner = value, locker.Owner{Host: "db1", PID: 7, Program: strings.Repeat("p", 1<<20)}
+		b.apply(now.Add(time.Duration(i+1)*time.Second), []locker.Entry{e})
+	}
+	changes, most := b.history("a"), strings.Repeat("ü", valueKept)
+	if len(changes) != 2 || changes[0].Value != most+"…" || changes[1].Value != most {
+		t.Fatalf("%+v", changes)
+	}
+	if c := changes[0]; c.What != "value" || c.Owner != "db1:7 ("+strings.Repeat("p", valueKept)+"…)" {
+		t.Errorf("%+v", c)
 	}
 }
 

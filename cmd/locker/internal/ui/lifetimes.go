@@ -15,7 +15,7 @@ const (
 	askInterval = 1500 * time.Millisecond
 	// askTimeout bounds a round of questions.
 	askTimeout = time.Second
-	// asksAtOnce is how many leases are asked about at a time.
+	// asksAtOnce is how many leases are asked about at a time, by all requests together.
 	asksAtOnce = 8
 	// maxAsked is how many leases a request asks about.
 	maxAsked = 1000
@@ -31,44 +31,58 @@ type lifetime struct {
 
 // lifetimes has what etcd has said about leases.
 type lifetimes struct {
-	ask func(context.Context, clientv3.LeaseID) (left, granted time.Duration, err error)
+	ask    func(context.Context, clientv3.LeaseID) (left, granted time.Duration, err error)
+	asking chan struct{} // has an element for each question that is being asked
 
 	mu    sync.Mutex // guards known
 	known map[clientv3.LeaseID]lifetime
 }
 
 func newLifetimes(etcd clientv3.Lease) *lifetimes {
-	return &lifetimes{known: make(map[clientv3.LeaseID]lifetime), ask: func(ctx context.Context, id clientv3.LeaseID) (left, granted time.Duration, err error) {
+	ask := func(ctx context.Context, id clientv3.LeaseID) (left, granted time.Duration, err error) {
 		resp, err := etcd.TimeToLive(ctx, id)
 		if err != nil {
 			return 0, 0, err
 		}
 		return time.Duration(resp.TTL) * time.Second, time.Duration(resp.GrantedTTL) * time.Second, nil
-	}}
+	}
+	return &lifetimes{ask: ask, asking: make(chan struct{}, asksAtOnce), known: make(map[clientv3.LeaseID]lifetime)}
 }
 
 // refresh asks about leases whose answers have become old. Those that etcd does not answer
-// about in time stay as they are.
+// about in time stay as they are. However many requests call it, etcd is asked about few leases
+// at a time.
 func (l *lifetimes) refresh(ctx context.Context, leases []clientv3.LeaseID) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	due := l.due(leases)
-	next := make(chan clientv3.LeaseID)
-	var asking sync.WaitGroup
-	for range min(asksAtOnce, len(due)) {
-		asking.Go(func() {
-			for id := range next {
-				if left, granted, err := l.ask(ctx, id); err == nil {
-					l.learn(id, left, granted)
-				}
+	var round sync.WaitGroup
+	defer round.Wait()
+	for i, id := range due {
+		select {
+		case l.asking <- struct{}{}:
+		case <-ctx.Done():
+			l.leave(due[i:])
+			return
+		}
+		round.Go(func() {
+			defer func() { <-l.asking }()
+			if left, granted, err := l.ask(ctx, id); err == nil {
+				l.learn(id, left, granted)
 			}
 		})
 	}
-	for _, id := range due {
-		next <- id
+}
+
+// leave notes that leases were not asked about after all, so that the next request does.
+func (l *lifetimes) leave(leases []clientv3.LeaseID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range leases {
+		life := l.known[id]
+		life.asked = life.answered
+		l.known[id] = life
 	}
-	close(next)
-	asking.Wait()
 }
 
 // due returns the leases to ask about, each once, and notes that they are asked about.

@@ -31,6 +31,7 @@ type formView struct {
 	Token   int64
 	Rows    []entryRow // the entries with the token
 	Held    bool
+	Unaware bool // its program may not notice
 	Secret  string
 	Problem string // why nothing was released
 }
@@ -57,7 +58,7 @@ func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, status int, n
 	for _, seat := range named(s.board.picture().names, name).Seats {
 		if seat.Token == token {
 			seats = append(seats, seat)
-			v.Held = v.Held || seat.Held
+			v.Held, v.Unaware = v.Held || seat.Held, v.Unaware || unaware(seat.Entry)
 		}
 	}
 	s.refresh(r, seats)

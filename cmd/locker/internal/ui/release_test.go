@@ -31,6 +31,7 @@ func TestRelease_TakesALockAwayFromItsHolder(t *testing.T) {
 	b.Queued(t, "backup", 2)
 	form := b.form(t, l)
 	wantIn(t, form.text, ">first<", "To release it, type its token", "within a third of its TTL")
+	wantNotIn(t, form.text, "may never notice")
 	a := b.release(t, "backup", l.Token(), secret(t, form), "Sec-Fetch-Site", "same-origin")
 	if a.status != 303 || a.header.Get("Location") != "/?name=backup" {
 		t.Fatalf("%+v", a)
@@ -56,7 +57,8 @@ func TestRelease_AnEntryWithoutALease(t *testing.T) {
 	b.eventually(t, "", func(s state) bool { return len(s.Names) == 1 })
 	token := b.state(t, "").Names[0].Holders[0].Token
 	form := get(t, fmt.Sprintf("%s/release?name=by+hand&token=%d", b.url, token))
-	wantIn(t, form.text, "This entry has no lease")
+	wantIn(t, form.text, "This entry has no lease", "Its program may never notice; stop it first.")
+	wantNotIn(t, form.text, "learns of it")
 	if a := b.release(t, "by hand", token, secret(t, form)); a.status != 303 {
 		t.Errorf("%+v", a)
 	}

@@ -74,6 +74,9 @@ func otherVersion(version string) mark {
 var legend = []mark{noLease, otherProgram, {"version 1.2.3", "The client of this entry is of another version of Locker than this page, which is " +
 	locker.Version + ". They exclude each other. A kind of lock that this page does not know is shown as exclusive."}}
 
+// unaware reports whether nothing is known to tell the program of an entry that it is gone.
+func unaware(e locker.Entry) bool { return e.Lease == 0 || e.Owner == (locker.Owner{}) }
+
 func marksOf(e locker.Entry) (marks []mark) {
 	switch {
 	case e.Lease == 0:
@@ -232,10 +235,10 @@ func changeRowOf(c change) changeRow {
 	r := changeRow{Clock: c.Time.UTC().Format("15:04:05"), Time: c.Time.UTC().Format(time.RFC3339)}
 	who := fmt.Sprintf("token %d", c.Token)
 	if c.Value != "" {
-		who += ", value " + shortened(c.Value, 60)
+		who += ", value " + printable(c.Value)
 	}
-	if c.Owner != (locker.Owner{}) {
-		who += ", " + processOf(c.Owner) + " (" + cmp.Or(printable(c.Owner.Program), unknown) + ")"
+	if c.Owner != "" {
+		who += ", " + c.Owner
 	}
 	switch c.What {
 	case "holds":

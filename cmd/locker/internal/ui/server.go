@@ -39,7 +39,7 @@ type Config struct {
 type Server struct {
 	Config
 	board     *board
-	cache     *locker.Cache
+	cache     *locker.Cache // says when holders have changed; it keeps all values once more than the board does
 	lifetimes *lifetimes
 	secret    string // of the forms of this server's pages
 }

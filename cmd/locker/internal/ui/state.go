@@ -54,7 +54,7 @@ type changeState struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // "holds", "value", "gone" or "released here"
 	Token int64     `json:"token"`
-	Value string    `json:"value"`
+	Value string    `json:"value"` // the beginning of it
 }
 
 // serveState serves what the page shows: all pages, unless the query names one. It asks about
