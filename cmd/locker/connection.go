@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -77,7 +79,8 @@ var environment = map[string]bool{
 	"user": true, "password": true, "dial-timeout": true, "prefix": true, "ttl": true,
 }
 
-// dial connects to etcd. It returns why there is no connection, within the dial timeout.
+// dial connects to etcd, and logs in if there is a user. It returns why there is no
+// connection, within the dial timeout. The connection outlives ctx.
 func (c *connection) dial(ctx context.Context) (*clientv3.Client, error) {
 	config := locker.ClientConfig(c.endpoints...)
 	var err error
@@ -90,13 +93,39 @@ func (c *connection) dial(ctx context.Context) (*clientv3.Client, error) {
 			password = c.password
 		}
 		config.Username, config.Password = name, password
-		config.DialTimeout = c.dialTimeout
 	}
+	attempt, cancel := context.WithTimeout(ctx, c.dialTimeout*9/10) // and the rest to find out why
+	defer cancel()
+	// What etcd's client is given ends its requests forever, so that has to follow the attempt
+	// only until it has succeeded: locks are released after ctx has ended.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	config.Context = life
+	detach := context.AfterFunc(attempt, end)
 	etcd, err := clientv3.New(config)
+	if !detach() && err == nil {
+		_ = etcd.Close()
+		err = attempt.Err()
+	}
 	if err != nil {
+		end()
+		if attempt.Err() != nil {
+			err = cmp.Or(ctx.Err(), c.unreachable(ctx), attempt.Err())
+		}
 		return nil, fmt.Errorf("no connection to etcd at %s: %w", strings.Join(c.endpoints, ", "), err)
 	}
 	return etcd, nil
+}
+
+// unreachable returns why there is no connection to one of the endpoints, nil if there is one
+// to each. It takes a tenth of the dial timeout at most.
+func (c *connection) unreachable(ctx context.Context) error {
+	reasons := make([]error, len(c.endpoints))
+	var asking sync.WaitGroup
+	for i, endpoint := range c.endpoints {
+		asking.Go(func() { reasons[i] = unreachable(ctx, endpoint, c.dialTimeout/10) })
+	}
+	asking.Wait()
+	return cmp.Or(reasons...)
 }
 
 // tls returns the settings of TLS, nil if it is not used.
@@ -122,7 +151,9 @@ func (c *connection) tls() (*tls.Config, error) {
 // open connects to etcd and returns a client. It makes a request, so that it can say within
 // the dial timeout why there is no answer.
 func (c *connection) open(ctx context.Context, opts ...locker.Option) (client *locker.Client, etcd *clientv3.Client, stop func(), err error) {
-	etcd, err = c.dial(ctx)
+	attempt, cancel := context.WithTimeout(ctx, c.dialTimeout)
+	defer cancel()
+	etcd, err = c.dial(attempt)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -132,8 +163,6 @@ func (c *connection) open(ctx context.Context, opts ...locker.Option) (client *l
 		return nil, nil, nil, asUsage(err)
 	}
 	stop = func() { _ = client.Close(); _ = etcd.Close() }
-	attempt, cancel := context.WithTimeout(ctx, c.dialTimeout)
-	defer cancel()
 	if _, err := client.Holders(attempt, "locker"); err != nil && !errors.Is(err, locker.ErrNotFound) && attempt.Err() != nil {
 		stop()
 		return nil, nil, nil, fmt.Errorf("no answer from etcd at %s: %w", strings.Join(c.endpoints, ", "), err)

@@ -2,9 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"strings"
 	"testing"
+	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/jagregory/locker/v2/embedtest"
 	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
@@ -24,4 +29,43 @@ func TestConnection_TheEnvironmentOfRunIsNotTakenForItsOwn(t *testing.T) {
 	if code := execute([]string{"get", "a"}, strings.NewReader(""), &out, &errs); code != exitUsage {
 		t.Errorf("with a key and no certificate: code %d, %q", code, errs.String())
 	}
+}
+
+func TestConnection_OfAUserIsGivenUpInTime(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t, embedtest.WithAuth())
+	b.AddUser(t, "reader")
+	b.Permit(t, "reader", clientv3.PermissionType(clientv3.PermRead), "locker/")
+	proxy := b.Server.Proxy(t)
+	proxy.Freeze()
+	args := []string{"get", "a", "--user", "reader:reader", "--endpoints", proxy.Endpoints()[0]}
+	began := time.Now()
+	callWith(t, nil, append(args, "--dial-timeout", "100ms")...).want(t, 1)
+	soon(t, began)
+	ctx, interrupt := context.WithCancel(locktest.Within(t))
+	code := make(chan int, 1)
+	var out, errs bytes.Buffer
+	go func() { code <- executeUntil(ctx, append(args, "--dial-timeout", "1h"), nil, &out, &errs) }()
+	interrupt()
+	if got := locktest.Receive(t, code); got != 1 {
+		t.Errorf("exit code %d, %s", got, &errs)
+	}
+}
+
+// Locks are released after the context that the program was connected with has ended.
+func TestConnection_OutlivesTheContextItWasMadeWith(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t, embedtest.WithAuth())
+	b.AddUser(t, "owner")
+	b.Permit(t, "owner", clientv3.PermissionType(clientv3.PermReadWrite), "locker/")
+	c := connection{endpoints: b.Server.Endpoints(), user: "owner:owner", dialTimeout: locktest.Timeout, prefix: "locker/", ttl: time.Minute}
+	ctx, cancel := context.WithCancel(locktest.Within(t))
+	client, _, stop, err := c.open(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	l := locktest.Lock(t, client, "a", "")
+	cancel()
+	locktest.Unlock(t, l)
 }
