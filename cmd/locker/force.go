@@ -38,7 +38,8 @@ entry without a lease, which would stay forever, is removed in the same way. "lo
 shows the tokens.
 
 The old holder may go on for up to a third of its TTL before it learns of it; its guarded
-writes are refused from the moment of the removal on.
+writes are refused from the moment of the removal on. The program of an entry without a lease,
+or of one that is not of Locker, may never notice: stop it first.
 
 With --lease the lease of the entry is revoked instead: everything that is attached to it goes
 along, and is listed first.
@@ -77,9 +78,23 @@ func (f *force) check() error {
 
 // run shows the entry, asks, and removes it.
 func (f *force) run(ctx context.Context, c *locker.Client, etcd *clientv3.Client) error {
-	entries, err := f.entries(ctx, c)
+	entries, err := f.show(ctx, c, etcd)
 	if err != nil {
 		return err
+	}
+	if err := f.confirm(ctx); err != nil {
+		return err
+	}
+	return f.remove(ctx, c, etcd, entries)
+}
+
+// show shows the entries with the token and what follows, and returns the entries.
+func (f *force) show(ctx context.Context, c *locker.Client, etcd *clientv3.Client) ([]locker.Entry, error) {
+	ctx, cancel := f.program.inTime(ctx)
+	defer cancel()
+	entries, err := f.entries(ctx, c)
+	if err != nil {
+		return nil, err
 	}
 	leases := askLeases(ctx, etcd, entries, f.program.connection.dialTimeout)
 	rows := make([]row, len(entries))
@@ -87,25 +102,35 @@ func (f *force) run(ctx context.Context, c *locker.Client, etcd *clientv3.Client
 		rows[i] = leases.row(e)
 	}
 	if err := printTable(f.program.stderr, queueHeader(f.format), queueLines(rows, f.format)); err != nil {
-		return err
+		return nil, err
 	}
 	f.say("\n%s", f.consequences(rows))
 	if f.lease {
-		if err := f.listLeases(ctx, c, etcd, entries); err != nil {
-			return err
-		}
+		err = f.listLeases(ctx, c, etcd, entries)
 	}
-	if err := f.confirm(ctx); err != nil {
-		return err
-	}
+	return entries, err
+}
+
+// remove removes the entries that were shown.
+func (f *force) remove(ctx context.Context, c *locker.Client, etcd *clientv3.Client, shown []locker.Entry) error {
+	ctx, cancel := f.program.inTime(ctx)
+	defer cancel()
 	if f.lease {
-		return f.revoke(ctx, c, etcd, entries)
+		return f.revoke(ctx, c, etcd, shown)
 	}
 	removed, err := c.ForceUnlock(ctx, f.name, f.token)
+	if ctx.Err() != nil && err != nil {
+		return f.unsure(ctx)
+	}
 	if err != nil {
 		return f.missing(err)
 	}
 	return f.report(removed)
+}
+
+// unsure returns the error that the end of ctx has cut off a removal.
+func (f *force) unsure(ctx context.Context) error {
+	return fmt.Errorf("it is not known whether anything was removed: %w; %q shows who is there", context.Cause(ctx), "locker queue "+shellWord(f.name))
 }
 
 // say explains on stderr: stdout is for the outcome.
@@ -139,17 +164,29 @@ func (f *force) missing(err error) error {
 // consequences says what follows from the removal.
 func (f *force) consequences(rows []row) string {
 	first := rows[0]
-	text := "It only waits: its call to Lock returns an error."
-	if first.State == stateHeld {
+	noticed := !slices.ContainsFunc(rows, func(r row) bool { return r.Lease == "" || r.Owner == nil })
+	var text string
+	switch {
+	case first.State == stateHeld && noticed:
 		delay := "TTL/3"
-		if first.Granted != nil {
-			delay += fmt.Sprintf(" (%v)", (time.Duration(*first.Granted) * time.Second / 3).Round(100*time.Millisecond))
+		if first.Granted != nil { // which has the lock-delay in it, if there is one
+			delay += fmt.Sprintf(" (at most %v)", (time.Duration(*first.Granted) * time.Second / 3).Round(100*time.Millisecond))
 		}
 		text = "Whoever is next in the queue can hold the name at once. The old holder may go on for up to " + delay +
 			"; its guarded writes are refused from now on."
+	case first.State == stateHeld:
+		text = "Whoever is next in the queue can hold the name at once."
+	case noticed:
+		text = "It only waits: its call to Lock returns an error."
+	default:
+		text = "It only waits."
 	}
-	if first.Owner == nil {
-		text += "\nIt is not an entry of Locker: whether its program notices is not known."
+	if !noticed {
+		why := "It has no lease"
+		if first.Lease != "" {
+			why = "It is not an entry of Locker"
+		}
+		text += "\n" + why + ": its program may never notice; stop it first."
 	}
 	if len(rows) > 1 {
 		text += fmt.Sprintf("\n%d entries have this token, and all of them are removed.", len(rows))

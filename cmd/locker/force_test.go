@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -24,7 +25,7 @@ func TestForceUnlock_RemovesTheEntryWithThatTokenAndTellsWhatFollows(t *testing.
 	}
 	for _, want := range []string{
 		fmt.Sprintf("%d", l.Token()), "one", lease(l), "held",
-		"The old holder may go on for up to TTL/3 (6.7s); its guarded writes are refused from now on.",
+		"The old holder may go on for up to TTL/3 (at most 6.7s); its guarded writes are refused from now on.",
 	} {
 		if !strings.Contains(got.stderr, want) {
 			t.Errorf("no %q in\n%s", want, got.stderr)
@@ -79,10 +80,58 @@ func TestForceUnlock_RemovesWhoWaitsAndWhatHasNoLease(t *testing.T) {
 		t.Error(got.stderr)
 	}
 	got = call(t, b, "force-unlock", "a", "--token", fmt.Sprint(stuck.Token), "--yes")
-	if got.code != 0 || !strings.Contains(got.stderr, "not an entry of Locker") {
+	if got.code != 0 || !strings.Contains(got.stderr, "It has no lease: its program may never notice; stop it first.") || strings.Contains(got.stderr, "TTL/3") {
 		t.Errorf("exit code %d, %s", got.code, got.stderr)
 	}
 	b.WantNoEntries(t)
+}
+
+func TestForceUnlock_WarnsThatAnotherProgramMayNeverNotice(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	lease, err := b.Etcd.Grant(locktest.Within(t), 60)
+	if err == nil {
+		_, err = b.Etcd.Put(locktest.Within(t), "locker/a/other", "", clientv3.WithLease(lease.ID))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := call(t, b, "force-unlock", "a", "--token", fmt.Sprint(locktest.Get(t, worker(t, b), "a").Token), "--yes")
+	if got.code != 0 || !strings.Contains(got.stderr, "not an entry of Locker: its program may never notice; stop it first.") || strings.Contains(got.stderr, "TTL/3") {
+		t.Errorf("exit code %d, %s", got.code, got.stderr)
+	}
+	b.WantNoEntries(t)
+}
+
+func TestForceUnlock_EndsIfEtcdStopsToAnswer(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	l := locktest.Lock(t, worker(t, b), "a", "one")
+	proxy := b.Server.Proxy(t)
+	etcd := proxy.Client(t)
+	c := locktest.NewClient(t, etcd)
+	shown, err := c.Queue(locktest.Within(t), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy.Freeze()
+	ctx := locktest.Within(t)
+	for _, revoke := range []bool{false, true} {
+		var stderr strings.Builder
+		f := &force{
+			program: &program{stderr: &stderr, connection: connection{dialTimeout: 10 * time.Millisecond}},
+			name:    "a", token: l.Token(), yes: true, lease: revoke,
+		}
+		for doing, err := range map[string]error{
+			"show":   func() error { _, err := f.show(ctx, c, etcd); return err }(),
+			"remove": f.remove(ctx, c, etcd, shown),
+		} {
+			if err == nil || !strings.Contains(err.Error(), "--dial-timeout") {
+				t.Errorf("%s, with --lease %v: %v", doing, revoke, err)
+			}
+		}
+	}
+	b.WantHeldAlone(t, l)
 }
 
 func TestForceUnlock_WithLeaseListsWhatGoesAlongAndRevokesIt(t *testing.T) {

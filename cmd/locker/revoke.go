@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func (f *force) listLeases(ctx context.Context, c *locker.Client, etcd *clientv3
 	for _, id := range leasesOf(entries) {
 		resp, err := etcd.TimeToLive(ctx, id, clientv3.WithAttachedKeys())
 		if err != nil {
-			return fmt.Errorf("what is on lease %x cannot be listed: %w", id, err)
+			return fmt.Errorf("nothing was removed: what is on lease %x cannot be listed: %w", id, cmp.Or(context.Cause(ctx), err))
 		}
 		if resp.TTL < 0 {
 			return fmt.Errorf("nothing was removed: lease %x is gone already", id)
@@ -83,7 +84,9 @@ func (f *force) revoke(ctx context.Context, c *locker.Client, etcd *clientv3.Cli
 		return errors.New("nothing was removed: the entry has changed in the meantime; try again")
 	}
 	for _, id := range leases {
-		if _, err := etcd.Revoke(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		if _, err := etcd.Revoke(ctx, id); err != nil && ctx.Err() != nil {
+			return f.unsure(ctx)
+		} else if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return fmt.Errorf("lease %x cannot be revoked: %w", id, err)
 		} else if err != nil {
 			return fmt.Errorf("nothing was removed: lease %x is gone already", id)
