@@ -42,10 +42,12 @@ Because --prefix is about names here, the prefix of the keys is --key-prefix.`,
 				p.connection.prefix = keyPrefix
 			}
 			return p.connected(cmd.Context(), func(ctx context.Context, c *locker.Client, _ *clientv3.Client) error {
+				w := &watched{client: c, shown: f != formatTable}
 				if len(args) == 1 {
-					return p.printStates(ctx, c, c.Watch(ctx, args[0]), f)
+					return p.printStates(ctx, c.Watch(ctx, args[0]), w, f)
 				}
-				return p.printStates(ctx, c, c.WatchPrefix(ctx, prefix), f)
+				w.readAll(ctx, prefix, p.connection.dialTimeout)
+				return p.printStates(ctx, c.WatchPrefix(ctx, prefix), w, f)
 			})
 		},
 	}
@@ -64,7 +66,7 @@ type transition struct {
 }
 
 // printStates prints states until they end. Being interrupted is no error.
-func (p *program) printStates(ctx context.Context, c *locker.Client, states iter.Seq2[locker.State, error], f format) error {
+func (p *program) printStates(ctx context.Context, states iter.Seq2[locker.State, error], w *watched, f format) error {
 	for state, err := range states {
 		if ctx.Err() != nil {
 			return nil
@@ -74,7 +76,9 @@ func (p *program) printStates(ctx context.Context, c *locker.Client, states iter
 		}
 		shown := transition{time.Now().UTC().Truncate(time.Millisecond), state.Revision, state.Holders, row{Name: state.Name, State: stateFree}}
 		if state.Held {
-			shown.row = rowOf(p.entryOf(ctx, c, state.Holder, f))
+			shown.row = rowOf(w.entryOf(ctx, state.Holder))
+		} else {
+			delete(w.queues, state.Name)
 		}
 		if f == formatJSON {
 			err = printJSON(p.stdout, shown, "")
@@ -88,20 +92,61 @@ func (p *program) printStates(ctx context.Context, c *locker.Client, states iter
 	return nil
 }
 
-// entryOf returns the entry of a holder. Who it belongs to is asked for only if that is shown,
-// and left out if the answer takes long.
-func (p *program) entryOf(ctx context.Context, c *locker.Client, holder locker.Holder, f format) locker.Entry {
+// watched has the queues of the names that are watched, as they were when somebody held the
+// name who was not known yet: who waited then is known once it holds.
+type watched struct {
+	client *locker.Client
+	shown  bool // whether it is shown who an entry belongs to, which a state does not say
+	queues map[string][]locker.Entry
+}
+
+// readAll reads the queues of all names that begin with prefix. If the answer takes longer
+// than patience, or the user may not do that, each is read once it is needed.
+func (w *watched) readAll(ctx context.Context, prefix string, patience time.Duration) {
+	if !w.shown {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	entries, err := w.client.Queues(ctx, prefix)
+	if err != nil {
+		return // what there is of the answer may lack the owners
+	}
+	w.queues = make(map[string][]locker.Entry)
+	for _, e := range entries {
+		w.queues[e.Name] = append(w.queues[e.Name], e)
+	}
+}
+
+// entryOf returns the entry of a holder. Whose it is is left out if the answer takes long.
+func (w *watched) entryOf(ctx context.Context, holder locker.Holder) locker.Entry {
 	found := locker.Entry{Holder: holder, Held: true}
-	if f == formatTable {
+	if !w.shown || w.find(&found) {
 		return found
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	queue, _ := c.Queue(ctx, holder.Name)
-	if i := slices.IndexFunc(queue, func(e locker.Entry) bool { return e.Token == holder.Token }); i >= 0 {
-		found.Key, found.Owner = queue[i].Key, queue[i].Owner
+	queue, err := w.client.Queue(ctx, holder.Name)
+	if err != nil {
+		return found
 	}
+	if w.queues == nil {
+		w.queues = make(map[string][]locker.Entry)
+	}
+	w.queues[holder.Name] = queue
+	w.find(&found)
 	return found
+}
+
+// find completes an entry with what is known, and reports whether that is anything.
+func (w *watched) find(entry *locker.Entry) bool {
+	queue := w.queues[entry.Name]
+	i := slices.IndexFunc(queue, func(e locker.Entry) bool { return e.Token == entry.Token && e.Lease == entry.Lease })
+	if i < 0 {
+		return false
+	}
+	entry.Key, entry.Owner = queue[i].Key, queue[i].Owner
+	return true
 }
 
 // line returns a state as a line.

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/locktest"
@@ -59,6 +63,43 @@ func TestWatch_OfAPrefixPrintsALineForEachName(t *testing.T) {
 	locktest.Unlock(t, l)
 	wantCells(t, p.line(t), "THEN|x.b|free")
 	p.wantInterrupted(t)
+}
+
+// Whose the entries are is read once, and again only for a holder that was not there then.
+func TestWatch_DoesNotReadAQueueForEachState(t *testing.T) {
+	t.Parallel()
+	b, ctx := locktest.Setup(t), locktest.Within(t)
+	for i := range 20 {
+		locktest.Lock(t, worker(t, b), fmt.Sprint("x.", i), "")
+	}
+	first := locktest.Lock(t, worker(t, b), "y", "")
+	next := waits(t, b, 2, "y", "")
+	var reads atomic.Int64
+	c := locktest.NewClient(t, b.Server.ClientWith(t, func(_ context.Context, _ string, req any, call func() error) error {
+		switch req.(type) {
+		case *pb.RangeRequest, *pb.TxnRequest:
+			reads.Add(1)
+		}
+		return call()
+	}))
+	w := &watched{client: c, shown: true}
+	w.readAll(ctx, "", locktest.Timeout)
+	atFirst := reads.Load()
+	locktest.Unlock(t, first)
+	handed := locktest.LockOf(t, next)
+	for _, holder := range locktest.List(t, worker(t, b), "") {
+		if e := w.entryOf(ctx, holder); e.Key == "" || e.Owner.Program != "worker" {
+			t.Errorf("%+v", e)
+		}
+	}
+	if n := reads.Load(); n != atFirst {
+		t.Errorf("%d reads at first, and %d more", atFirst, n-atFirst)
+	}
+	locktest.Unlock(t, handed)
+	again := locktest.Lock(t, worker(t, b), "y", "")
+	if e := w.entryOf(ctx, locktest.Get(t, worker(t, b), "y")); e.Key != again.Key() || reads.Load() == atFirst {
+		t.Errorf("%+v, %d reads", e, reads.Load())
+	}
 }
 
 func TestWatch_OfANameGoesOnAfterADisconnect(t *testing.T) {
