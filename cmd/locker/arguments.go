@@ -28,6 +28,15 @@ func atMost(name string) cobra.PositionalArgs {
 	}
 }
 
+// shellWord returns a name as it can be typed into a shell.
+func shellWord(name string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_/:@%+=,"
+	if name != "" && strings.Trim(name, plain) == "" && name[0] != '-' && name[0] != '=' { // zsh expands =name
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+}
+
 // refuseAsUsage makes wrong arguments of a command, and of all commands below it, errors of
 // the command line.
 func refuseAsUsage(cmd *cobra.Command) {

@@ -42,8 +42,8 @@ completed; the names come from etcd, which is given a second to answer.`,
 // completionTime bounds how long completing a name takes.
 const completionTime = time.Second
 
-// completeName returns the names that are held and begin with what was typed; none if etcd
-// does not answer at once.
+// completeName returns the names that are held, begin with what was typed, and need no
+// quotation marks; none if etcd does not answer at once.
 func (p *program) completeName(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 || p.connection.complete(cmd.Root().PersistentFlags()) != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -59,8 +59,8 @@ func (p *program) completeName(cmd *cobra.Command, args []string, typed string) 
 	holders, _ := c.List(ctx, typed)
 	var names []string
 	for _, h := range holders {
-		// What would have to be quoted cannot be typed anyway.
-		if (len(names) == 0 || names[len(names)-1] != h.Name) && printable(h.Name) == h.Name {
+		// A shell would obey what is not quoted, and not every script quotes what it is offered.
+		if (len(names) == 0 || names[len(names)-1] != h.Name) && shellWord(h.Name) == h.Name {
 			names = append(names, h.Name)
 		}
 	}

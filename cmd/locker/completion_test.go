@@ -24,7 +24,9 @@ func TestCompletion_HasTheNamesThatAreHeld(t *testing.T) {
 	locktest.Lock(t, c, "www.a", "")
 	locktest.Lock(t, c, "www.b", "")
 	locktest.Lock(t, c, "other", "")
-	locktest.PutKey(t, b.Etcd, "locker/www.\u009bc/1", "")
+	for _, name := range []string{"www.\u009bc", "www.$(x)a", "www.`x`", "www.a b", "www.a;x", "www.*", "www.~", "www.'", `www."`, `www.\`, "www.ä"} {
+		locktest.PutKey(t, b.Etcd, "locker/"+name+"/1", "")
+	}
 	endpoint := b.Server.Endpoints()[0]
 	for _, command := range []string{"get", "ls", "watch", "queue", "force-unlock"} {
 		got := callWith(t, nil, "__complete", command, "--endpoints", endpoint, "--dial-timeout", "1m", "www.")
@@ -37,6 +39,24 @@ func TestCompletion_HasTheNamesThatAreHeld(t *testing.T) {
 	}
 	if got := callWith(t, nil, "__complete", "get", "-o", ""); got.stdout != "table\nwide\njson\n:4\n" {
 		t.Errorf("formats: %q", got.stdout)
+	}
+}
+
+func TestCompletion_OffersNothingThatAShellWouldObey(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	for _, name := range []string{"$(x)a", "=ls", "-x", "~", "a"} {
+		locktest.PutKey(t, b.Etcd, "locker/"+name+"/1", "")
+	}
+	if got := callWith(t, nil, "__complete", "get", "--endpoints", b.Server.Endpoints()[0], "--dial-timeout", "1m", ""); got.stdout != "a\n:4\n" {
+		t.Errorf("offered %q", got.stdout)
+	}
+}
+
+func TestCompletion_HasTheCommandsThatHelpExplains(t *testing.T) {
+	t.Parallel()
+	if got := callWith(t, nil, "__complete", "help", "que"); got.stdout != "queue\tList everybody who holds a name or waits for it, in order\n:4\n" {
+		t.Errorf("offered %q", got.stdout)
 	}
 }
 

@@ -208,7 +208,7 @@ func (x *examination) entries(entries []locker.Entry) {
 		}
 	}
 	if stuck > most {
-		x.add(check, levelWrong, "%d more entries have no lease: %q lists them with LEASE none", stuck-most, "locker ls -o wide")
+		x.add(check, levelWrong, "%d more entries have no lease: %q lists those that hold a name, and %q those that wait for it as well, with LEASE none", stuck-most, "locker ls -o wide", "locker queue NAME")
 	}
 	if stuck == 0 {
 		x.add(check, levelOK, "%s, all with a lease", plural(len(entries), "entry is in the queues", "entries are in the queues"))
@@ -216,14 +216,6 @@ func (x *examination) entries(entries []locker.Entry) {
 	if foreign > 0 {
 		x.add(check, levelNote, "%s not of Locker, but for example of etcdctl lock", plural(foreign, "entry is", "entries are"))
 	}
-}
-
-// shellWord returns a name as it can be typed into a shell.
-func shellWord(name string) string {
-	if name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_/:@%+=,") == "" && name[0] != '-' {
-		return name
-	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }
 
 // versions looks for clients of several versions.

@@ -92,7 +92,7 @@ func TestDoctor_FindsEntriesThatStay(t *testing.T) {
 	for i := range 30 {
 		locktest.PutKey(t, b.Etcd, fmt.Sprintf("locker/many/%d", i), "")
 	}
-	examine(t, b).want(t, "entries", "wrong", "11 more entries have no lease")
+	examine(t, b).want(t, "entries", "wrong", "11 more entries have no lease", "locker queue NAME")
 }
 
 func TestDoctor_FindsSeveralVersionsOfLocker(t *testing.T) {
