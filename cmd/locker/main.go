@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -110,6 +111,35 @@ func (p *program) command() *cobra.Command {
 		p.doctor(), p.dev(), p.completion(),
 		p.version(),
 	)
+	root.SetHelpCommand(help())
 	refuseAsUsage(root)
 	return root
+}
+
+// help returns the command help. That of cobra shows the help of locker for any name.
+func help() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Explain a command",
+		Long:  `Help explains a command, with its flags and an example, or lists all commands.`,
+		Example: `  locker help
+  locker help run`,
+		PersistentPreRunE: func(*cobra.Command, []string) error { return nil }, // the environment does not matter
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) (names []string, _ cobra.ShellCompDirective) {
+			for _, about := range cmd.Root().Commands() {
+				if len(args) == 0 && about.IsAvailableCommand() && strings.HasPrefix(about.Name(), typed) {
+					names = append(names, cobra.CompletionWithDesc(about.Name(), about.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError("there is no command %q; %q lists all", strings.Join(args, " "), "locker help")
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }

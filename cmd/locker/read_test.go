@@ -187,10 +187,20 @@ func TestUsage_OfWhatIsNotValidIsOneSentenceAndCode2(t *testing.T) {
 		"get", "get a b", "get -o yaml a", "get " + strings.Repeat("x", 2000), "ls a b", "queue", "queue a b", "nonsense",
 		"watch", "watch a b", "watch a --prefix b", "force-unlock a", "force-unlock --token 1", "force-unlock a --token x",
 		"force-unlock a --token -1", "force-unlock a --token 1", "doctor a", "doctor --slow x", "dev a", "dev --listen x",
+		"help nosuch", "help get nosuch", "help --nonsense",
 		"dev --listen example.com:1", "dev --listen 127.0.0.1:0 --data /dev/null/x", "completion", "completion tcsh", "--nonsense", "get --ttl x a", "ls --ttl 1ns",
 	} {
 		if got := call(t, b, strings.Split(args, " ")...).want(t, 2); got.stdout != "" {
 			t.Errorf("%s: printed %q", args, got.stdout)
+		}
+	}
+}
+
+func TestHelp_ExplainsACommandWhateverTheEnvironmentIs(t *testing.T) {
+	t.Setenv("LOCKER_TTL", "nonsense")
+	for args, want := range map[string]string{"help": "Available Commands", "help get": "locker get NAME", "help help": "locker help [COMMAND]"} {
+		if got := callWith(t, nil, strings.Split(args, " ")...).want(t, 0); !strings.Contains(got.stdout, want) {
+			t.Errorf("%s: no %q in\n%s", args, want, got.stdout)
 		}
 	}
 }
@@ -212,7 +222,7 @@ func TestConnection_ThatFailsIsExplainedInTime(t *testing.T) {
 	}
 	nobody := l.Addr().String()
 	_ = l.Close()
-	for _, args := range []string{"get a", "ls", "queue a", "watch a", "force-unlock a --token 1 --yes"} {
+	for _, args := range []string{"get a", "ls", "queue a", "watch a", "force-unlock a --token 1 --yes", "get a --user me:secret", "doctor --user me:secret"} {
 		began := time.Now()
 		got := callWith(t, strings.NewReader(""), append([]string{"--endpoints", nobody, "--dial-timeout", "100ms"}, strings.Split(args, " ")...)...).want(t, 1)
 		soon(t, began)
