@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 )
 
 // force is the command force-unlock.
@@ -167,14 +168,14 @@ func (f *force) consequences(rows []row) string {
 	noticed := !slices.ContainsFunc(rows, func(r row) bool { return r.Lease == "" || r.Owner == nil })
 	var text string
 	switch {
-	case first.State == stateHeld && noticed:
+	case first.State == show.Held && noticed:
 		delay := "TTL/3"
 		if first.Granted != nil { // which has the lock-delay in it, if there is one
 			delay += fmt.Sprintf(" (at most %v)", (time.Duration(*first.Granted) * time.Second / 3).Round(100*time.Millisecond))
 		}
 		text = "Whoever is next in the queue can hold the name at once. The old holder may go on for up to " + delay +
 			"; its guarded writes are refused from now on."
-	case first.State == stateHeld:
+	case first.State == show.Held:
 		text = "Whoever is next in the queue can hold the name at once."
 	case noticed:
 		text = "It only waits: its call to Lock returns an error."

@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
@@ -150,22 +151,6 @@ func TestOutput_HasNothingThatATerminalWouldObey(t *testing.T) {
 	}
 }
 
-func TestPrintable_LeavesWhatIsPlainAsItIs(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]string{
-		"plain text":   "plain text",
-		"grüße 世界":     "grüße 世界",
-		"":             "",
-		`"quoted"`:     `"\"quoted\""`,
-		"two\nlines":   `"two\nlines"`,
-		"tab\tbetween": `"tab\tbetween"`,
-	} {
-		if got := printable(text); got != want {
-			t.Errorf("printable(%q) is %s, want %s", text, got, want)
-		}
-	}
-}
-
 func TestTable_IsAligned(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
@@ -290,7 +275,7 @@ func TestLeases_AreAskedAboutOnceAndNotAllAtOnce(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for _, e := range entries[len(entries)-2:] {
-		if r := found.row(e); r.TTL != nil || r.ttl() != unknown {
+		if r := found.row(e); r.TTL != nil || r.ttl() != show.Unknown {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -310,7 +295,7 @@ func TestLeases_AreUnknownOnceEtcdDoesNotAnswer(t *testing.T) {
 	began := time.Now()
 	found := askLeases(locktest.Within(t), etcd, entries, 100*time.Millisecond)
 	soon(t, began)
-	if r := found.row(entries[0]); r.ttl() != unknown {
+	if r := found.row(entries[0]); r.ttl() != show.Unknown {
 		t.Errorf("%+v", r)
 	}
 }

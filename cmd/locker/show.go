@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,12 +12,10 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf16"
-	"unicode/utf8"
-
-	"github.com/spf13/cobra"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
+	"github.com/spf13/cobra"
 )
 
 // format is the value of --output.
@@ -49,71 +46,20 @@ func outputFlag(cmd *cobra.Command, f *format) {
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// unknown stands for what is not known.
-const unknown = "–"
-
-// row is an entry as it is shown. Its JSON is an interface: fields are added, and none is
-// renamed or removed.
+// row is an entry as it is shown.
 type row struct {
-	Name    string        `json:"name"`
-	Key     string        `json:"key"`
-	State   string        `json:"state"`
-	Kind    string        `json:"kind"`
-	Limit   int           `json:"limit"`
-	Value   string        `json:"value"`
-	Binary  string        `json:"value_base64,omitempty"` // if the value is not text
-	Token   int64         `json:"token"`
-	Lease   string        `json:"lease"`
-	TTL     *int64        `json:"ttl_left_seconds"`
-	Granted *int64        `json:"ttl_granted_seconds"`
-	Owner   *locker.Owner `json:"owner"`
-	Waiters *int          `json:"waiters,omitempty"` // of ls
+	Name string `json:"name"`
+	show.Entry
+	Waiters *int `json:"waiters,omitempty"` // of ls
 }
 
-// States of a row.
-const (
-	stateHeld    = "held"
-	stateWaiting = "waiting"
-	stateFree    = "free" // of a name, in what watch prints
-)
+// stateFree is the state of a name that nobody holds, in what watch prints.
+const stateFree = "free"
 
 // rowOf returns an entry as it is shown.
-func rowOf(e locker.Entry) row {
-	r := row{Name: e.Name, Key: e.Key, State: stateWaiting, Limit: e.Limit, Value: e.Value, Token: e.Token, Lease: leaseID(e.Lease)}
-	if e.Held {
-		r.State = stateHeld
-	}
-	switch e.Limit {
-	case 0:
-		r.Kind = "shared"
-	case 1:
-		r.Kind = "exclusive"
-	default:
-		r.Kind = "limited"
-	}
-	if !utf8.ValidString(e.Value) {
-		r.Binary = base64.StdEncoding.EncodeToString([]byte(e.Value))
-	}
-	if e.Owner != (locker.Owner{}) {
-		r.Owner = &e.Owner
-	}
-	return r
-}
+func rowOf(e locker.Entry) row { return row{Name: e.Name, Entry: show.EntryOf(e)} }
 
-// leaseID returns a lease as etcdctl writes it, empty if there is none.
-func leaseID(id clientv3.LeaseID) string {
-	if id == 0 {
-		return ""
-	}
-	return strconv.FormatInt(int64(id), 16)
-}
-
-func (r row) kind() string {
-	if r.Kind == "limited" {
-		return "limit " + strconv.Itoa(r.Limit)
-	}
-	return r.Kind
-}
+func (r row) kind() string { return show.Kind(r.Limit) }
 
 // holding returns the state and the kind of a holder.
 func (r row) holding() string {
@@ -126,40 +72,39 @@ func (r row) holding() string {
 // value returns the value, abbreviated unless f is wide.
 func (r row) value(f format) string {
 	const limit = 60
-	text := r.Value
-	if f != formatWide && utf8.RuneCountInString(text) > limit {
-		return printable(string([]rune(text)[:limit])) + "…"
-	}
-	if text == "" {
+	switch {
+	case r.Value == "":
 		return `""`
+	case f == formatWide:
+		return printable(r.Value)
 	}
-	return printable(text)
+	return show.Beginning(r.Value, limit)
 }
 
 func (r row) process() string {
 	if r.Owner == nil {
-		return unknown
+		return show.Unknown
 	}
-	return printable(r.Owner.Host) + ":" + strconv.Itoa(r.Owner.PID)
+	return show.Process(*r.Owner)
 }
 
 func (r row) program() string {
 	if r.Owner == nil || r.Owner.Program == "" {
-		return unknown
+		return show.Unknown
 	}
 	return printable(r.Owner.Program)
 }
 
 func (r row) since() string {
 	if r.Owner == nil || r.Owner.Start.IsZero() {
-		return unknown
+		return show.Unknown
 	}
 	return r.Owner.Start.UTC().Format(time.DateTime + "Z")
 }
 
 func (r row) version() string {
 	if r.Owner == nil || r.Owner.Version == "" {
-		return unknown
+		return show.Unknown
 	}
 	return printable(r.Owner.Version)
 }
@@ -174,19 +119,13 @@ func (r row) lease() string {
 // ttl returns the time to live that is left, of that which was granted.
 func (r row) ttl() string {
 	if r.TTL == nil {
-		return unknown
+		return show.Unknown
 	}
 	return fmt.Sprintf("%ds/%ds", *r.TTL, *r.Granted)
 }
 
-// printable returns a text as it may be printed. A text with anything in it that a terminal
-// would obey or not show is quoted, and so is one that looks quoted.
-func printable(text string) string {
-	if utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) && !strings.HasPrefix(text, `"`) {
-		return text
-	}
-	return strconv.Quote(text)
-}
+// printable returns a text as it may be printed.
+func printable(text string) string { return show.Text(text) }
 
 // oneLine returns a message without what a terminal would obey, as one line.
 func oneLine(text string) string {

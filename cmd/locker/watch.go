@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 )
 
 func (p *program) watch() *cobra.Command {
@@ -74,7 +75,7 @@ func (p *program) printStates(ctx context.Context, states iter.Seq2[locker.State
 		if err != nil {
 			return err
 		}
-		shown := transition{time.Now().UTC().Truncate(time.Millisecond), state.Revision, state.Holders, row{Name: state.Name, State: stateFree}}
+		shown := transition{time.Now().UTC().Truncate(time.Millisecond), state.Revision, state.Holders, row{Name: state.Name, Entry: show.Entry{State: stateFree}}}
 		if state.Held {
 			shown.row = rowOf(w.entryOf(ctx, state.Holder))
 		} else {
