@@ -75,10 +75,10 @@ func (p *program) run() *cobra.Command {
 	flags.StringVar(&r.value, "value", "", "value of the lock, which others see")
 	flags.StringVarP(&r.text, "command", "c", "", "`text` to run with sh -c, instead of a command")
 	flags.BoolVarP(&r.try, "nonblock", "n", false, "do not wait if the lock is taken")
-	flags.DurationVarP(&r.wait, "wait", "w", 0, "wait no longer than this (default: for ever)")
+	flags.DurationVarP(&r.wait, "wait", "w", 0, "wait no longer than this (default: forever)")
 	flags.IntVarP(&r.busy, "conflict-exit-code", "E", exitBusy, "exit `code` if the lock was not free, or not in time")
 	flags.BoolVar(&r.keep, "keep", false, "after a loss wait for the lock again, and run the command again")
-	flags.DurationVar(&r.grace, "grace", 0, "time the command has to end after a loss (default: a tenth of the TTL)")
+	flags.DurationVar(&r.grace, "grace", 0, "time between TERM and KILL after a loss (default: a tenth of the TTL)")
 	flags.BoolVarP(&r.shared, "shared", "s", false, "share the lock with others that are shared")
 	flags.IntVar(&r.limit, "limit", 0, "let up to `n` hold the lock at one time, this one included")
 	flags.StringArrayVar(&r.also, "also", nil, "another `name` to lock together with the first; may be repeated")
@@ -91,19 +91,23 @@ const runHelp = `Run waits until it holds the lock NAME, runs the command, and r
 
 The command gets stdin, stdout, stderr and its arguments as they are, and in its environment
 LOCKER_NAME, LOCKER_KEY (the key in etcd), LOCKER_TOKEN (the fencing token), LOCKER_LEASE (hex),
-and for programs made for etcdctl lock ETCD_LOCK_KEY and ETCD_LOCK_REV (the token as well).
+and for programs made for etcdctl lock ETCD_LOCK_KEY and ETCD_LOCK_REV (the token as well). If
+LOCKER_KEY was the file of a TLS key, ETCDCTL_KEY has that, so that a locker in there connects.
 
 If the lock is lost, the command gets TERM at once and KILL when the grace has passed, before the
-lease can run out: nothing of it is left when another can hold the lock. The grace is the safety
-margin of the lease; --grace asks for a TTL of at least twice as much. After force-unlock, or if
-the lease was revoked, another may hold the lock before the command has ended.
+lease can run out: nothing of it is left when another can hold the lock. The safety margin of the
+lease is the grace and a reserve, a quarter of it and at most 500ms, in which KILL takes effect;
+--grace asks for a TTL of at least twice the margin. If TERM is late, because locker is stopped
+or the machine is overloaded, KILL is not. After force-unlock, or if the lease was revoked, another
+may hold the lock before the command has ended.
 
 The command runs in a process group of its own. If it ends and leaves processes behind, they get
 TERM, and KILL after the grace, before the lock is released: what is to outlive the lock has to be
 started by somebody else. Signals are passed on to the group; while there is no command yet, they
-end the wait. If stdin is a terminal, the command has it, and a pager in the same pipeline has it
-only after that. A command that is stopped (^Z) stops locker with it, so that the lock is lost
-after the TTL.
+end the wait. Not passed on are KILL, STOP, TTIN, TTOU, and those that the kernel sends a program
+about itself, such as CHLD, PIPE, URG, XCPU, XFSZ, VTALRM, PROF, and faults. If stdin is a
+terminal, the command has it, and a pager in the same pipeline has it only after that. A command
+that is stopped (^Z) stops locker with it, so that the lock is lost after the TTL.
 
 --shared and --limit are meant for all names. A lock of several names is taken and lost as one.
 
@@ -112,10 +116,10 @@ is taken (-n) or was not free in time (-w), -E sets another; 76 if the lock was 
 failed, 126 if the command cannot be run, 127 if there is none; 128 and the number of a signal that
 ended the wait; 2 for a bad command line.
 
-On Linux nothing outlives a kill -9 of locker, and processes that have left the group are ended as
-well; but who kills both locker and the process that guards the command (locker guard) with -9 at
-one time ends only the command itself. A command that changes its user, as sudo does, cannot be
-ended by a locker without that right. On other Unixes processes that have left the group are not
+On Linux nothing outlives a kill -9 of locker or of the process that guards the command (locker
+guard), and processes that have left the group are ended as well; but if somebody kills both with
+-9 at one time, only the command itself ends. A command that changes its user, as sudo does, cannot
+be ended by a locker without that right. On other Unixes processes that have left the group are not
 found. On Windows only the process of the command is ended, without a TERM before, signals are not
 passed on, and the command outlives a locker that is killed.`
 
@@ -161,7 +165,7 @@ func (r *run) check(cmd *cobra.Command, args []string) error {
 	if ttl := &r.connection.ttl; r.grace == 0 {
 		r.grace = *ttl / 10
 	} else {
-		*ttl = max(*ttl, 2*r.grace)
+		*ttl = max(*ttl, 2*r.margin())
 	}
 	r.log = slog.New(r.reports())
 	return nil
@@ -211,9 +215,17 @@ func (r *run) closing(err error) error {
 
 // connect opens the client.
 func (r *run) connect(ctx context.Context) (err error) {
-	r.client, _, r.close, err = r.connection.open(ctx, locker.WithSafetyMargin(r.grace), locker.WithLogger(r.log), locker.WithProgram(r.title()))
+	r.client, _, r.close, err = r.connection.open(ctx, locker.WithSafetyMargin(r.margin()), locker.WithLogger(r.log), locker.WithProgram(r.title()))
 	return err
 }
+
+// margin is the safety margin of the lease: how long before the lease can run out the command
+// gets TERM.
+func (r *run) margin() time.Duration { return r.grace + r.reserve() }
+
+// reserve is how long before the lease can run out the command is killed: that takes a
+// moment, too.
+func (r *run) reserve() time.Duration { return min(r.grace/4, 500*time.Millisecond) }
 
 // title is what others see of the program: locker, whose process it is, and the command.
 func (r *run) title() string {
@@ -293,7 +305,7 @@ func (r *run) unlock(ctx context.Context, l *locker.Lock) error {
 	case r.json:
 		r.log.Warn("release not confirmed", "name", r.name, "error", err.Error())
 	default:
-		fmt.Fprintf(r.stderr, "locker: the release of %s is not confirmed, it may stay locked for %v: %v\n", printable(r.name), r.connection.ttl, err)
+		fmt.Fprintf(r.stderr, "locker: the release of %s is not confirmed, it may stay locked for %v: %v\n", printable(r.name), r.connection.ttl, oneLine(err.Error()))
 	}
 	return nil
 }

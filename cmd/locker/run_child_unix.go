@@ -18,6 +18,7 @@ import (
 type child struct {
 	*run
 	lock     *locker.Lock
+	adopting bool // what the guard leaves behind becomes a child of locker, which has no others
 	guard    *exec.Cmd
 	link     *link
 	group    int              // process group; 0 until the command has started
@@ -38,12 +39,13 @@ func (r *run) execute(l *locker.Lock) (code int, err error) {
 	c.watch()
 	c.takeTerminal()
 	_ = c.link.conn.Close()
-	_ = c.guard.Wait()
+	if c.guard.Wait() != nil { // it did not end by itself, when nothing was left
+		c.killRest()
+	}
 	switch {
 	case c.failed != nil:
 		return 0, c.failed
 	case c.code == nil:
-		c.killGroup()
 		return 0, errors.New("the process that guarded the command was killed, and so was the command")
 	}
 	return *c.code, nil
@@ -67,7 +69,11 @@ func (c *child) start() error {
 	c.guard.Args[0] = "locker"
 	c.guard.Stdin, c.guard.Stdout, c.guard.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.guard.Env = environmentUnder(c.lock)
-	c.guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // who stops locker does not stop the guard
+	c.guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // what stops locker, as ^Z does, does not stop the guard
+	// Children that are there already are not of locker, but of a shell that has become it.
+	if c.adopting = adopts && len(children()) == 0; c.adopting {
+		adoptOrphans()
+	}
 	if err := c.guard.Start(); err != nil {
 		return err
 	}
@@ -99,8 +105,7 @@ func (c *child) watch() {
 			c.endCommand()
 		case <-c.backstop:
 			c.killGroup()
-			_ = c.guard.Process.Kill()
-			_ = c.guard.Process.Signal(syscall.SIGCONT)
+			_ = c.guard.Process.Kill() // and then the rest
 		}
 	}
 }
@@ -135,10 +140,6 @@ func (c *child) pass(s syscall.Signal) {
 	_ = c.link.send(order{Signal: s})
 }
 
-// The guard kills the command this long before the lease can run out: killing takes a
-// moment, too.
-func (c *child) reserve() time.Duration { return min(c.grace/4, 500*time.Millisecond) }
-
 // extend tells the guard how long the lock is held. The guard makes use of it only if locker
 // is stopped meanwhile; else locker is the first to know of a loss. A locker that was
 // stopped, or whose machine slept, learns of a loss here.
@@ -148,7 +149,7 @@ func (c *child) extend() {
 	}
 	if deadline := c.lock.Deadline(); !deadline.Equal(c.deadline) {
 		c.deadline = deadline
-		_ = c.link.send(order{Term: at(deadline) + c.grace/4, Kill: at(deadline) + c.grace - c.reserve()})
+		_ = c.link.send(order{Term: at(deadline) + c.reserve(), Kill: at(deadline) + c.grace})
 	}
 }
 
@@ -159,17 +160,40 @@ func (c *child) endCommand() {
 	if deadline := at(c.lock.Deadline()); deadline < from {
 		from = deadline
 	}
-	kill := max(from+c.grace-c.reserve(), 1)
+	kill := max(from+c.grace, 1)
 	_ = c.link.send(order{Term: max(from, 1), Kill: kill})
 	c.backstop = time.After(kill - now() + c.reserve()/2)
 }
 
-// killGroup kills what is left of the command's group, and waits until it is gone; or not
-// much longer, if something there cannot be killed. It is for when the guard does not do so.
-func (c *child) killGroup() {
-	for end := time.Now().Add(c.grace); c.group != 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if syscall.Kill(-c.group, syscall.SIGKILL) == syscall.ESRCH {
+// killRest kills what a guard that was killed has left behind, and waits until it is gone; or
+// not much longer, if something there cannot be killed.
+func (c *child) killRest() {
+	for end := time.Now().Add(c.grace); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		left := c.killGroup()
+		if c.adopting {
+			for _, pid := range children() {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+			left = isParent() || left
+		}
+		if !left {
 			return
+		}
+	}
+}
+
+// killGroup kills the command's group, and reports whether there was one.
+func (c *child) killGroup() bool {
+	return c.group != 0 && syscall.Kill(-c.group, syscall.SIGKILL) != syscall.ESRCH
+}
+
+// isParent reports whether this process has children. Those that have ended are waited for,
+// and count no more.
+func isParent() bool {
+	for {
+		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		if pid <= 0 && err != syscall.EINTR {
+			return err == nil
 		}
 	}
 }

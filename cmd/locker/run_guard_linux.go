@@ -14,7 +14,8 @@ import (
 const clock = unix.CLOCK_BOOTTIME
 
 // adopts says that whatever the command has started becomes a child of the guard when its
-// parent ends. So the guard can wait for all of it, also for what has left the group.
+// parent ends, and of locker when the guard ends. So they can wait for all of it, also for
+// what has left the group.
 const adopts = true
 
 func adoptOrphans() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"os/signal"
 	"runtime"
 	"strconv"
@@ -106,9 +105,6 @@ func startCommand(path string, argv []string, foreground bool) (pid int, err err
 	pid, err = syscall.ForkExec(path, argv, process)
 	if errors.Is(err, syscall.ENOEXEC) {
 		pid, err = syscall.ForkExec("/bin/sh", append([]string{"/bin/sh", path}, argv[1:]...), process)
-	}
-	if errors.Is(err, exec.ErrNotFound) {
-		err = syscall.ENOENT
 	}
 	return pid, err
 }

@@ -21,9 +21,9 @@ func (c *child) inForeground() bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// stop stops locker along with the command, so that the shell notices. Who stops just the
-// command with SIGSTOP means to continue it, and locker keeps the lock. A command that was
-// told to end may have been stopped since because it uses the terminal.
+// stop stops locker along with the command, so that the shell notices. If somebody
+// stops just the command with SIGSTOP, they mean to continue it, and locker keeps the lock. A
+// command that was told to end may have been stopped since because it uses the terminal.
 func (c *child) stop(s syscall.Signal) {
 	if s == syscall.SIGSTOP || c.lock.Err() != nil {
 		return

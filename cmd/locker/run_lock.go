@@ -76,8 +76,10 @@ func (r *run) refused(err error) error {
 	return asUsage(err)
 }
 
-// environment returns the environment of the command: what locker has inherited, and what
-// says which lock is held. That replaces what an outer lock has set.
+// environmentUnder returns the environment of the command: what locker has inherited, and
+// what says which lock is held. That replaces what an outer lock has set. It also replaces
+// LOCKER_KEY if that names the file with a key of TLS, which a locker in the command then
+// finds in ETCDCTL_KEY.
 func environmentUnder(l *locker.Lock) []string {
 	token := strconv.FormatInt(l.Token(), 10)
 	set := []string{
@@ -87,6 +89,9 @@ func environmentUnder(l *locker.Lock) []string {
 		"LOCKER_LEASE=" + path.Base(l.Key()),
 		"ETCD_LOCK_KEY=" + l.Key(),
 		"ETCD_LOCK_REV=" + token,
+	}
+	if file := os.Getenv("LOCKER_KEY"); file != "" && !isOfRun("LOCKER_KEY") {
+		set = append(set, "ETCDCTL_KEY="+file)
 	}
 	inherited := slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return slices.ContainsFunc(set, func(s string) bool {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,8 +77,8 @@ func TestRun_NothingIsLeftWhenAnotherHolds_LockerStopped(t *testing.T) {
 	p.wantEnd(t, exitLost)
 }
 
-// Who stops the guard as well stops everything that could end the command; but then it ends
-// at once when they go on.
+// If the guard is stopped as well, nothing can end the command; but then it ends at once when
+// they go on.
 func TestRun_EndsTheCommandAtOnceWhenItGoesOn(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
@@ -102,7 +103,7 @@ func TestRun_NothingIsLeftWhenAnotherHolds_GuardStopped(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	p := runUnder(t, proxy.Endpoints(), "a", "--grace", "2s", "-c", "echo $PPID; trap '' TERM; sleep 1000 & echo $$ $!; while :; do wait; done")
+	p := runUnder(t, proxy.Endpoints(), "a", "--grace", "2s", "-c", "echo $PPID; "+stubborn)
 	guard := p.pids(t)[0]
 	pids := p.pids(t)
 	next := waiting(t, b, "a")
@@ -115,13 +116,29 @@ func TestRun_NothingIsLeftWhenAnotherHolds_GuardStopped(t *testing.T) {
 func TestRun_KillsTheCommandIfTheGuardIsKilled(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
-	p := runUnder(t, b.Server.Endpoints(), "a", "-c", "echo $PPID; trap '' TERM; sleep 1000 & echo $$ $!; while :; do wait; done")
+	p := runUnder(t, b.Server.Endpoints(), "a", "-c", "echo $PPID; "+stubborn)
 	guard := p.pids(t)[0]
 	pids := p.pids(t)
 	next := waiting(t, b, "a")
 	_ = syscall.Kill(guard, syscall.SIGKILL)
 	goneFirst(t, pids, next)
 	p.wantEnd(t, exitUnable)
+}
+
+// A shell that has replaced itself by locker leaves it children that are none of its business.
+func TestRun_SparesTheJobsOfTheShellThatHasBecomeLocker(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	self, _ := os.Executable()
+	cmd := command(b.Server.Endpoints())
+	cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `sleep 1000 <&- >&- 2>&- & echo $!; exec "$@"`, "sh",
+		self, "run", "a", "-c", "kill -9 $PPID; sleep 1000"}
+	p := launch(t, cmd)
+	job := p.pids(t)[0]
+	p.wantEnd(t, exitUnable)
+	if !alive(job) {
+		t.Error("the job was killed")
+	}
 }
 
 // That is all that is promised if both are killed: the command itself ends.
@@ -162,6 +179,38 @@ func TestRun_LearnsOfAForcedUnlock(t *testing.T) {
 	forceOpen(t, b.Client(t), "a", token)
 	p.wantLine(t, "cleaned up")
 	t.Logf("the command had TERM after %v, with a TTL of %v", time.Since(began).Round(time.Millisecond), locktest.Brief)
+	p.wantEnd(t, exitLost)
+}
+
+// A command that does not end by TERM has all of the grace before it is killed.
+func TestRun_KillsNoSoonerThanTheGraceAllows(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	const grace = 2 * time.Second
+	p := runUnder(t, b.Server.Endpoints(), "a", "--grace", grace.String(), "-c", stubborn)
+	pids := p.pids(t)
+	token := locktest.Get(t, b.Client(t), "a").Token
+	before := time.Now() // before TERM as well
+	forceOpen(t, b.Client(t), "a", token)
+	if got := gone(t, pids).Sub(before); got < grace {
+		t.Errorf("the command was killed %v after TERM at the latest", got)
+	}
+	p.wantEnd(t, exitLost)
+}
+
+// The command of a lock may be a locker that holds another one: that, its guard, its command
+// and whatever this has started have ended before another holds the outer lock.
+func TestRun_NothingIsLeftWhenAnotherHolds_LockerInTheCommand(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	proxy := b.Server.Proxy(t)
+	self, _ := os.Executable()
+	p := runUnder(t, proxy.Endpoints(), "outer", "--grace", "1s", "--", "sh", "-c", `echo $$; exec "$@"`, "sh",
+		self, "--endpoints", strings.Join(b.Server.Endpoints(), ","), "--ttl", "1m", "run", "inner", "-c", "echo $PPID; "+stubborn)
+	pids := slices.Concat(p.pids(t), p.pids(t), p.pids(t)) // locker, its guard, and the command
+	next := waiting(t, b, "outer")
+	proxy.Cut()
+	goneFirst(t, pids, next)
 	p.wantEnd(t, exitLost)
 }
 
@@ -254,7 +303,7 @@ func TestRun_ALossThatTheReleaseFinds(t *testing.T) {
 	}
 }
 
-// Who stops only the command means to continue it.
+// If somebody stops only the command, they mean to continue it.
 func TestRun_KeepsTheLockWhileOnlyTheCommandIsStopped(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)

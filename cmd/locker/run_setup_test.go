@@ -221,12 +221,22 @@ func alive(pid int) bool {
 // gone waits until none of the processes is alive, and returns when that was.
 func gone(t *testing.T, pids []int) time.Time {
 	t.Helper()
+	_, gone := lastSeen(t, pids)
+	return gone
+}
+
+// lastSeen waits until none of the processes is alive, and returns the last time when it has
+// seen one, and the first when it has seen none.
+func lastSeen(t *testing.T, pids []int) (seen, gone time.Time) {
+	t.Helper()
 	for deadline := time.Now().Add(locktest.Timeout); ; time.Sleep(time.Millisecond) {
 		switch now := time.Now(); {
 		case !slices.ContainsFunc(pids, alive):
-			return now
+			return seen, time.Now()
 		case now.After(deadline):
 			t.Fatalf("of the processes %v some do not end", pids)
+		default:
+			seen = now
 		}
 	}
 }
@@ -235,8 +245,11 @@ func gone(t *testing.T, pids []int) time.Time {
 // prints by how much.
 func goneFirst(t *testing.T, pids []int, next <-chan locktest.Outcome) {
 	t.Helper()
-	ended := make(chan time.Time, 1)
-	go func() { ended <- gone(t, pids) }()
+	last := make(chan time.Time, 1)
+	go func() {
+		seen, _ := lastSeen(t, pids)
+		last <- seen
+	}()
 	o := locktest.Receive(t, next)
 	held := time.Now()
 	if o.Err != nil {
@@ -245,10 +258,11 @@ func goneFirst(t *testing.T, pids []int, next <-chan locktest.Outcome) {
 	if left := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return !alive(pid) }); len(left) > 0 {
 		t.Errorf("another holds the lock, and there are still %v", left)
 	}
-	slack := held.Sub(locktest.Receive(t, ended))
-	t.Logf("the command had ended %v before another held the lock", slack.Round(time.Millisecond))
-	if slack < 0 {
-		t.Errorf("the command has ended %v after another held the lock", -slack)
+	seen := locktest.Receive(t, last)
+	if slack := held.Sub(seen); slack < 0 {
+		t.Errorf("the command was seen %v after another held the lock", -slack)
+	} else if !seen.IsZero() {
+		t.Logf("the command was last seen %v before another held the lock", slack.Round(time.Millisecond))
 	}
 }
 

@@ -6,7 +6,8 @@ import (
 )
 
 // passedOn are the signals that the command gets from locker: those that somebody may send
-// it, real-time signals included, and none that the kernel sends locker about itself.
+// it, real-time signals included, and none that the kernel sends locker about itself, as it
+// does SIGXCPU, SIGXFSZ, SIGVTALRM and SIGPROF. The help names the exceptions.
 var passedOn = append([]os.Signal{
 	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
 	syscall.SIGALRM, syscall.SIGWINCH, syscall.SIGCONT, syscall.SIGTSTP, syscall.SIGIO, syscall.SIGPWR,

@@ -28,7 +28,7 @@ func (r *run) listen() {
 			signal.Notify(r.signals, s)
 		}
 	}
-	// Without that, who takes the terminal back from the background is stopped.
+	// Without that, locker would be stopped when it takes the terminal back from the background.
 	signal.Ignore(syscall.SIGTTOU)
 }
 

@@ -4,7 +4,13 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/internal/locktest"
@@ -107,6 +114,47 @@ func TestRun_EnvironmentIsThatOfTheInnermostLock(t *testing.T) {
 	}
 	_ = p.stdin.Close()
 	p.wantEnd(t, 1) // of read
+}
+
+// LOCKER_KEY, the file with the key of TLS, becomes the key of the lock. What the file is has
+// to reach a locker in the command nevertheless: without it, it could not use the certificate.
+func TestRun_ALockerInTheCommandHasTheFileOfTheTLSKey(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	cert, key := certificate(t)
+	self, _ := os.Executable()
+	cmd := command(b.Server.Endpoints(), "run", "outer", "--", self, "run", "middle", "--",
+		self, "run", "inner", "--", "sh", "-c", `echo "$LOCKER_NAME $LOCKER_CERT $ETCDCTL_KEY"; echo "$LOCKER_KEY"`)
+	cmd.Env = append(cmd.Env, "LOCKER_CERT="+cert, "LOCKER_KEY="+key)
+	p := launch(t, cmd)
+	p.wantLine(t, "inner "+cert+" "+key)
+	if got := p.line(t); !strings.HasPrefix(got, "locker/inner/") {
+		t.Errorf("LOCKER_KEY is %q", got)
+	}
+	p.wantEnd(t, 0)
+}
+
+// certificate returns the files of a certificate and of its key.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	signed, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encoded, err := x509.MarshalECPrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	write(t, cert, 0o600, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})))
+	write(t, key, 0o600, string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: encoded})))
+	return cert, key
 }
 
 func TestRun_InputAndArgumentsAreUntouched(t *testing.T) {
@@ -329,8 +377,8 @@ func TestRun_SaysWhoseProcessItIs(t *testing.T) {
 		t.Errorf("owner %+v", o)
 	}
 	resp, err := b.Etcd.TimeToLive(locktest.Within(t), queue[0].Lease)
-	if err != nil || resp.GrantedTTL != 40 {
-		t.Errorf("TTL %+v, %v; want twice the grace", resp, err)
+	if err != nil || resp.GrantedTTL != 41 {
+		t.Errorf("TTL %+v, %v; want twice the grace and its reserve", resp, err)
 	}
 	_ = p.stdin.Close()
 	p.wantEnd(t, 1)
