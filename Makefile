@@ -33,6 +33,8 @@ lint: ## gofmt, go.mod and its like complete, go vet, staticcheck, govulncheck
 	@before=$$(cksum <go.work.sum); go list -m all >/dev/null || exit 1; test "$$before" = "$$(cksum <go.work.sum)" || \
 		{ echo "go.work.sum was not complete; what it lacked has been added"; exit 1; }
 	go vet $(PACKAGES)
+	GOOS=darwin go vet ./cmd/locker
+	GOOS=windows go vet ./cmd/locker
 	go run $(STATICCHECK) $(PACKAGES)
 	@echo go run $(GOVULNCHECK) -db $(VULNDB) $(PACKAGES)
 	@found=$$(go run $(GOVULNCHECK) -db $(VULNDB) $(PACKAGES) 2>&1) && echo "$$found" || { echo "$$found"; \
