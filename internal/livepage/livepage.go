@@ -26,8 +26,8 @@ import (
 	"time"
 )
 
-// readTimeout bounds the time in which a client sends a request, and writeTimeout the time in
-// which it reads what is not written by write or a Stream. A Stream is not bounded.
+// readTimeout bounds the time in which a client sends a request, and writeTimeout the time
+// until it has read an answer. What write and Stream send has deadlines of its own instead.
 const (
 	readTimeout  = 30 * time.Second
 	writeTimeout = time.Minute
@@ -134,8 +134,7 @@ func Health(w http.ResponseWriter, age time.Duration) {
 }
 
 // Serve serves until ctx ends, and returns when all requests have ended: streams end with ctx,
-// other requests within a second or they are cut off. The context of a request ends after
-// half a minute, unless it is that of a Stream.
+// other requests within a second or they are cut off.
 func Serve(ctx context.Context, l net.Listener, handler http.Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

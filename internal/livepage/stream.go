@@ -51,11 +51,6 @@ func (s *Stream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header.Get("Last-Event-ID"); id != "" {
 		seen = id
 	}
-	// The server would take the end of its ReadTimeout for the end of the client.
-	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
-		http.Error(w, "cannot serve a stream: "+err.Error(), http.StatusInternalServerError)
-		return
-	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	pulse := time.NewTicker(PulseInterval)
 	defer pulse.Stop()
