@@ -52,6 +52,22 @@ func TestConnection_OfAUserIsGivenUpInTime(t *testing.T) {
 	}
 }
 
+// To log in takes four delays, and to ask another two: each would be in time by itself.
+func TestConnection_LogsInAndAsksWithinOneTimeout(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t, embedtest.WithAuth())
+	b.AddUser(t, "reader")
+	b.Permit(t, "reader", clientv3.PermissionType(clientv3.PermRead), "locker/")
+	proxy := b.Server.Proxy(t)
+	const delay = 200 * time.Millisecond
+	proxy.Delay(delay)
+	c := connection{endpoints: proxy.Endpoints(), user: "reader:reader", dialTimeout: 5 * delay, prefix: "locker/", ttl: time.Minute}
+	if _, _, stop, err := c.open(locktest.Within(t)); err == nil {
+		stop()
+		t.Error("it took longer than the timeout")
+	}
+}
+
 // Locks are released after the context that the program was connected with has ended.
 func TestConnection_OutlivesTheContextItWasMadeWith(t *testing.T) {
 	t.Parallel()

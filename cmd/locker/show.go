@@ -13,9 +13,10 @@ import (
 	"unicode"
 	"unicode/utf16"
 
+	"github.com/spf13/cobra"
+
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
-	"github.com/spf13/cobra"
 )
 
 // format is the value of --output.
