@@ -14,7 +14,8 @@ func (p *program) completion() *cobra.Command {
 		Use:   "completion bash|zsh|fish",
 		Short: "Print the script that completes command lines in a shell",
 		Long: `Completion prints a script for the shell. With it, commands, flags, and the names of locks are
-completed; the names come from etcd, which is given a second to answer.`,
+completed; the names come from etcd, which is given a second to answer. The script for bash needs
+the package bash-completion.`,
 		Example: `  source <(locker completion bash)
   locker completion zsh > "${fpath[1]}/_locker"
   locker completion fish > ~/.config/fish/completions/locker.fish`,

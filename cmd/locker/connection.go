@@ -165,6 +165,9 @@ func (c *connection) open(ctx context.Context, opts ...locker.Option) (client *l
 	stop = func() { _ = client.Close(); _ = etcd.Close() }
 	if _, err := client.Holders(attempt, "locker"); err != nil && !errors.Is(err, locker.ErrNotFound) && attempt.Err() != nil {
 		stop()
+		if reason := c.unreachable(ctx); reason != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w; check --endpoints, or start an etcd with \"locker dev\"", reason)
+		}
 		return nil, nil, nil, fmt.Errorf("no answer from etcd at %s: %w", strings.Join(c.endpoints, ", "), err)
 	}
 	return client, etcd, stop, nil

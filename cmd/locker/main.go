@@ -87,8 +87,12 @@ func executeUntil(ctx context.Context, args []string, stdin io.Reader, stdout, s
 // command returns the command line.
 func (p *program) command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "locker",
-		Short:         "Distributed locks on etcd: take them, show them, run programs under them",
+		Use:   "locker",
+		Short: "Distributed locks on etcd: take them, show them, run programs under them",
+		Long: `Locker takes, shows and watches distributed locks on etcd, and runs programs under them.
+
+What the flags of the connection do not say comes from the environment: from LOCKER_ENDPOINTS,
+or else from ETCDCTL_ENDPOINTS, and so on for the others.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

@@ -114,7 +114,10 @@ and how many wait for the name.`,
 					return err
 				}
 				rows := p.holders(ctx, etcd, entries)
-				if len(rows) == 0 {
+				switch {
+				case len(rows) == 0 && prefix == "":
+					p.note("nothing is held")
+				case len(rows) == 0:
 					p.note("nobody holds a name that begins with %q", prefix)
 				}
 				return p.printHeld(rows, f)
@@ -164,7 +167,7 @@ func (p *program) printHeld(rows []row, f format) error {
 	}
 	header := []string{"NAME", "STATE", "VALUE", "HOST:PID", "PROGRAM", "TOKEN", "TTL", "WAITERS"}
 	if f == formatWide {
-		header = append(header, "LEASE", "SINCE", "VERSION", "KEY")
+		header = append(header, "LEASE", "STARTED", "VERSION", "KEY")
 	}
 	lines := make([][]string, len(rows))
 	for i, r := range rows {
@@ -185,7 +188,7 @@ func (p *program) queue() *cobra.Command {
 		Use:   "queue NAME",
 		Short: "List everybody who holds a name or waits for it, in order",
 		Long: `Queue lists everybody in the queue of NAME, the oldest first: holders, and those who wait.
-SINCE is when the program was started. TTL is how long the lease lives if it is not renewed,
+STARTED is when the program was started. TTL is how long the lease lives if it is not renewed,
 of what was granted.`,
 		Example: `  locker queue www.example.com
   locker queue -o json www.example.com | jq length`,
@@ -228,7 +231,7 @@ func (p *program) printQueue(ctx context.Context, etcd *clientv3.Client, entries
 
 // queueHeader and queueLines are the table of a queue.
 func queueHeader(f format) []string {
-	header := []string{"TOKEN", "STATE", "KIND", "VALUE", "HOST:PID", "PROGRAM", "SINCE", "LEASE", "TTL"}
+	header := []string{"TOKEN", "STATE", "KIND", "VALUE", "HOST:PID", "PROGRAM", "STARTED", "LEASE", "TTL"}
 	if f == formatWide {
 		header = append(header, "VERSION", "KEY")
 	}

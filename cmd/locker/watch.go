@@ -24,15 +24,15 @@ func (p *program) watch() *cobra.Command {
 		Short: "Print who holds a name, and each change, until interrupted",
 		Long: `Watch prints who holds NAME now, and then a line whenever that changes, until it is
 interrupted. With --prefix it does so for all names that begin with PREFIX; a name that nobody
-holds is printed once it has been held. Disconnects do not end it: it goes on with what is
+holds is printed once it has been held; an empty PREFIX means all names. Disconnects do not end it: it goes on with what is
 true when etcd is back. If changes come faster than they can be printed some are skipped, but
 never the newest.
 
 Because --prefix is about names here, the prefix of the keys is --key-prefix.`,
 		Example: `  locker watch www.example.com
   locker watch --prefix www. -o json | jq -r 'select(.state == "free") | .name'`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 1 || (len(args) == 1) == (prefix != "") {
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 || (len(args) == 1) == cmd.Flags().Changed("prefix") {
 				return fmt.Errorf("give either one NAME or --prefix PREFIX")
 			}
 			return nil
