@@ -190,9 +190,9 @@ func TestRun_KillsNoSoonerThanTheGraceAllows(t *testing.T) {
 	p := runUnder(t, b.Server.Endpoints(), "a", "--grace", grace.String(), "-c", stubborn)
 	pids := p.pids(t)
 	token := locktest.Get(t, b.Client(t), "a").Token
-	before := time.Now() // before TERM as well
 	forceOpen(t, b.Client(t), "a", token)
-	if got := gone(t, pids).Sub(before); got < grace {
+	ended := gone(t, pids)
+	if got := ended.Sub(p.timeOf(t, "lost, ending the command")); got < grace { // it says so before TERM
 		t.Errorf("the command was killed %v after TERM at the latest", got)
 	}
 	p.wantEnd(t, exitLost)

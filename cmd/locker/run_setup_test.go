@@ -198,6 +198,22 @@ func (p *process) events() (events []string) {
 	return events
 }
 
+// timeOf returns when an event was reported.
+func (p *process) timeOf(t *testing.T, event string) time.Time {
+	t.Helper()
+	for line := range strings.Lines(p.stderr.String()) {
+		var e struct {
+			Event string
+			Time  time.Time
+		}
+		if json.Unmarshal([]byte(line), &e) == nil && e.Event == event {
+			return e.Time
+		}
+	}
+	t.Fatalf("no event %q", event)
+	return time.Time{}
+}
+
 // reported waits for an event.
 func (p *process) reported(t *testing.T, event string) {
 	t.Helper()
