@@ -132,9 +132,11 @@ func TestRun_SparesTheJobsOfTheShellThatHasBecomeLocker(t *testing.T) {
 	self, _ := os.Executable()
 	cmd := command(b.Server.Endpoints())
 	cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `sleep 1000 <&- >&- 2>&- & echo $!; exec "$@"`, "sh",
-		self, "run", "a", "-c", "kill -9 $PPID; sleep 1000"}
+		self, "run", "a", "--json", "-c", "read line; kill -9 $PPID; sleep 1000"}
 	p := launch(t, cmd)
 	job := p.pids(t)[0]
+	p.reported(t, "started") // so that locker knows the group
+	_ = p.stdin.Close()
 	p.wantEnd(t, exitUnable)
 	if !alive(job) {
 		t.Error("the job was killed")
