@@ -106,6 +106,9 @@ func (f *force) show(ctx context.Context, c *locker.Client, etcd *clientv3.Clien
 		return nil, err
 	}
 	f.say("\n%s", f.consequences(rows))
+	if err := f.sayAlongside(ctx, c, entries); err != nil {
+		return nil, err
+	}
 	if f.lease {
 		err = f.listLeases(ctx, c, etcd, entries)
 	}
@@ -193,6 +196,26 @@ func (f *force) consequences(rows []row) string {
 		text += fmt.Sprintf("\n%d entries have this token, and all of them are removed.", len(rows))
 	}
 	return text
+}
+
+// sayAlongside says which other names may go with the entries: those of a lock of several names
+// have one token and one lease, as do locks that one transaction has taken.
+func (f *force) sayAlongside(ctx context.Context, c *locker.Client, entries []locker.Entry) error {
+	all, err := c.Queues(ctx, "")
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, e := range all {
+		together := func(shown locker.Entry) bool { return e.Token == shown.Token && e.Lease == shown.Lease && e.Lease != 0 }
+		if e.Name != f.name && slices.ContainsFunc(entries, together) && !slices.Contains(names, printable(e.Name)) {
+			names = append(names, printable(e.Name))
+		}
+	}
+	if len(names) > 0 {
+		f.say("Other names have the same token and lease: %s. If that is one lock of several names, all of it is lost.", strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // confirm asks, unless that is not wanted. A read from a terminal cannot be cancelled: if ctx

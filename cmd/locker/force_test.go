@@ -48,6 +48,21 @@ func TestForceUnlock_WithAnotherTokenRemovesNothing(t *testing.T) {
 	b.WantHeldAlone(t, l)
 }
 
+func TestForceUnlock_SaysWhichNamesMayGoAlong(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	c := worker(t, b)
+	alone := locktest.Lock(t, c, "alone", "")
+	l := locktest.Lock(t, c, "a", "", locker.And("b", ""), locker.And("c", ""))
+	for name, token := range map[string]int64{"alone": alone.Token(), "b": l.Token()} {
+		got := call(t, b, "force-unlock", name, "--token", fmt.Sprint(token), "--yes").want(t, 0)
+		if says := strings.Contains(got.stderr, "the same token and lease: a, c. If"); says != (name == "b") {
+			t.Errorf("%s: %s", name, got.stderr)
+		}
+	}
+	locktest.Lost(t, l, locker.Deleted)
+}
+
 func TestForceUnlock_WithoutATerminalNeedsYes(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
