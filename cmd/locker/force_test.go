@@ -55,12 +55,12 @@ func TestForceUnlock_SaysWhichNamesMayGoAlong(t *testing.T) {
 	alone := locktest.Lock(t, c, "alone", "")
 	l := locktest.Lock(t, c, "a", "", locker.And("b", ""), locker.And("c", ""))
 	for name, token := range map[string]int64{"alone": alone.Token(), "b": l.Token()} {
-		got := call(t, b, "force-unlock", name, "--token", fmt.Sprint(token), "--yes").want(t, 0)
-		if says := strings.Contains(got.stderr, "the same token and lease: a, c. If"); says != (name == "b") {
-			t.Errorf("%s: %s", name, got.stderr)
+		got := call(t, b, "force-unlock", name, "--token", fmt.Sprint(token), "--yes")
+		if says := strings.Contains(got.stderr, "the same token and lease: a, c. If"); says != (name == "b") || got.code != 0 {
+			t.Errorf("%s: exit code %d, %s", name, got.code, got.stderr)
 		}
 	}
-	locktest.Lost(t, l, locker.Deleted)
+	locktest.WantLost(t, l.Unlock(locktest.Within(t)), l, locker.Deleted)
 }
 
 func TestForceUnlock_WithoutATerminalNeedsYes(t *testing.T) {
