@@ -100,5 +100,5 @@ func Beginning(text string, most int) string {
 	if utf8.RuneCountInString(text) <= most {
 		return Text(text)
 	}
-	return Text(string([]rune(text)[:most])) + "…"
+	return Text(string([]rune(text[:min(len(text), utf8.UTFMax*most)])[:most])) + "…"
 }

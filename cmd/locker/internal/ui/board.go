@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
@@ -75,7 +76,7 @@ type change struct {
 func changeOf(now time.Time, what string, e locker.Entry) change {
 	c := change{Time: now, What: what, Name: e.Name, Token: e.Token, Value: beginningOf(e.Value, valueKept)}
 	if e.Owner != (locker.Owner{}) {
-		c.Owner = beginningOf(processOf(e.Owner), valueKept) + " (" + cmp.Or(shortened(e.Owner.Program, valueKept), unknown) + ")"
+		c.Owner = beginningOf(show.Process(e.Owner), valueKept) + " (" + cmp.Or(show.Beginning(e.Owner.Program, valueKept), show.Unknown) + ")"
 	}
 	return c
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
@@ -52,7 +53,7 @@ func (s *Server) serveForm(w http.ResponseWriter, r *http.Request) {
 
 // writeForm writes the form for an entry, with the problem of the last attempt.
 func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, status int, name string, token int64, problem string) {
-	v := formView{Name: printable(name), Back: query{Name: name}.URL(), Token: token, Secret: s.secret, Problem: problem}
+	v := formView{Name: show.Text(name), Back: query{Name: name}.URL(), Token: token, Secret: s.secret, Problem: problem}
 	v.Action = "/release?" + url.Values{"name": {name}}.Encode()
 	var seats []seat
 	for _, seat := range named(s.board.picture().names, name).Seats {
@@ -73,7 +74,7 @@ func (s *Server) writeForm(w http.ResponseWriter, r *http.Request, status int, n
 		http.Error(w, "cannot render the page: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
-	f := s.frame(query{Name: name}, "Release "+printable(name))
+	f := s.frame(query{Name: name}, "Release "+show.Text(name))
 	f.Content = template.HTML(text) // rendered by a template
 	livepage.WritePage(w, status, templates, "page", f)
 }
@@ -120,8 +121,8 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request, name string, to
 		return
 	}
 	for _, e := range removed {
-		s.Log.Warn("released by means of the page", "name", e.Name, "token", e.Token, "held", e.Held, "value", shortened(e.Value, 200),
-			"process", processOf(e.Owner), "program", e.Owner.Program, "by", r.RemoteAddr)
+		s.Log.Warn("released by means of the page", "name", e.Name, "token", e.Token, "held", e.Held, "value", show.Beginning(e.Value, 200),
+			"process", show.Process(e.Owner), "program", e.Owner.Program, "by", r.RemoteAddr)
 		s.board.released(time.Now(), e)
 	}
 	if err := s.board.look(ctx, s.Client); err != nil {
@@ -135,7 +136,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, status int, name
 	if r.Method == http.MethodPost {
 		s.Log.Warn("not released by means of the page", "name", name, "problem", problem, "by", r.RemoteAddr)
 	}
-	v := formView{Name: printable(name), Back: query{Name: name}.URL(), Problem: strings.ToUpper(problem[:1]) + problem[1:] + "."}
+	v := formView{Name: show.Text(name), Back: query{Name: name}.URL(), Problem: strings.ToUpper(problem[:1]) + problem[1:] + "."}
 	text, err := livepage.Render(templates, "refused", v)
 	if err != nil {
 		http.Error(w, problem, status)

@@ -5,18 +5,13 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 )
-
-// unknown stands for what is not known.
-const unknown = "–"
 
 // nameRow is a name as the table shows it. Of several holders it shows the oldest one.
 type nameRow struct {
@@ -66,7 +61,7 @@ var (
 
 // otherVersion is the mark of a client of another version.
 func otherVersion(version string) mark {
-	return mark{"version " + printable(version), "The client of this entry is version " + printable(version) + " of Locker, and this page " +
+	return mark{"version " + show.Text(version), "The client of this entry is version " + show.Text(version) + " of Locker, and this page " +
 		locker.Version + ". They exclude each other. A kind of lock that this page does not know is shown as exclusive."}
 }
 
@@ -108,7 +103,7 @@ func marksOfAll(seats []seat) (marks []mark) {
 func (s *Server) nameRow(now time.Time, q query, of *queue) nameRow {
 	r := nameRow{
 		ID:       "name:" + url.QueryEscape(of.Name),
-		Name:     printable(of.Name),
+		Name:     show.Text(of.Name),
 		URL:      q.of(of.Name).URL(),
 		Holders:  strconv.Itoa(of.Held),
 		Waiting:  of.waiting(),
@@ -126,15 +121,15 @@ func (s *Server) entryRow(now time.Time, of seat) entryRow {
 	r := entryRow{
 		ID:         "entry:" + url.QueryEscape(of.Key) + ":" + strconv.FormatInt(of.Token, 10),
 		State:      "waits",
-		Kind:       kindOf(of.Limit),
-		Value:      shortened(of.Value, 60),
-		WholeValue: shortened(of.Value, 2000),
-		Process:    processOf(of.Owner),
-		Program:    cmp.Or(printable(of.Owner.Program), unknown),
+		Kind:       show.Kind(of.Limit),
+		Value:      show.Beginning(of.Value, 60),
+		WholeValue: show.Beginning(of.Value, 2000),
+		Process:    show.Process(of.Owner),
+		Program:    cmp.Or(show.Text(of.Owner.Program), show.Unknown),
 		Token:      of.Token,
 		Since:      sinceOf(now, of),
 		SinceTime:  of.Since.UTC().Format(time.RFC3339),
-		Lease:      leaseOf(of.Lease),
+		Lease:      show.Lease(of.Lease),
 		TTL:        "none",
 		Marks:      marksOf(of.Entry),
 	}
@@ -159,35 +154,11 @@ func (s *Server) ttl(lease clientv3.LeaseID) (text string, late bool) {
 	left, granted, ok := s.lifetimes.of(lease)
 	switch {
 	case !ok:
-		return unknown, false
+		return show.Unknown, false
 	case left < 0:
 		return "run out", true
 	}
 	return fmt.Sprintf("%d of %d s", int(left.Seconds()), int(granted.Seconds())), left < granted/2
-}
-
-func kindOf(limit int) string {
-	switch limit {
-	case 0:
-		return "shared"
-	case 1:
-		return "exclusive"
-	}
-	return "limit " + strconv.Itoa(limit)
-}
-
-func processOf(owner locker.Owner) string {
-	if owner == (locker.Owner{}) {
-		return unknown
-	}
-	return printable(owner.Host) + ":" + strconv.Itoa(owner.PID)
-}
-
-func leaseOf(id clientv3.LeaseID) string {
-	if id == 0 {
-		return "none"
-	}
-	return strconv.FormatInt(int64(id), 16)
 }
 
 // sinceOf returns how long the entry has been there.
@@ -214,28 +185,12 @@ func lasting(d time.Duration) string {
 	return fmt.Sprintf("%d d %d h", days, hours)
 }
 
-// shortened returns at most so many characters of a text as they are shown.
-func shortened(text string, most int) string {
-	if utf8.RuneCountInString(text) <= most {
-		return printable(text)
-	}
-	return printable(string([]rune(text[:min(len(text), 4*most)])[:most])) + "…"
-}
-
-// printable returns a text as it is shown. What cannot be seen makes it quoted.
-func printable(text string) string {
-	if utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return text
-	}
-	return strconv.Quote(text)
-}
-
 // changeRowOf returns a change as it is shown.
 func changeRowOf(c change) changeRow {
 	r := changeRow{Clock: c.Time.UTC().Format("15:04:05"), Time: c.Time.UTC().Format(time.RFC3339)}
 	who := fmt.Sprintf("token %d", c.Token)
 	if c.Value != "" {
-		who += ", value " + printable(c.Value)
+		who += ", value " + show.Text(c.Value)
 	}
 	if c.Owner != "" {
 		who += ", " + c.Owner

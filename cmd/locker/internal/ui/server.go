@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
@@ -136,7 +137,7 @@ func (s *Server) servePage(w http.ResponseWriter, r *http.Request) {
 	}
 	title := "Locks"
 	if q.Name != "" {
-		title = printable(q.Name)
+		title = show.Text(q.Name)
 	}
 	f := s.frame(q, title)
 	f.Live, f.Version, f.Content = true, versionOf(text), template.HTML(text) // rendered by a template
@@ -241,7 +242,7 @@ func beginning(q query, verb string) string {
 	if q.Prefix == "" {
 		return ""
 	}
-	return " that " + verb + " with " + printable(q.Prefix)
+	return " that " + verb + " with " + show.Text(q.Prefix)
 }
 
 // counted returns a number with its noun.
@@ -269,7 +270,7 @@ type queueView struct {
 }
 
 func (s *Server) queueView(q query, of *queue) queueView {
-	v := queueView{Name: printable(q.Name), Back: q.all().URL(), Release: s.AllowRelease, Marks: marksOfAll(of.Seats)}
+	v := queueView{Name: show.Text(q.Name), Back: q.all().URL(), Release: s.AllowRelease, Marks: marksOfAll(of.Seats)}
 	v.Summary = "Nobody holds this name."
 	if of.Held > 0 {
 		v.Summary = counted(of.Held, "holds", "hold") + " it, and nobody waits."

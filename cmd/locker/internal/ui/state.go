@@ -1,14 +1,12 @@
 package ui
 
 import (
-	"encoding/base64"
 	"net/http"
 	"time"
-	"unicode/utf8"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/cmd/locker/internal/show"
 	"github.com/jagregory/locker/v2/internal/livepage"
 )
 
@@ -33,20 +31,10 @@ type nameState struct {
 
 // entryState is an entry in a queue.
 type entryState struct {
-	Key     string        `json:"key"`
-	State   string        `json:"state"` // "held" or "waiting"
-	Kind    string        `json:"kind"`  // "exclusive", "shared" or "limited"
-	Limit   int           `json:"limit"`
-	Value   string        `json:"value"`
-	Binary  string        `json:"value_base64,omitempty"` // if the value is not text
-	Token   int64         `json:"token"`
-	Lease   string        `json:"lease"` // empty if there is none
-	TTL     *int64        `json:"ttl_left_seconds"`
-	Granted *int64        `json:"ttl_granted_seconds"`
-	Owner   *locker.Owner `json:"owner"`
-	Since   time.Time     `json:"since"`       // when it began to hold or to wait
-	Exact   bool          `json:"since_exact"` // otherwise it began before that
-	Marks   []string      `json:"marks,omitempty"`
+	show.Entry
+	Since time.Time `json:"since"`       // when it began to hold or to wait
+	Exact bool      `json:"since_exact"` // otherwise it began before that
+	Marks []string  `json:"marks,omitempty"`
 }
 
 // changeState is a change of who holds a name.
@@ -113,25 +101,10 @@ func (s *Server) nameState(q query, of *queue) nameState {
 }
 
 func (s *Server) entryState(of seat) entryState {
-	e := entryState{Key: of.Key, State: "waiting", Kind: "limited", Limit: of.Limit, Value: of.Value, Token: of.Token, Since: of.Since.UTC(), Exact: of.Exact}
-	if of.Held {
-		e.State = "held"
-	}
-	if of.Limit < 2 {
-		e.Kind = kindOf(of.Limit)
-	}
-	if !utf8.ValidString(of.Value) {
-		e.Binary = base64.StdEncoding.EncodeToString([]byte(of.Value))
-	}
-	if of.Lease != 0 {
-		e.Lease = leaseOf(of.Lease)
-		if left, granted, ok := s.lifetimes.of(of.Lease); ok {
-			seconds, of := int64(left/time.Second), int64(granted/time.Second)
-			e.TTL, e.Granted = &seconds, &of
-		}
-	}
-	if of.Owner != (locker.Owner{}) {
-		e.Owner = &of.Owner
+	e := entryState{Entry: show.EntryOf(of.Entry), Since: of.Since.UTC(), Exact: of.Exact}
+	if left, granted, ok := s.lifetimes.of(of.Lease); ok && of.Lease != 0 {
+		seconds, of := int64(left/time.Second), int64(granted/time.Second)
+		e.TTL, e.Granted = &seconds, &of
 	}
 	for _, m := range marksOf(of.Entry) {
 		e.Marks = append(e.Marks, m.Label)
