@@ -5,42 +5,18 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/jagregory/locker/v2/internal/locktest"
 )
-
-// terminal returns the two ends of a terminal: that of the person, and that of the program.
-func terminal(t *testing.T) (person, program *os.File) {
-	t.Helper()
-	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skipf("there are no terminals here: %v", err)
-	}
-	t.Cleanup(func() { _ = person.Close() })
-	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		program, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = program.Close() })
-	return person, program
-}
 
 func TestForceUnlock_AsksOnATerminal(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	l := locktest.Lock(t, worker(t, b), "a", "one")
-	person, program := terminal(t)
+	person, program := pseudoTerminal(t)
+	t.Cleanup(func() { _, _ = person.Close(), program.Close() })
 	for _, answer := range []string{"no", "", "yes"} {
 		if _, err := io.WriteString(person, answer+"\n"); err != nil {
 			t.Fatal(err)
@@ -67,7 +43,8 @@ func TestForceUnlock_ThatIsInterruptedRemovesNothing(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	l := locktest.Lock(t, worker(t, b), "a", "one")
-	person, program := terminal(t)
+	person, program := pseudoTerminal(t)
+	t.Cleanup(func() { _, _ = person.Close(), program.Close() })
 	ctx, interrupt := context.WithCancel(locktest.Within(t))
 	r, w := io.Pipe()
 	code := make(chan int, 1)

@@ -56,11 +56,12 @@ func newTerminal(t *testing.T, b locktest.Bundle) *screen {
 	return s
 }
 
-// pseudoTerminal opens one, 100 characters wide.
+// pseudoTerminal opens a terminal, 100 characters wide: the end of the person, and that of the
+// program. The caller closes both. If LOCKER_TOOLS is "required", there has to be one.
 func pseudoTerminal(t *testing.T) (master, slave *os.File) {
 	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENOENT) && os.Getenv("LOCKER_TOOLS") != "required" {
 		t.Skip("no terminals here")
 	}
 	var number int
