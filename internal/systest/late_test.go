@@ -16,6 +16,7 @@ import (
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
 	"github.com/jagregory/locker/v2/internal/locktest"
+	"github.com/jagregory/locker/v2/internal/txn"
 )
 
 // lateContext has not ended when Err is called for the first time, and has ended from then on.
@@ -122,12 +123,17 @@ func TestLock_CallsThatAreCanceledDoNotHoldUpOthers(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)
 	proxy := b.Server.Proxy(t)
-	var puts atomic.Int32
+	var puts, late atomic.Int32
 	f := embedtest.Intercept(func(_ context.Context, _ string, req any, call func() error) error {
 		if locktest.Enqueues(req, "patient") {
 			puts.Add(1)
 		}
-		return call()
+		sent := time.Now()
+		err := call()
+		if time.Since(sent) > txn.DelayFor(locktest.Unhurried)/2 {
+			late.Add(1)
+		}
+		return err
 	})
 	config := proxy.ClientConfig()
 	config.DialOptions = append(config.DialOptions, f.DialOption())
@@ -153,8 +159,10 @@ func TestLock_CallsThatAreCanceledDoNotHoldUpOthers(t *testing.T) {
 	}
 	stop()
 	hasty.Wait()
-	if got := puts.Load(); got > n+n/5 {
-		t.Errorf("%d locks took %d puts", n, got)
+	// A request without an answer for the hedge delay is in doubt, whoever made it: it is
+	// made again, or costs the puts beside it another attempt.
+	if got, slow := puts.Load(), late.Load(); got > n+n/5+2*slow {
+		t.Errorf("%d locks took %d puts, although only %d answers were late", n, got, slow)
 	}
 }
 
