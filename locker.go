@@ -56,6 +56,7 @@ type config struct {
 	log     *slog.Logger
 	program string // of WithProgram
 	process string // the value of the records of the sessions
+	hooks   hooks  // of WithHooks; nil if there are none
 }
 
 // New returns a Client on top of etcd, which remains the caller's: close it after the
