@@ -15,31 +15,42 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// prepare begins a call of Lock: it checks the arguments, counts in the call, and returns a
-// lock for acquire.
-func (c *Client) prepare(ctx context.Context, name, value string, opts []LockOption) (*Lock, error) {
+// lock is Lock, TryLock, Do up to its function, or a turn of Campaign, according to the verb.
+// It checks the arguments, and has the hooks called.
+func (c *Client) lock(ctx context.Context, verb, name, value string, opts []LockOption) (*Lock, error) {
 	cfg, err := c.checkLock(ctx, name, value, opts)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case c.hooks == nil:
+		return c.acquire(ctx, verb, cfg, nil)
 	}
+	return c.acquireTraced(ctx, verb, cfg)
+}
+
+// tryLock is the verb that does not wait.
+const tryLock = "TryLock"
+
+// acquire returns a lock that is held.
+func (c *Client) acquire(ctx context.Context, verb string, cfg lockConfig, t *trace) (*Lock, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	if err := c.beginTask(); err != nil {
 		return nil, err
 	}
+	defer c.tasks.End()
 	entries := []entry{newEntry(cfg.name, cfg.value, cfg.kind())}
 	for _, other := range cfg.others {
 		entries = append(entries, newEntry(other.name, other.value, other.kind()))
 	}
-	return c.newLock(ctx, entries, cfg.session), nil
+	return c.newLock(ctx, entries, cfg.session, t).acquire(ctx, verb == tryLock)
 }
 
-// acquire is Lock and, with try, TryLock. It returns the lock that is held, which is another
-// one than l if a session was lost on the way.
+// acquire returns the lock that is held, which is another one than l if a session was lost on
+// the way.
 func (l *Lock) acquire(ctx context.Context, try bool) (*Lock, error) {
 	c := l.client
-	defer c.tasks.End()
 	if err := l.join(ctx, try); err != nil {
 		return nil, err
 	}
@@ -75,7 +86,7 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 			e := &l.entries[i]
 			entries = append(entries, newEntry(e.place.Name, e.value, e.kind()))
 		}
-		next := c.newLock(ctx, entries, nil)
+		next := c.newLock(ctx, entries, nil, l.trace)
 		c.lines.Replace(l, next)
 		if l.session.delay == 0 {
 			l.session.drop(l)
@@ -127,8 +138,8 @@ func (c *Client) checkNesting(ctx context.Context, cfg lockConfig) error {
 
 // newLock returns a lock that is yet to be attached to a session. Its context has the
 // values of ctx but does not end with it.
-func (c *Client) newLock(ctx context.Context, entries []entry, wants *Session) *Lock {
-	l := &Lock{client: c, entries: entries, shares: 1, outer: holdOf(ctx), waiter: waiter{wants: wants}}
+func (c *Client) newLock(ctx context.Context, entries []entry, wants *Session, t *trace) *Lock {
+	l := &Lock{client: c, entries: entries, shares: 1, outer: holdOf(ctx), trace: t, waiter: waiter{wants: wants}}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }
@@ -385,6 +396,7 @@ func (l *Lock) queuedAt(created int64, positions []*position) {
 			e.position = nil
 		case created == l.token.Load():
 			e.position = positions[i]
+			l.traceAhead(positions[i])
 		}
 	}
 }
@@ -397,6 +409,7 @@ func (l *Lock) hold() error {
 	ok := alive && l.phase == queued
 	if ok {
 		l.phase = held
+		l.traceHold()
 		for i := range l.entries {
 			l.entries[i].position = nil // a program may hold very many
 		}

@@ -2,6 +2,9 @@ package locker
 
 import (
 	"context"
+	"errors"
+	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -41,8 +44,8 @@ type Hooks struct {
 	// HoldEnd of each of its holds that had been reported as held by then.
 	SessionEnd func(e SessionEnd)
 
-	// WatchReset is called when the stream of all watches of the Client has ended, and they are
-	// opened again. They miss nothing by that, but what they report is late.
+	// WatchReset is called when watches have ended by themselves, and are opened again: all
+	// those of the Client, or a single one. They miss nothing by that, but may be late.
 	WatchReset func(e WatchReset)
 }
 
@@ -95,9 +98,10 @@ type SessionEnd struct {
 
 // WatchReset describes why watches were opened again.
 type WatchReset struct {
-	// Cause is "disconnect" (the stream broke), "no answer" (its member was silent, and another
-	// was not), "compaction" (etcd no longer had what a watch asked for), "refused" (by etcd, of
-	// one watch) or "restore" (etcd was at an earlier revision than before).
+	// Cause is "disconnect" (the connection broke), "no answer" (a member was silent, and
+	// another was not), "compaction" (etcd no longer had what a watch asked for), "refused" (by
+	// etcd, for example for want of permission) or "restore" (etcd was at an earlier revision
+	// than before).
 	Cause string
 }
 
@@ -112,3 +116,161 @@ func WithHooks(h ...Hooks) Option {
 
 // hooks calls the functions of several Hooks.
 type hooks []Hooks
+
+func (h hooks) lockStart(ctx context.Context, e LockStart) context.Context {
+	for i := range h {
+		if f := h[i].LockStart; f != nil {
+			if next := f(ctx, e); next != nil {
+				ctx = next
+			}
+		}
+	}
+	return ctx
+}
+
+func (h hooks) lockEnd(ctx context.Context, e LockEnd) {
+	for i := range h {
+		if f := h[i].LockEnd; f != nil {
+			f(ctx, e)
+		}
+	}
+}
+
+func (h hooks) holdEnd(e HoldEnd) { call(h, e, func(h *Hooks) func(HoldEnd) { return h.HoldEnd }) }
+
+// call calls one of the functions of each of the Hooks.
+func call[E any](h hooks, e E, function func(*Hooks) func(E)) {
+	for i := range h {
+		if f := function(&h[i]); f != nil {
+			f(e)
+		}
+	}
+}
+
+// report calls hooks after all those of earlier reports, in a goroutine of its own. It does not
+// block, and may be called under a mutex.
+func (c *Client) report(call func(hooks)) {
+	if c.hooks == nil {
+		return
+	}
+	c.reports.Run(func() {
+		defer func() {
+			if problem := recover(); problem != nil {
+				c.log.Error("hook panicked", "panic", problem, "stack", string(debug.Stack()))
+			}
+		}()
+		call(c.hooks)
+	})
+}
+
+// awaitReports waits until all reports have been made, or ctx ends. None may follow.
+func (c *Client) awaitReports(ctx context.Context) {
+	if c.hooks == nil {
+		return
+	}
+	done := make(chan struct{})
+	c.reports.Run(func() { close(done) })
+	select {
+	case <-done:
+		c.reporting.Join()
+	case <-ctx.Done():
+		c.log.Warn("closed while a hook was still at work")
+	}
+}
+
+// trace is what the hooks have yet to be told of a call that locks, and of its hold.
+type trace struct {
+	ahead atomic.Int64 // entries
+
+	since time.Time // of the hold; the mutex of the Lock guards it
+	end   HoldEnd   // set when the hold has ended
+
+	// Of LockEnd and the end of the hold, the one that comes second calls HoldEnd.
+	steps atomic.Int32
+}
+
+// acquireTraced is acquire with hooks.
+func (c *Client) acquireTraced(ctx context.Context, verb string, cfg lockConfig) (l *Lock, err error) {
+	hooked := c.hooks.lockStart(ctx, LockStart{Name: cfg.name, Verb: verb})
+	began, t := time.Now(), &trace{}
+	l, err = c.acquire(ctx, verb, cfg, t)
+	e := LockEnd{Name: cfg.name, Verb: verb, Waited: time.Since(began), Ahead: int(t.ahead.Load()), Err: err, Lock: l, Token: l.Token()}
+	panicked := true
+	defer func() {
+		if l == nil {
+			return
+		}
+		l.reportEnd()
+		if panicked { // the caller gets no Lock to unlock
+			_ = l.Unlock(endedContext(ErrReleased)) // which goes on in the background
+		}
+	}()
+	c.hooks.lockEnd(hooked, e)
+	panicked = false
+	return l, err
+}
+
+// traceAhead notes how many entries were ahead of one that was put. The caller holds the mutex.
+func (l *Lock) traceAhead(p *position) {
+	if l.trace != nil && p != nil {
+		l.trace.ahead.Store(max(l.trace.ahead.Load(), p.total))
+	}
+}
+
+// traceHold notes that the hold begins. The caller holds the mutex.
+func (l *Lock) traceHold() {
+	if l.trace != nil {
+		l.trace.since = time.Now()
+	}
+}
+
+// traceEnd notes that the hold has ended.
+func (l *Lock) traceEnd(cause error) {
+	if t := l.trace; t != nil {
+		t.end = HoldEnd{Name: l.name(), Token: l.token.Load(), Held: time.Since(t.since), Cause: cause, Lock: l}
+	}
+}
+
+// reportEnd calls HoldEnd, unless LockEnd has yet to return, or the hold has yet to end.
+func (l *Lock) reportEnd() {
+	if l.trace != nil && l.trace.steps.Add(1) == 2 {
+		l.client.hooks.holdEnd(l.trace.end)
+	}
+}
+
+// reportEndLater is reportEnd for a hold that was not ended by its holder.
+func (l *Lock) reportEndLater() {
+	if l.trace != nil && l.trace.steps.Add(1) == 2 {
+		l.client.report(func(h hooks) { h.holdEnd(l.trace.end) })
+	}
+}
+
+// reportStart reports that the session has begun, if it is not over already. The end of a
+// session is reported if its start was.
+func (s *Session) reportStart() {
+	e := SessionStart{Lease: s.lease, TTL: s.ttl}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reported = !s.over; s.reported {
+		s.client.report(func(h hooks) { call(h, e, func(h *Hooks) func(SessionStart) { return h.SessionStart }) })
+	}
+}
+
+// reportRenewal reports how a renewal has ended, unless the session was closed meanwhile.
+func (s *Session) reportRenewal(e Renewal, began time.Time) {
+	e.Took = time.Since(began)
+	if e.Err = context.Cause(s.ctx); e.Err == nil || errors.Is(e.Err, ErrLost) {
+		s.client.report(func(h hooks) { call(h, e, func(h *Hooks) func(Renewal) { return h.Renewal }) })
+	}
+}
+
+// reportEnd reports that the session is over.
+func (s *Session) reportEnd(cause error) {
+	e := SessionEnd{Lease: s.lease, Cause: cause}
+	s.client.report(func(h hooks) { call(h, e, func(h *Hooks) func(SessionEnd) { return h.SessionEnd }) })
+}
+
+// reportReset reports that watches are opened again.
+func (c *Client) reportReset(cause string) {
+	c.report(func(h hooks) { call(h, WatchReset{cause}, func(h *Hooks) func(WatchReset) { return h.WatchReset }) })
+}

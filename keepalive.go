@@ -155,6 +155,8 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 		earlier []*keepAlive // the last few that were asked, whatever has become of them
 		running int          // those on their way, and those given up that have yet to end
 		next    = kept
+		outcome = Renewal{Lease: s.lease}
+		began   = time.Now()
 	)
 	defer again.Stop()
 	defer func() {
@@ -168,8 +170,10 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 	for {
 		select {
 		case <-s.ctx.Done():
+			s.reportRenewal(outcome, began)
 			return nil
 		case <-again.C:
+			outcome.Attempts++
 			again.Reset(wait)
 			wait = min(2*wait, longest)
 			if len(asked) == 2 {
@@ -195,10 +199,12 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 			case a.err == nil && a.ttl <= 0:
 				a.by.cancel()
 				_ = s.fail(rpctypes.ErrLeaseNotFound) // the session keeps the error
+				s.reportRenewal(outcome, began)
 				return nil
 			case a.err == nil:
 				s.renewed = a
-				s.extend(a)
+				outcome.Left = s.extend(a)
+				s.reportRenewal(outcome, began)
 				if givenUp {
 					return nil // it was given up just before the answer came
 				}
@@ -213,19 +219,22 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 	}
 }
 
-// extend moves the deadline after a renewal; backwards, if etcd has lowered the TTL.
-// Renewals that count are answered in the order in which they were sent.
-func (s *Session) extend(r renewal) {
+// extend moves the deadline after a renewal; backwards, if etcd has lowered the TTL. It returns
+// how much was left until the former one. Renewals that count are answered in the order in
+// which they were sent.
+func (s *Session) extend(r renewal) (left time.Duration) {
 	if s.check() != nil {
-		return // too late: what is lost stays lost
+		return 0 // too late: what is lost stays lost
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trouble = nil
+	left = max(0, time.Until(s.deadline))
 	if !s.over {
 		s.deadline = s.until(r)
 		s.setAlarm()
 	}
+	return left
 }
 
 // noteFailure keeps why a renewal failed, in case the deadline passes.

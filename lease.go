@@ -28,7 +28,8 @@ type Lock struct {
 	token   atomic.Int64    // create revision of the entries; 0 until it is known
 	ctx     context.Context // ends with the hold, or before it with the wait in the queue; see holdContext
 	cancel  context.CancelCauseFunc
-	outer   *Lock // the hold that the context it was locked with comes from; nil if there is none
+	outer   *Lock  // the hold that the context it was locked with comes from; nil if there is none
+	trace   *trace // nil if there are no hooks
 	waiter
 
 	mu       sync.Mutex // guards what follows; no request is made under it
@@ -362,6 +363,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		<-l.ctx.Done() // the goroutine that ended it is about to set the cause
 		return wrap(op, l.name(), context.Cause(l.ctx))
 	}
+	defer l.reportEnd()
 	if !c.tasks.Begin() {
 		l.session.deleteLater(l)
 		l.detach()
@@ -419,12 +421,16 @@ func (l *Lock) begin(ctx context.Context) (context.Context, func(), error) {
 	return ctx, func() { stop(); end() }, nil
 }
 
-// end ends the lock, unless it has ended before, and returns its phase until now.
+// end ends the lock, unless it has ended before, and returns its phase until now. The end of a
+// hold is reported by the caller.
 func (l *Lock) end(cause error) phase {
 	l.mu.Lock()
 	was := l.phase
 	l.phase = over
 	l.mu.Unlock()
+	if was == held {
+		l.traceEnd(cause)
+	}
 	if was != over {
 		l.cancel(cause)
 	}
@@ -458,6 +464,7 @@ func (l *Lock) entryDeleted(ctx context.Context) error {
 		lost := &LostError{Name: l.name(), Token: l.token.Load(), Reason: Deleted}
 		if l.end(lost) == held {
 			l.client.log.Warn("lock deleted by somebody else", "name", l.name(), "token", lost.Token)
+			l.reportEndLater()
 			l.startCleanUp()
 		}
 	}

@@ -44,6 +44,9 @@ type Client struct {
 	removals *tasks.Backlog // of entries that failed calls have left in queues
 	asking   chan struct{}  // has an item for each call that asks who was in its way
 	pool     pool
+
+	reporting tasks.Group    // the goroutine of reports, which Close does not wait for forever
+	reports   *tasks.Backlog // calls of hooks
 }
 
 // config is what the options of New have set.
@@ -110,6 +113,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 	c.leases = pb.NewLeaseClient(etcd.ActiveConnection())
 	c.lines = newLines()
 	c.removals = tasks.NewBacklog(&c.tasks, removalsAtOnce)
+	c.reports = tasks.NewBacklog(&c.reporting, 1)
 	c.ctx, c.end = context.WithCancelCause(context.Background())
 	c.base, c.stop = context.WithCancel(context.Background())
 	c.store = txn.New(txn.Config{
@@ -137,6 +141,7 @@ func New(etcd *clientv3.Client, opts ...Option) (*Client, error) {
 			}
 			return resp.Header, nil
 		},
+		Reset: c.reportReset,
 	})
 	c.leaveEtcd = c.endWithEtcd()
 	return c, nil
@@ -178,6 +183,7 @@ func (c *Client) Close() error {
 	c.watches.End()
 	c.tasks.Join()
 	c.leaveEtcd()
+	c.awaitReports(ctx)
 	return wrap("close", "", err)
 }
 
@@ -201,10 +207,7 @@ func (c *Client) Close() error {
 // ErrEtcdClosed; ErrSessionFull; and etcd's own if it refuses (no permission, no space,
 // value too large).
 func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
-	l, err := c.prepare(ctx, name, value, opts)
-	if err == nil {
-		l, err = l.acquire(ctx, false)
-	}
+	l, err := c.lock(ctx, "Lock", name, value, opts)
 	return l, wrap("lock", name, err)
 }
 
@@ -215,10 +218,7 @@ func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOptio
 //
 // Errors: ErrLocked as *LockedError, with the present holder; otherwise as for Lock.
 func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
-	l, err := c.prepare(ctx, name, value, opts)
-	if err == nil {
-		l, err = l.acquire(ctx, true)
-	}
+	l, err := c.lock(ctx, tryLock, name, value, opts)
 	return l, wrap("try lock", name, err)
 }
 
@@ -238,10 +238,7 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 	if _, err := c.checkCampaign(name, fn, opts); err != nil {
 		return wrap(op, name, err)
 	}
-	l, err := c.prepare(ctx, name, value, opts)
-	if err == nil {
-		l, err = l.acquire(ctx, false)
-	}
+	l, err := c.lock(ctx, "Do", name, value, opts)
 	if err != nil {
 		return wrap(op, name, err)
 	}
@@ -266,10 +263,7 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 	}
 	for pause := (backoff.Pause{}); ; {
 		began := time.Now()
-		l, err := c.prepare(ctx, name, value, opts)
-		if err == nil {
-			l, err = l.acquire(ctx, false)
-		}
+		l, err := c.lock(ctx, "Campaign", name, value, opts)
 		if err == nil {
 			var result error
 			if result, err = l.do(ctx, fn); !errors.Is(err, ErrLost) || ctx.Err() != nil {

@@ -44,6 +44,7 @@ type Session struct {
 	alarm    *tasks.Alarm  // at the deadline
 	trouble  error         // why the last renewal failed; nil if it did not
 	epoch    int64         // mod revision of the session's record, see invalidatePuts
+	reported bool          // hooks are told of it
 	attached
 }
 
@@ -232,6 +233,7 @@ func (s *Session) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.client.log.Debug("session opened", "lease", s.member, "ttl", s.ttl)
+	s.reportStart()
 	return nil
 }
 
@@ -318,6 +320,7 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 		return false
 	}
 	s.over = true
+	reported := s.reported
 	if s.alarm != nil {
 		s.alarm.Stop()
 	}
@@ -352,6 +355,10 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 	for _, l := range holds {
 		s.deleteLater(l)
 		l.detach()
+		l.reportEndLater()
+	}
+	if reported {
+		s.reportEnd(cause)
 	}
 	if isLost {
 		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))

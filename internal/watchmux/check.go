@@ -59,7 +59,7 @@ func (m *Mux) probe(s *stream, what Target, timeout time.Duration) (kept bool) {
 		if before.contradicts(header) {
 			m.Log.Warn("etcd is at an earlier revision than before, watching it anew", "revision", header.Revision)
 			m.forget()
-			s.end()
+			s.end(restore)
 			return true
 		}
 		goal.revision = header.Revision
@@ -140,7 +140,7 @@ func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *awaited, 
 		var err error
 		select {
 		case <-shown:
-			next.end()
+			next.end(unused)
 			return true
 		case err = <-better:
 		case <-timeout.C:
@@ -149,12 +149,12 @@ func (m *Mux) hedge(ctx context.Context, s *stream, what Target, goal *awaited, 
 		timeout.Stop()
 		switch {
 		case s.hears().events > before || ctx.Err() != nil:
-			next.end()
+			next.end(unused)
 			return true
 		case err == nil:
 			return !m.replace(s, next)
 		}
-		next.end()
+		next.end(unused)
 		avoid = append(avoid, next.member())
 	}
 	return true
@@ -168,13 +168,14 @@ func (m *Mux) replace(s, next *stream) bool {
 	replaced := m.stream == s
 	if replaced {
 		m.stream = next
+		next.use()
 	}
 	m.mu.Unlock()
 	if !replaced {
-		next.end()
+		next.end(unused)
 		return false
 	}
-	s.end()
+	s.end(noAnswer)
 	return true
 }
 

@@ -19,7 +19,7 @@ func FuzzAnswersOfAWatchStream(f *testing.F) {
 	f.Fuzz(func(t *testing.T, script []byte) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := unconnected(ctx, cancel)
-		defer s.end()
+		defer s.end(disconnect)
 		var watches []*Watch
 		for _, b := range script {
 			id := int64(b>>3) - 1 // -1 is for every watch

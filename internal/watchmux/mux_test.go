@@ -31,6 +31,7 @@ type cluster struct {
 	streams  int
 	revision int64 // of linearizable reads
 	canceled []int64
+	causes   []string // of resets
 }
 
 func (c *cluster) Watch(peer pb.Watch_WatchServer) error {
@@ -64,6 +65,19 @@ func (c *cluster) at(revision int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.revision = revision
+}
+
+func (c *cluster) reset(cause string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.causes = append(c.causes, cause)
+}
+
+// resets reports whether watches have ended for these reasons and no others.
+func (c *cluster) resets(causes ...string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Equal(c.causes, causes)
 }
 
 // confirm confirms the creation of a watch, at a revision.
@@ -121,6 +135,7 @@ func inBubble(t *testing.T, c *cluster, f func(t *testing.T, m *Mux)) {
 			Log:        slog.New(slog.DiscardHandler),
 			HedgeDelay: delay,
 			Read:       c.Read,
+			Reset:      c.reset,
 		}))
 	})
 }
@@ -167,6 +182,9 @@ func TestMux_LeavesASilentStreamForOneThatAnswers(t *testing.T) {
 			t.Error("it leaves a stream that answers")
 		}
 		again.Close()
+		if !c.resets(noAnswer) {
+			t.Errorf("it reports %q", c.causes)
+		}
 	})
 }
 
@@ -197,6 +215,9 @@ func TestMux_StaysOnASilentStreamIfTheOthersAreSilentToo(t *testing.T) {
 			t.Error("it left its stream for one that is no better")
 		}
 		w.Close()
+		if !c.resets() {
+			t.Errorf("it reports %q", c.causes)
+		}
 	})
 }
 
@@ -243,7 +264,43 @@ func TestMux_BeginsAnewWhenEtcdIsAtAnEarlierRevisionThanBefore(t *testing.T) {
 		if !m.Current(9).IsZero() {
 			t.Error("Current still reports when the former cluster was at this revision")
 		}
+		if !c.resets(restore) {
+			t.Errorf("it reports %q", c.causes)
+		}
 	})
+}
+
+func TestMux_ReportsWhyWatchesEnd(t *testing.T) {
+	for cause, answer := range map[string]*pb.WatchResponse{
+		compaction: {CompactRevision: 5, Canceled: true},
+		refused:    {Canceled: true},
+		disconnect: nil,
+	} {
+		t.Run(cause, func(t *testing.T) {
+			c := &cluster{revision: 1}
+			c.script = func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+				create := request.GetCreateRequest()
+				if err := confirm(peer, request, 1); n > 0 || err != nil || create == nil || create.WatchId > 1 {
+					return err
+				}
+				if answer == nil {
+					return errors.New("broken")
+				}
+				answer.Header, answer.WatchId = &pb.ResponseHeader{Revision: 1}, create.WatchId
+				return peer.Send(answer)
+			}
+			inBubble(t, c, func(t *testing.T, m *Mux) {
+				w := open(t, m, "a")
+				if !endsWithin(t, w, delay) {
+					t.Fatal("the watch goes on")
+				}
+				open(t, m, "a").Close()
+				if !c.resets(cause) {
+					t.Errorf("it reports %q", c.causes)
+				}
+			})
+		})
+	}
 }
 
 func TestMux_KeepsAWatchForAWhile(t *testing.T) {

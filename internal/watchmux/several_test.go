@@ -105,7 +105,7 @@ func TestNextOf_ReturnsWhenOneOfTheWatchesEnds(t *testing.T) {
 		if next := <-got; !errors.Is(next.err, ErrEnded) {
 			t.Errorf("it returned %v", next)
 		}
-		m.end()
+		m.end(disconnect)
 		if _, err := NextOf(t.Context(), watches); !errors.Is(err, ErrEnded) {
 			t.Errorf("after the end of the stream it returned %v", err)
 		}

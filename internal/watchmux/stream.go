@@ -1,6 +1,7 @@
 package watchmux
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"fmt"
@@ -35,6 +36,8 @@ type stream struct {
 	probes    map[*Watch]bool  // waiting for the next answer to a request for progress
 	last      int64            // ID that was given to a watch
 	heard     heard
+	used      bool   // it is, or was, that of the Mux, and not on trial
+	cause     string // why it is about to end
 	ended     bool
 
 	// What is known of how the member answers requests for progress.
@@ -83,7 +86,7 @@ func unconnected(ctx context.Context, cancel context.CancelFunc) *stream {
 
 // run is the stream's goroutine: it receives until the stream ends.
 func (s *stream) run(avoid []string) {
-	defer s.end()
+	defer s.end(disconnect)
 	wire, cancel, err := s.connect(avoid)
 	if err != nil {
 		return
@@ -157,12 +160,25 @@ func (s *stream) takeOutbox() (requests []*pb.WatchRequest) {
 	return requests
 }
 
-// end ends the stream and all its watches.
-func (s *stream) end() {
+// use notes that the stream carries the watches of the Mux from now on.
+func (s *stream) use() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used = true
+}
+
+// end ends the stream and all its watches. Only the first call has an effect.
+func (s *stream) end(cause string) {
 	s.cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
 	s.ended = true
+	if len(s.watches)+len(s.creating) > 0 {
+		s.reset(cmp.Or(s.cause, cause))
+	}
 	for item := s.outbox.Front(); item != nil; item = item.Next() {
 		if w := item.Value.(posted).watch; w != nil {
 			w.end(ErrEnded)
@@ -179,6 +195,13 @@ func (s *stream) end() {
 	}
 	s.outbox.Init()
 	s.creating, s.watches, s.following, s.probes = nil, nil, nil, nil
+}
+
+// reset reports that watches have ended, unless everything does. The caller holds the mutex.
+func (s *stream) reset(cause string) {
+	if s.used && s.mux.Ctx.Err() == nil {
+		s.mux.Reset(cause)
+	}
 }
 
 // alive reports whether watches can be opened on the stream.
@@ -386,6 +409,7 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 	case answer.Canceled:
 		s.drop(w, answer)
 		if answer.CancelReason != rpctypes.ErrGRPCPermissionDenied.Error() {
+			s.cause = refused
 			s.cancel() // the next stream has a new authentication token
 		}
 	case w.closed:
@@ -402,6 +426,13 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 
 // drop ends a watch that etcd has ended. The caller holds the mutex.
 func (s *stream) drop(w *Watch, answer *pb.WatchResponse) {
+	switch {
+	case w.closed:
+	case answer.CompactRevision != 0:
+		s.reset(compaction)
+	default:
+		s.reset(refused)
+	}
 	if s.watches[w.id] == w {
 		delete(s.watches, w.id)
 	}

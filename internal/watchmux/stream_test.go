@@ -17,7 +17,7 @@ type member struct {
 
 func newMember(t *testing.T) member {
 	m := member{t, unconnected(context.WithCancel(t.Context()))}
-	t.Cleanup(m.end)
+	t.Cleanup(func() { m.end(unused) })
 	return m
 }
 

@@ -41,6 +41,9 @@ type Config struct {
 	HedgeDelay time.Duration
 	// Read makes a linearizable read of a key, and returns the header of the answer.
 	Read func(ctx context.Context, key string) (*pb.ResponseHeader, error)
+	// Reset is told why watches have ended, for one of the reasons below. It is called under
+	// mutexes, and must not block.
+	Reset func(cause string)
 }
 
 // Mux opens watches on one stream. It is safe for concurrent use.
@@ -54,6 +57,16 @@ type Mux struct {
 	seen     []checkpoint          // the last few, the oldest first
 	kept     map[string]*keptWatch // by key: watches that are kept for a while after their use
 }
+
+// Why watches have ended by themselves.
+const (
+	disconnect = "disconnect" // the stream broke
+	noAnswer   = "no answer"  // of a member, while another answered
+	compaction = "compaction" // etcd no longer has what the watch asked for
+	refused    = "refused"    // by etcd
+	restore    = "restore"    // etcd is at an earlier revision than before
+	unused     = "unused"     // it was on trial; not reported
+)
 
 // checkpoint is a time and a revision that the cluster had not passed by then.
 type checkpoint struct {
@@ -82,6 +95,7 @@ func (m *Mux) OpenAll(ctx context.Context, whats []Target) ([]*Watch, error) {
 	m.mu.Lock()
 	if m.stream == nil || !m.stream.alive() {
 		m.stream = newStream(m)
+		m.stream.use()
 	}
 	s := m.stream
 	if !m.checking {
