@@ -50,6 +50,14 @@ func TestInstall_AProgramRunsThatUsesEveryModule(t *testing.T) {
 	t.Logf("used: %s", got)
 }
 
+func TestChangelog_HasASectionOfTheVersion(t *testing.T) {
+	t.Parallel()
+	r := publish(t)
+	if notes := r.run(t, r.dir, "bash", ".ci/notes", rootVersion); notes == "" {
+		t.Error("the section is empty")
+	}
+}
+
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
 	text, err := os.ReadFile(from)
