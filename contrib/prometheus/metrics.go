@@ -29,7 +29,7 @@ type options struct {
 
 // WithNames adds the label name to the metrics that begin with locker_lock. Its value is what label
 // returns for the name of a lock; if a call locks several, for the first. Without WithNames there
-// is no such label, because each value makes forty series or more, which stay until the program
+// is no such label, because each value makes about forty series, or more, which stay until the program
 // ends. So label should return one of a few values, and must always return the same for the same
 // name. It has to be safe for concurrent use. What is not valid UTF-8 in a value is replaced.
 func WithNames(label func(name string) string) Option {
