@@ -33,7 +33,7 @@
 //     no answer, compaction, refused or restore, see locker.WatchReset.
 //
 // Counters exist with the value 0 before there is anything to count, so that rate and increase see
-// the first event.
+// the first event; those with a label name, from the first call that locks such a name.
 //
 // # Errors
 //
