@@ -18,7 +18,8 @@ const limit = 3
 // When the worker can no longer be sure of its turn, the request is canceled, and made
 // again at the next turn. So the backend may get it more than once.
 func call(ctx context.Context, client *locker.Client, worker string, request *http.Request) error {
-	return client.Campaign(ctx, "backend", worker, func(ctx context.Context, _ *locker.Lock) error {
+	answered := false
+	err := client.Campaign(ctx, "backend", worker, func(ctx context.Context, _ *locker.Lock) error {
 		response, err := http.DefaultClient.Do(request.Clone(ctx))
 		if err != nil {
 			return err
@@ -27,6 +28,11 @@ func call(ctx context.Context, client *locker.Client, worker string, request *ht
 		if response.StatusCode != http.StatusOK {
 			return fmt.Errorf("backend: %s", response.Status)
 		}
+		answered = true
 		return nil
 	}, locker.WithLimit(limit))
+	if answered {
+		return nil // even if etcd has not confirmed the release, which the client then sees to
+	}
+	return err
 }

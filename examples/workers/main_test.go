@@ -7,9 +7,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 
 	"github.com/jagregory/locker/v2"
@@ -46,9 +48,9 @@ func TestRun_TheBackendNeverSeesMoreCallsThanTheLimit(t *testing.T) {
 	}
 }
 
-func newClient(t *testing.T) *locker.Client {
+func newClient(t *testing.T, etcd *clientv3.Client, ttl time.Duration) *locker.Client {
 	t.Helper()
-	client, err := locker.New(embedtest.Start(t).Client(t), locker.WithTTL(10*testTimeout))
+	client, err := locker.New(etcd, locker.WithTTL(ttl))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,7 @@ func TestCall_IsCanceledWithItsContext(t *testing.T) {
 	defer server.Close() // waits for the handler
 	request := httptest.NewRequest(http.MethodPost, server.URL, nil)
 	request.RequestURI = ""
-	client := newClient(t)
+	client := newClient(t, embedtest.Start(t).Client(t), 10*testTimeout)
 	if err := call(ctx, client, "worker", request); !errors.Is(err, context.Canceled) {
 		t.Errorf("call returned %v", err)
 	}
@@ -85,7 +87,25 @@ func TestCall_ReportsThatTheBackendRefuses(t *testing.T) {
 	defer server.Close()
 	request := httptest.NewRequest(http.MethodPost, server.URL, nil)
 	request.RequestURI = ""
-	if err := call(testContext(t), newClient(t), "worker", request); err == nil || err.Error() != "backend: 404 Not Found" {
+	if err := call(testContext(t), newClient(t, embedtest.Start(t).Client(t), ttl), "worker", request); err == nil || err.Error() != "backend: 404 Not Found" {
 		t.Errorf("call returned %v", err)
+	}
+}
+
+func TestCall_IsMadeOnceIfOnlyItsReleaseIsNotConfirmed(t *testing.T) {
+	t.Parallel()
+	network := embedtest.Start(t).Proxy(t)
+	var calls atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		calls.Add(1)
+		network.Cut()
+	}))
+	defer server.Close()
+	client := newClient(t, network.Client(t), ttl)
+	defer network.Heal() // so that the client can be closed
+	request := httptest.NewRequest(http.MethodPost, server.URL, nil)
+	request.RequestURI = ""
+	if err := call(testContext(t), client, "worker", request); err != nil || calls.Load() != 1 {
+		t.Errorf("call returned %v after %d calls", err, calls.Load())
 	}
 }
