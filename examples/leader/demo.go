@@ -44,6 +44,7 @@ type demo struct {
 // A hold is a time during which an instance leads, until ctx ends.
 type hold struct {
 	ctx      context.Context
+	stopped  chan struct{} // closed when it has stopped leading
 	instance *recipe.Instance
 	address  string
 	sigterm  func() // what the signal would do, which would end both instances
@@ -62,10 +63,12 @@ func (d *demo) program(ctx context.Context, i *recipe.Instance) error {
 		if d.leading.Add(1) > 1 {
 			d.overlaps.Store(true)
 		}
+		stopped := make(chan struct{})
+		defer close(stopped)
 		defer d.leading.Add(-1)
 		d.log.Printf("%s  leads (token %d)", i.Name, lock.Token())
 		select {
-		case d.led <- hold{ctx, i, listener.Addr().String(), sigterm}:
+		case d.led <- hold{ctx, stopped, i, listener.Addr().String(), sigterm}:
 		case <-ctx.Done():
 		}
 		<-ctx.Done()
@@ -99,7 +102,7 @@ func (d *demo) script(ctx context.Context) error {
 	}
 	d.log.Printf("%s  disconnected from etcd", second.instance.Name)
 	second.instance.Network.Cut()
-	<-second.ctx.Done() // at the latest with ctx
+	<-second.stopped // at the latest with ctx
 	if err := d.askLeader(ctx, second, http.StatusServiceUnavailable); err != nil {
 		return err
 	}
