@@ -58,7 +58,8 @@ type Instance struct {
 type Instances struct {
 	All []*Instance
 
-	server *embedtest.Server // nil if the cluster runs elsewhere
+	server   *embedtest.Server // nil if the cluster runs elsewhere
+	answered bool              // by etcd
 }
 
 // Start starts n instances, whose leases have the given TTL and whose contexts end a third
@@ -92,6 +93,7 @@ func Start(ctx context.Context, endpoints []string, n int, ttl time.Duration) (_
 			return nil, err
 		}
 	}
+	s.answered = true
 	return s, nil
 }
 
@@ -132,13 +134,20 @@ func (s *Instances) Run(ctx context.Context, program func(context.Context, *Inst
 	return g.Wait()
 }
 
-// Close heals the networks, and closes all clients and the cluster. It blocks as the Close
-// of a Client does.
+// Close heals the networks, and closes all clients and the cluster. It blocks until the
+// clients are connected again, at most for 30 s, and then as the Close of a Client does.
 func (s *Instances) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, i := range s.All {
+		if s.answered {
+			i.Network.Heal()
+			_, _ = i.Client.List(ctx, "") // so that Close can revoke the lease
+		}
+	}
 	var errs []error
 	for _, i := range s.All {
 		if i.Client != nil {
-			i.Network.Heal() // so that the lease can be revoked
 			errs = append(errs, i.Client.Close())
 		}
 		if i.etcd != nil {
