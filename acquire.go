@@ -22,7 +22,7 @@ func (c *Client) lock(ctx context.Context, verb, name, value string, opts []Lock
 	switch {
 	case err != nil:
 		return nil, err
-	case c.hooks == nil:
+	case !c.hooks.ofLocks():
 		return c.acquire(ctx, verb, cfg, nil)
 	}
 	return c.acquireTraced(ctx, verb, cfg)

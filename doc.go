@@ -87,7 +87,11 @@
 //
 // A context given to a call bounds that call, never the hold. Every goroutine of the
 // package belongs to a Client and has ended when [Client.Close] returns. User code runs in
-// the goroutine of its caller.
+// the goroutine of its caller, except for some of the functions of [Hooks].
+//
+// [WithHooks] has functions of the program called when a lock is waited for, held or lost, when a
+// lease is renewed, and so on. The modules contrib/otel and contrib/prometheus beside this one
+// turn that into traces and metrics.
 //
 // # Errors
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -106,7 +107,7 @@ type WatchReset struct {
 }
 
 // WithHooks adds hooks, which are called in the order in which they were added. The default is
-// none, which costs nothing.
+// none. Functions that are nil cost nothing.
 func WithHooks(h ...Hooks) Option {
 	return func(c *Client) error {
 		c.hooks = append(c.hooks, h...)
@@ -116,6 +117,11 @@ func WithHooks(h ...Hooks) Option {
 
 // hooks calls the functions of several Hooks.
 type hooks []Hooks
+
+// ofLocks reports whether any of them wants to know of locks.
+func (h hooks) ofLocks() bool {
+	return slices.ContainsFunc(h, func(h Hooks) bool { return h.LockStart != nil || h.LockEnd != nil || h.HoldEnd != nil })
+}
 
 func (h hooks) lockStart(ctx context.Context, e LockStart) context.Context {
 	for i := range h {

@@ -175,6 +175,20 @@ func TestHooks_ReportSessions(t *testing.T) {
 	}
 }
 
+func TestHooks_ReportALockWhoseFirstSessionWasLost(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	c, events := observed(t, b.Etcd, locker.WithTTL(time.Hour)) // so that only Lock notices the loss
+	first := locktest.Lock(t, c, "a", "")
+	locktest.Unlock(t, first)
+	b.Server.ExpireLease(t, locktest.LeaseOf(first))
+	locktest.Unlock(t, locktest.Lock(t, c, "a", ""))
+	if holds, sessions := locktest.EventsOf[locker.HoldEnd](events), locktest.EventsOf[locker.SessionStart](events); len(holds) != 2 || len(sessions) != 2 {
+		t.Errorf("%d holds have ended, and %d sessions begun", len(holds), len(sessions))
+	}
+	closed(t, c, events)
+}
+
 func TestHooks_ReportThatWatchesAreOpenedAgain(t *testing.T) {
 	t.Parallel()
 	b := locktest.Setup(t)

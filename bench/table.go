@@ -180,6 +180,14 @@ func rows(w workload) []row {
 			sides: []side{namesTogether(oneName, 1), namesTogether(ours, together)},
 			lines: []line{{figure: p50, unit: "µs", against: oneName, target: atMost(1.5)}},
 		},
+		{
+			id: "P21", work: "lock + unlock with hooks that are not used",
+			sides: []side{withoutHooks, unusedHooks},
+			lines: []line{
+				{figure: p50, unit: "µs", against: withoutHooks.name, target: atMost(1.01)},
+				{figure: allocations, unit: "allocations", against: withoutHooks.name, target: atMost(1)},
+			},
+		},
 	}
 }
 
