@@ -190,8 +190,8 @@ func (o *observer) lockEnd(ctx context.Context, e locker.LockEnd) {
 	w.span.End(trace.WithTimestamp(now))
 }
 
-// holdStart begins the hold that w has led to. Nothing but its end leads back to the caller,
-// whose span is the parent all the same.
+// holdStart begins the hold that w has led to. Its span is a child of the caller's, not of the
+// wait's, which is over.
 func (o *observer) holdStart(ctx context.Context, e locker.LockEnd, w *wait, now time.Time) {
 	_, span := o.tracer.Start(trace.ContextWithSpan(ctx, w.caller), "locker.hold",
 		trace.WithTimestamp(now),
