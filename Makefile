@@ -3,9 +3,13 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.1
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
 # Packages whose tests wait more than they compute, and those that compute. The first are tested together, and the
 # others after them, so that no lease runs out because a package needs the processors. Those that take longest begin.
-WAITING     = ./internal/systest ./examples/mesh ./interop/faults ./... ./examples/...
+WAITING     = ./internal/systest ./examples/mesh ./interop/faults ./... ./examples/... $(CONTRIB:%=./%/...)
 COMPUTING   = ./interop ./chaos/... ./bench/...
-PACKAGES    = $(WAITING) $(COMPUTING)
+# What tests the commit that is checked out, which go test does not know: its results must not be cached.
+COMMITTED   = ./interop/release
+PACKAGES    = $(WAITING) $(COMPUTING) $(COMMITTED)
+# Modules that programs require, so that they replace nothing.
+CONTRIB     = $(patsubst %/go.mod,%,$(wildcard contrib/*/go.mod))
 # Test programs without debug information, which link faster, and in which the race detector watches everything but
 # the etcd server in the process, which runs faster.
 LEAN        = -ldflags="-s -w" -gcflags=go.etcd.io/etcd/server/v3/...=-race=false -gcflags=go.etcd.io/raft/v3/...=-race=false -gcflags=go.etcd.io/bbolt/...=-race=false
@@ -22,7 +26,8 @@ help: ## this list
 test: ## all tests of all modules, with the race detector if there is a C compiler
 	@race=-race; why=$$(go build -race runtime/cgo 2>&1) || { race=; export CGO_ENABLED=0; echo "make test: WITHOUT the race detector: $$why"; }; \
 	export GORACE=atexit_sleep_ms=0; set -x; \
-	go test $$race $(LEAN) -timeout 15m -p 4 $(WAITING) && go test $$race $(LEAN) -timeout 15m $(COMPUTING)
+	go test $$race $(LEAN) -timeout 15m -p 4 $(WAITING) && go test $$race $(LEAN) -timeout 15m $(COMPUTING) && \
+	go test $$race $(LEAN) -timeout 15m -count 1 $(COMMITTED)
 
 hammer: ## the tests that draw what they do at random, for ten minutes
 	go test -race -timeout 1h -run 'TestLock_ManyGoroutinesNeverHoldANameAtOnce|TestModel_SequencesOfCallsAgree' ./internal/systest -hammer 5m -rapid.checks 500
@@ -30,7 +35,8 @@ hammer: ## the tests that draw what they do at random, for ten minutes
 lint: ## gofmt, go.mod and its like complete, go vet, staticcheck, govulncheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
 	@for module in . bench chaos examples interop; do (cd $$module && GOWORK=off go mod tidy -diff) || exit 1; done
-	@before=$$(cksum <go.work.sum); go list -m all >/dev/null || exit 1; test "$$before" = "$$(cksum <go.work.sum)" || \
+	@for module in $(CONTRIB); do .ci/tidy $$module || exit 1; done
+	@before=$$(cksum <go.work.sum); { go list -m all >/dev/null && go mod download; } || exit 1; test "$$before" = "$$(cksum <go.work.sum)" || \
 		{ echo "go.work.sum was not complete; what it lacked has been added"; exit 1; }
 	go vet $(PACKAGES)
 	GOOS=darwin go vet ./cmd/locker

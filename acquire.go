@@ -15,24 +15,29 @@ import (
 	"github.com/jagregory/locker/v2/internal/txn"
 )
 
-// lock is Lock, TryLock, Do up to its function, or a turn of Campaign, according to the verb.
-// It checks the arguments, and has the hooks called.
-func (c *Client) lock(ctx context.Context, verb, name, value string, opts []LockOption) (*Lock, error) {
+// prepare begins a call that locks, by the method verb: it checks the arguments, and returns a
+// lock for acquire.
+func (c *Client) prepare(ctx context.Context, verb, name, value string, opts []LockOption) (*Lock, error) {
 	cfg, err := c.checkLock(ctx, name, value, opts)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case !c.hooks.ofLocks():
-		return c.acquire(ctx, verb, cfg, nil)
 	}
-	return c.acquireTraced(ctx, verb, cfg)
+	entries := []entry{newEntry(cfg.name, cfg.value, cfg.kind())}
+	for _, other := range cfg.others {
+		entries = append(entries, newEntry(other.name, other.value, other.kind()))
+	}
+	l := c.newLock(ctx, entries, cfg.session)
+	l.trace = c.hooks.begin(ctx, name, verb)
+	return l, nil
 }
 
-// tryLock is the verb that does not wait.
-const tryLock = "TryLock"
-
-// acquire returns a lock that is held.
-func (c *Client) acquire(ctx context.Context, verb string, cfg lockConfig, t *trace) (*Lock, error) {
+// acquire is Lock and, with try, TryLock. It returns the lock that is held, which is another
+// one than l if a session was lost on the way.
+func (l *Lock) acquire(ctx context.Context, try bool) (got *Lock, err error) {
+	c := l.client
+	if t := l.trace; t != nil {
+		defer func() { t.lockEnd(got, err) }()
+	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -40,17 +45,6 @@ func (c *Client) acquire(ctx context.Context, verb string, cfg lockConfig, t *tr
 		return nil, err
 	}
 	defer c.tasks.End()
-	entries := []entry{newEntry(cfg.name, cfg.value, cfg.kind())}
-	for _, other := range cfg.others {
-		entries = append(entries, newEntry(other.name, other.value, other.kind()))
-	}
-	return c.newLock(ctx, entries, cfg.session, t).acquire(ctx, verb == tryLock)
-}
-
-// acquire returns the lock that is held, which is another one than l if a session was lost on
-// the way.
-func (l *Lock) acquire(ctx context.Context, try bool) (*Lock, error) {
-	c := l.client
 	if err := l.join(ctx, try); err != nil {
 		return nil, err
 	}
@@ -86,7 +80,8 @@ func (l *Lock) afterFailure(ctx context.Context, err error, pause *backoff.Pause
 			e := &l.entries[i]
 			entries = append(entries, newEntry(e.place.Name, e.value, e.kind()))
 		}
-		next := c.newLock(ctx, entries, nil, l.trace)
+		next := c.newLock(ctx, entries, nil)
+		next.trace = l.trace
 		c.lines.Replace(l, next)
 		if l.session.delay == 0 {
 			l.session.drop(l)
@@ -138,8 +133,8 @@ func (c *Client) checkNesting(ctx context.Context, cfg lockConfig) error {
 
 // newLock returns a lock that is yet to be attached to a session. Its context has the
 // values of ctx but does not end with it.
-func (c *Client) newLock(ctx context.Context, entries []entry, wants *Session, t *trace) *Lock {
-	l := &Lock{client: c, entries: entries, shares: 1, outer: holdOf(ctx), trace: t, waiter: waiter{wants: wants}}
+func (c *Client) newLock(ctx context.Context, entries []entry, wants *Session) *Lock {
+	l := &Lock{client: c, entries: entries, shares: 1, outer: holdOf(ctx), waiter: waiter{wants: wants}}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return l
 }

@@ -118,10 +118,8 @@ func WithHooks(h ...Hooks) Option {
 // hooks calls the functions of several Hooks.
 type hooks []Hooks
 
-// ofLocks reports whether any of them wants to know of locks.
-func (h hooks) ofLocks() bool {
-	return slices.ContainsFunc(h, func(h Hooks) bool { return h.LockStart != nil || h.LockEnd != nil || h.HoldEnd != nil })
-}
+// ofLocks reports whether one of the functions is about locks.
+func (h Hooks) ofLocks() bool { return h.LockStart != nil || h.LockEnd != nil || h.HoldEnd != nil }
 
 func (h hooks) lockStart(ctx context.Context, e LockStart) context.Context {
 	for i := range h {
@@ -186,7 +184,11 @@ func (c *Client) awaitReports(ctx context.Context) {
 
 // trace is what the hooks have yet to be told of a call that locks, and of its hold.
 type trace struct {
-	ahead atomic.Int64 // entries
+	hooks hooks
+	ctx   context.Context // that LockStart has returned, for LockEnd
+	began time.Time
+	call  LockEnd // as far as it is known
+	ahead atomic.Int64
 
 	since time.Time // of the hold; the mutex of the Lock guards it
 	end   HoldEnd   // set when the hold has ended
@@ -195,12 +197,21 @@ type trace struct {
 	steps atomic.Int32
 }
 
-// acquireTraced is acquire with hooks.
-func (c *Client) acquireTraced(ctx context.Context, verb string, cfg lockConfig) (l *Lock, err error) {
-	hooked := c.hooks.lockStart(ctx, LockStart{Name: cfg.name, Verb: verb})
-	began, t := time.Now(), &trace{}
-	l, err = c.acquire(ctx, verb, cfg, t)
-	e := LockEnd{Name: cfg.name, Verb: verb, Waited: time.Since(began), Ahead: int(t.ahead.Load()), Err: err, Lock: l, Token: l.Token()}
+// begin calls LockStart, and returns a trace; nil if no hook wants to know of locks.
+func (h hooks) begin(ctx context.Context, name, verb string) *trace {
+	if !slices.ContainsFunc(h, Hooks.ofLocks) {
+		return nil
+	}
+	t := &trace{hooks: h, call: LockEnd{Name: name, Verb: verb}}
+	t.ctx = h.lockStart(ctx, LockStart{Name: name, Verb: verb})
+	t.began = time.Now()
+	return t
+}
+
+// lockEnd calls LockEnd. The call returns l or err.
+func (t *trace) lockEnd(l *Lock, err error) {
+	e := t.call
+	e.Lock, e.Token, e.Ahead, e.Waited, e.Err = l, l.Token(), int(t.ahead.Load()), time.Since(t.began), err
 	panicked := true
 	defer func() {
 		if l == nil {
@@ -211,9 +222,8 @@ func (c *Client) acquireTraced(ctx context.Context, verb string, cfg lockConfig)
 			_ = l.Unlock(endedContext(ErrReleased)) // which goes on in the background
 		}
 	}()
-	c.hooks.lockEnd(hooked, e)
+	t.hooks.lockEnd(t.ctx, e)
 	panicked = false
-	return l, err
 }
 
 // traceAhead notes how many entries were ahead of one that was put. The caller holds the mutex.

@@ -207,7 +207,10 @@ func (c *Client) Close() error {
 // ErrEtcdClosed; ErrSessionFull; and etcd's own if it refuses (no permission, no space,
 // value too large).
 func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
-	l, err := c.lock(ctx, "Lock", name, value, opts)
+	l, err := c.prepare(ctx, "Lock", name, value, opts)
+	if err == nil {
+		l, err = l.acquire(ctx, false)
+	}
 	return l, wrap("lock", name, err)
 }
 
@@ -218,7 +221,10 @@ func (c *Client) Lock(ctx context.Context, name, value string, opts ...LockOptio
 //
 // Errors: ErrLocked as *LockedError, with the present holder; otherwise as for Lock.
 func (c *Client) TryLock(ctx context.Context, name, value string, opts ...LockOption) (*Lock, error) {
-	l, err := c.lock(ctx, tryLock, name, value, opts)
+	l, err := c.prepare(ctx, "TryLock", name, value, opts)
+	if err == nil {
+		l, err = l.acquire(ctx, true)
+	}
 	return l, wrap("try lock", name, err)
 }
 
@@ -238,7 +244,10 @@ func (c *Client) Do(ctx context.Context, name, value string, fn func(context.Con
 	if _, err := c.checkCampaign(name, fn, opts); err != nil {
 		return wrap(op, name, err)
 	}
-	l, err := c.lock(ctx, "Do", name, value, opts)
+	l, err := c.prepare(ctx, "Do", name, value, opts)
+	if err == nil {
+		l, err = l.acquire(ctx, false)
+	}
 	if err != nil {
 		return wrap(op, name, err)
 	}
@@ -263,7 +272,10 @@ func (c *Client) Campaign(ctx context.Context, name, value string, fn func(conte
 	}
 	for pause := (backoff.Pause{}); ; {
 		began := time.Now()
-		l, err := c.lock(ctx, "Campaign", name, value, opts)
+		l, err := c.prepare(ctx, "Campaign", name, value, opts)
+		if err == nil {
+			l, err = l.acquire(ctx, false)
+		}
 		if err == nil {
 			var result error
 			if result, err = l.do(ctx, fn); !errors.Is(err, ErrLost) || ctx.Err() != nil {
