@@ -18,8 +18,10 @@ import (
 // ErrNotInstalled reports that there is no Postgres that could be started.
 var ErrNotInstalled = errors.New("no Postgres is installed (Debian: apt-get install postgresql; or give -postgres URL)")
 
-// closeTimeout bounds how long Close waits for a Postgres that runs elsewhere.
-const closeTimeout = 10 * time.Second
+const (
+	startTimeout = 2 * time.Minute  // of Start
+	closeTimeout = 10 * time.Second // of Close, for a Postgres that runs elsewhere
+)
 
 // Database is a schema of its own, so that nothing else is touched. Its methods are safe for
 // concurrent use, except Close.
@@ -32,8 +34,9 @@ type Database struct {
 
 // Open creates a schema in the Postgres at rawURL. If that is empty, it starts a Postgres for
 // this program, with its data in a temporary directory and without any address that others could
-// connect to. Open blocks until the schema is there, or ctx ends; ctx bounds nothing else. The caller must
-// call Close. After an error nothing is left, except perhaps the schema if the connection failed.
+// connect to. Open blocks until the schema is there, or ctx ends; ctx bounds nothing else. The
+// caller must call Close. After an error nothing is left, except perhaps the schema if Postgres
+// runs elsewhere and its answer was lost.
 //
 // Errors: ErrNotInstalled; the cause of ctx; those of the operating system and of Postgres.
 func Open(ctx context.Context, rawURL string) (_ *Database, err error) {
@@ -51,7 +54,8 @@ func Open(ctx context.Context, rawURL string) (_ *Database, err error) {
 	}()
 	u, err := url.Parse(d.whole)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		return nil, fmt.Errorf("invalid URL %q: want one such as postgres://user:password@localhost/database", d.whole)
+		// Without the URL, which may have a password.
+		return nil, errors.New("invalid URL of a Postgres: want one such as postgres://user:password@localhost/database")
 	}
 	settings := u.Query()
 	settings.Set("search_path", d.schema)
@@ -64,7 +68,9 @@ func Open(ctx context.Context, rawURL string) (_ *Database, err error) {
 // ends. If Postgres is not installed, Start returns false, unless LOCKER_TOOLS is "required".
 func Start(tb testing.TB) (_ *Database, ok bool) {
 	tb.Helper()
-	d, err := Open(tb.Context(), "")
+	ctx, cancel := context.WithTimeout(tb.Context(), startTimeout)
+	defer cancel()
+	d, err := Open(ctx, "")
 	switch {
 	case errors.Is(err, ErrNotInstalled) && os.Getenv("LOCKER_TOOLS") != "required":
 		tb.Log("nothing was checked:", err)
@@ -108,5 +114,6 @@ func (d *Database) exec(ctx context.Context, statement string) error {
 		return err
 	}
 	_, err = conn.Exec(ctx, statement)
-	return errors.Join(err, conn.Close(ctx))
+	_ = conn.Close(ctx) // the statement is done, or not
+	return err
 }
