@@ -115,6 +115,10 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 	d.logf("beta", "has written")
+	d.alpha.network.Heal()
+	if _, err := d.alpha.client.Get(ctx, name); err != nil { // waits for the connection
+		return err
+	}
 
 	// 3. Postgres has seen the larger token, and refuses the smaller one.
 	if err := write(ctx, d.alpha.conn, name, first.Token(), "too late"); !errors.Is(err, errStale) {
