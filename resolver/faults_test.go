@@ -3,9 +3,12 @@ package resolver_test
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	gresolver "google.golang.org/grpc/resolver"
 
 	"github.com/jagregory/locker/v2"
 	"github.com/jagregory/locker/v2/embedtest"
@@ -198,4 +201,38 @@ func TestResolver_CloseReturnsThoughEtcdDoesNotAnswer(t *testing.T) {
 		t.Errorf("%d of 2 resolvers were closed", n)
 	}
 	proxy.Heal()
+}
+
+// slowConn is a connection that takes its time to take addresses in.
+type slowConn struct {
+	gresolver.ClientConn
+	arrived, proceed chan struct{}
+}
+
+func (c slowConn) UpdateState(gresolver.State) error {
+	close(c.arrived)
+	<-c.proceed
+	return nil
+}
+
+func TestResolver_CloseWaitsForItsGoroutine(t *testing.T) {
+	t.Parallel()
+	b := locktest.Setup(t)
+	c := b.Client(t)
+	locktest.Lock(t, c, "role", "10.0.0.1:80")
+	conn := slowConn{arrived: make(chan struct{}), proceed: make(chan struct{})}
+	target := gresolver.Target{URL: url.URL{Scheme: resolver.Scheme, Path: "/role"}}
+	r, err := resolver.NewBuilder(c).Build(target, conn, gresolver.BuildOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	locktest.Receive(t, conn.arrived)
+	closed := locktest.Async(func() error { r.Close(); return nil })
+	select {
+	case <-closed:
+		t.Error("Close has returned, but its goroutine has not")
+	case <-time.After(50 * time.Millisecond): // long enough for a Close that does not wait
+	}
+	close(conn.proceed)
+	locktest.Receive(t, closed)
 }
