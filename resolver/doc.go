@@ -8,8 +8,8 @@
 //		grpc.WithTransportCredentials(creds))
 //
 // The addresses are the values of all present holders, the oldest first. One watch follows
-// them, so that a hand-over moves the traffic within milliseconds. It runs while the
-// connection is in use, and ends with it or when gRPC makes it idle. There may be any number of connections.
+// them, so that a hand-over moves the traffic. It ends with the connection, and while gRPC
+// has made that idle.
 //
 // # Servers
 //
@@ -51,7 +51,8 @@
 // leaves no address, the effect is the same as if nobody held the name.
 //
 // The watch covers all names that begin with NAME, of which only NAME counts. So do not put
-// thousands of other names below that of a service.
+// thousands of other names below that of a service. An etcd user needs permission to read all
+// keys that begin with those of NAME, locker/NAME by default.
 //
 // # Failure modes
 //
