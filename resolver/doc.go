@@ -64,8 +64,8 @@
 //     and "nobody holds NAME". (round_robin replaces that by a text of its own, "no children
 //     to pick from".)
 //   - etcd is unreachable: the last addresses stay in use, and the reason is reported to gRPC
-//     after 5 s. Requests fail with it only if there is no connection to any of them. When
-//     etcd is back, whatever has changed takes effect.
+//     after about 10 s, or 5 s at the start. Requests fail with it only if there is no
+//     connection to any of them. When etcd is back, whatever has changed takes effect.
 //   - The watch is interrupted: nothing is missed, not even if etcd has compacted its history
 //     meanwhile. If a member of etcd stops answering, another takes its place within 3 s.
 //   - etcd refuses, because a permission is missing: as if it were unreachable. The watch is

@@ -20,8 +20,8 @@ import (
 const Scheme = "locker"
 
 const (
-	silence = 5 * time.Second // of etcd that is reported
-	keep    = time.Second     // the last addresses that long when nobody holds the name; also between two looks at the clock
+	silence = 5 * time.Second // of etcd, after which a watch is opened again, and an attempt is given up
+	keep    = time.Second     // how long the last addresses are kept while nobody holds the name
 )
 
 var errSilent = fmt.Errorf("etcd has not answered for %v", silence)
@@ -81,7 +81,7 @@ type nameResolver struct {
 	// What follows belongs to run.
 	given     []string  // the addresses that gRPC has
 	problem   string    // the error that was reported since they were given, if any
-	freeSince time.Time // when those of given were first seen to hold no more; zero while they do
+	freeSince time.Time // since when there have been no addresses instead of them; zero while there are
 }
 
 // ResolveNow does nothing: gRPC calls it when a connection fails, but the watch has already
