@@ -1,0 +1,235 @@
+package gocronlocker_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jagregory/locker/contrib/gocron"
+	"github.com/jagregory/locker/v2"
+)
+
+const jobLock = "gocron/" + job // the name that a Locker locks
+
+func TestLocker_RunsEveryTickOnceThoughAnInstanceFailsBetweenTicks(t *testing.T) {
+	t.Parallel()
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, false)
+			tick := 1
+			var victim *instance
+			for ; tick <= 3; tick++ {
+				victim = c.wantOnce(t, tick, c.tick(t, tick, c.instances...))
+			}
+			fault.begin(victim)
+			for ; tick <= 6; tick++ {
+				victim.advance(tick)
+				c.wantOnce(t, tick, c.tick(t, tick, c.others(victim)...))
+			}
+			fault.end(victim)
+			victim.settle(t)
+			for len(victim.decisions) > 0 {
+				if receive(t, victim.decisions) == nil {
+					t.Error("the failed instance has run a tick late")
+				}
+			}
+			for ; tick <= 9; tick++ {
+				c.wantOnce(t, tick, c.tick(t, tick, c.instances...))
+			}
+			c.wantNoneTwice(t)
+		})
+	}
+}
+
+func TestLocker_MissesTicksOnlyUntilTheLeaseOfAFailedInstanceExpires(t *testing.T) {
+	t.Parallel()
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, false)
+			c.wantOnce(t, 1, c.tick(t, 1, c.instances...))
+			c.close()
+			victim := c.wantOnce(t, 2, c.tick(t, 2, c.instances...))
+			fault.begin(victim)
+			tick := 3
+			for ; tick <= 5; tick++ { // the job has not returned
+				victim.advance(tick)
+				before := c.holder(t, jobLock)
+				decided := c.tick(t, tick, c.others(victim)...)
+				if before != c.holder(t, jobLock) {
+					t.Fatal("the lease has expired too soon for this test")
+				}
+				for i, err := range decided {
+					if !errors.Is(err, locker.ErrLocked) {
+						t.Errorf("%s decides %v about a tick that comes while the job runs", i.name, err)
+					}
+				}
+			}
+			eventually(t, "the name is free", func() bool { return c.holder(t, jobLock) == "" })
+			if victim.lock.Err() == nil {
+				t.Error("the name is free, and the job still runs under the lock")
+			}
+			want(t, receive(t, victim.finished), locker.ErrLost)
+			want(t, victim.lost, locker.ErrLost)
+			c.open()
+			for ; tick <= 8; tick++ {
+				victim.advance(tick)
+				c.wantOnce(t, tick, c.tick(t, tick, c.others(victim)...))
+			}
+			fault.end(victim)
+			victim.settle(t)
+			for len(victim.decisions) > 0 {
+				<-victim.decisions
+			}
+			for ; tick <= 11; tick++ {
+				c.wantOnce(t, tick, c.tick(t, tick, c.instances...))
+			}
+			c.wantNoneTwice(t)
+		})
+	}
+}
+
+func TestElector_RunsNoTickTwiceAndAnotherTakesOverWhenTheLeaderFails(t *testing.T) {
+	t.Parallel()
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, true)
+			tick := 0
+			leader := c.elected(t, &tick, nil)
+			for range 3 {
+				tick++
+				if c.wantOnce(t, tick, c.tick(t, tick, c.instances...)) != leader {
+					t.Error("another instance leads")
+				}
+			}
+			fault.begin(leader)
+			next := c.elected(t, &tick, leader)
+			for range 3 {
+				tick++
+				if c.wantOnce(t, tick, c.tick(t, tick, c.instances...)) != next {
+					t.Error("another instance leads")
+				}
+			}
+			fault.end(leader)
+			for range 3 {
+				tick++
+				c.wantOnce(t, tick, c.tick(t, tick, c.instances...))
+			}
+			c.wantNoneTwice(t)
+		})
+	}
+}
+
+// elected goes from tick to tick until another instance than the former leader holds the name. As soon as that
+// knows it, no tick is missed any more.
+func (c *cluster) elected(t *testing.T, tick *int, former *instance) *instance {
+	t.Helper()
+	var holder string
+	eventually(t, "another instance holds the name", func() bool {
+		*tick++
+		c.tick(t, *tick, c.instances...)
+		holder = c.holder(t, job)
+		return holder != "" && (former == nil || holder != former.name)
+	})
+	leader := c.instances[slices.IndexFunc(c.instances, func(i *instance) bool { return i.name == holder })]
+	eventually(t, "the holder knows it", func() bool {
+		err := leader.elector.IsLeader(t.Context())
+		return err == nil || errors.Is(err, gocronlocker.ErrTooSoon)
+	})
+	*tick++
+	if c.wantOnce(t, *tick, c.tick(t, *tick, c.instances...)) != leader {
+		t.Errorf("%s holds the name, and does not lead", leader.name)
+	}
+	return leader
+}
+
+func TestLocker_RunsNoTickTwiceThoughClocksDiffer(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, false)
+	fast := c.instances[0]
+	for tick := 1; tick <= 40; tick++ {
+		c.wantOnce(t, tick, c.tick(t, tick, fast))
+	}
+	for tick := 1; tick <= 40; tick++ {
+		for i, err := range c.tick(t, tick, c.others(fast)...) {
+			if !errors.Is(err, gocronlocker.ErrAlreadyRun) && !errors.Is(err, locker.ErrLocked) {
+				t.Errorf("%s decides %v about a tick that was run", i.name, err)
+			}
+		}
+	}
+	// The slowest comes to a tick when the job has returned elsewhere.
+	for tick := 41; tick <= 45; tick++ {
+		for n := range 3 {
+			c.tick(t, tick, c.instances[(tick+n)%3])
+		}
+		c.wantOnce(t, tick, nil)
+	}
+	c.wantNoneTwice(t)
+}
+
+func TestLocker_ACallThatWaitedForEtcdRunsNoTickThatOthersHaveRun(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, false)
+	slow := c.instances[0]
+	c.wantOnce(t, 1, c.tick(t, 1, c.instances...))
+	slow.proxy.Freeze()
+	slow.advance(2)
+	for tick := 2; tick <= 4; tick++ {
+		c.wantOnce(t, tick, c.tick(t, tick, c.others(slow)...))
+	}
+	slow.proxy.Thaw()
+	want(t, receive(t, slow.decisions), gocronlocker.ErrAlreadyRun)
+	c.wantNoneTwice(t)
+}
+
+func TestLocker_AClockThatWasWrongStopsNoJob(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, false)
+	wrong := c.instances[0]
+	wrong.advance(int(time.Hour / interval)) // and comes to one of the ticks before that
+	if err := receive(t, wrong.decisions); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, wrong.finished)
+	for tick := 1; tick <= 3; tick++ {
+		c.wantOnce(t, tick, c.tick(t, tick, c.others(wrong)...))
+	}
+}
+
+func TestElector_ASlowClockRunsNoTickThatThePredecessorHasRun(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, true, gocronlocker.WithSplay(interval*7/10))
+	tick := 0
+	leader := c.elected(t, &tick, nil)
+	tick++
+	leader.advance(tick)
+	if err := receive(t, leader.decisions); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, leader.finished)
+	for _, i := range c.others(leader) { // half an interval behind
+		i.clock.Advance(interval / 2)
+	}
+	if err := leader.elector.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	var next *instance
+	eventually(t, "another holds the name", func() bool {
+		for _, i := range c.others(leader) {
+			if err := i.elector.IsLeader(t.Context()); errors.Is(err, gocronlocker.ErrTooSoon) {
+				next = i
+			}
+		}
+		return next != nil
+	})
+	want(t, c.tick(t, tick, next)[next], gocronlocker.ErrNotLeader)
+	c.wantNoneTwice(t)
+	tick++
+	c.tick(t, tick, next)
+	if c.wantOnce(t, tick, nil) != next {
+		t.Error("another instance leads")
+	}
+}
