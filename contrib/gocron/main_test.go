@@ -25,8 +25,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	timeout = 2 * time.Minute // of whatever a test waits for; only a test that fails waits that long
 
-	unhurried = time.Minute     // a TTL with which no lease is lost by itself
-	brief     = 5 * time.Second // a TTL for tests that wait for a lease to expire
+	unhurried = 10 * time.Minute // a TTL with which no lease is lost by itself
+	brief     = 5 * time.Second  // a TTL for what a test lets fail, so that it waits for the lease to expire
 
 	interval = time.Second    // of the job of a cluster, by the clocks of its instances
 	late     = interval / 100 // how long after a tick gocron comes to it
@@ -64,11 +64,12 @@ type cluster struct {
 	instances []*instance
 
 	mu   sync.Mutex
-	gate chan struct{}    // runs wait for it; nil if they return at once
+	held bool             // runs that begin now last until their contexts end
 	runs map[int][]string // the instances that have run the job, by tick
 }
 
-// newCluster starts three instances with a Locker or, with elect, with an Elector.
+// newCluster starts three instances with a Locker or, with elect, with an Elector. The first one is to fail in
+// the tests of faults: it has a short lease and leads first.
 func newCluster(t *testing.T, elect bool, opts ...gocronlocker.Option) *cluster {
 	c := &cluster{server: embedtest.Start(t), runs: make(map[int][]string)}
 	c.observer = newClient(t, c.server.Client(t))
@@ -76,9 +77,16 @@ func newCluster(t *testing.T, elect bool, opts ...gocronlocker.Option) *cluster 
 		i := &instance{name: fmt.Sprint("instance ", n), proxy: c.server.Proxy(t), cluster: c, clock: clockwork.NewFakeClockAt(epoch.Add(interval / 2)),
 			decisions: make(chan error, 10000), began: make(chan struct{}, 10000), finished: make(chan error, 10000)}
 		i.etcd = i.proxy.Client(t)
-		i.client = newClient(t, i.etcd, locker.WithTTL(brief))
+		ttl := unhurried
+		if n == 0 {
+			ttl = brief
+		}
+		i.client = newClient(t, i.etcd, locker.WithTTL(ttl))
 		i.start(t, elect, append([]gocronlocker.Option{gocronlocker.WithClock(i.clock)}, opts...))
 		c.instances = append(c.instances, i)
+		if elect {
+			eventually(t, "the first has the name", func() bool { return c.holder(t, job) == c.instances[0].name })
+		}
 	}
 	return c
 }
@@ -111,19 +119,16 @@ func (i *instance) run(ctx context.Context, lock *locker.Lock) {
 	i.mu.Unlock()
 	c.mu.Lock()
 	c.runs[tick] = append(c.runs[tick], i.name)
-	gate := c.gate
+	held := c.held
 	c.mu.Unlock()
 	i.began <- struct{}{}
-	if gate == nil {
+	if !held {
 		return
 	}
-	select {
-	case <-gate:
-	case <-ctx.Done():
-		i.mu.Lock()
-		i.lost = context.Cause(ctx)
-		i.mu.Unlock()
-	}
+	<-ctx.Done()
+	i.mu.Lock()
+	i.lost = context.Cause(ctx)
+	i.mu.Unlock()
 }
 
 // now returns the tick that the clock has come to.
@@ -183,15 +188,15 @@ func (i *instance) settle(t *testing.T) {
 	}
 }
 
-// tick moves the clocks of some instances to a tick, and returns what they have decided. Unless there is a
-// gate, runs have ended.
+// tick moves the clocks of some instances to a tick, and returns what they have decided. Runs have begun and,
+// unless they are held, ended.
 func (c *cluster) tick(t *testing.T, tick int, instances ...*instance) map[*instance]error {
 	t.Helper()
 	for _, i := range instances {
 		i.advance(tick)
 	}
 	c.mu.Lock()
-	gated := c.gate != nil
+	held := c.held
 	c.mu.Unlock()
 	decided := make(map[*instance]error)
 	for _, i := range instances {
@@ -199,7 +204,7 @@ func (c *cluster) tick(t *testing.T, tick int, instances ...*instance) map[*inst
 		i.settle(t)
 		if decided[i] == nil {
 			receive(t, i.began)
-			if !gated {
+			if !held {
 				receive(t, i.finished)
 			}
 		}
@@ -235,18 +240,15 @@ func (c *cluster) wantNoneTwice(t *testing.T) {
 	}
 }
 
-// close makes runs wait from now on, and open lets them return.
-func (c *cluster) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.gate = make(chan struct{})
-}
+// holdRuns makes runs that begin from now on last until their contexts end, and releaseRuns makes them return at
+// once.
+func (c *cluster) holdRuns()    { c.setHeld(true) }
+func (c *cluster) releaseRuns() { c.setHeld(false) }
 
-func (c *cluster) open() {
+func (c *cluster) setHeld(held bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	close(c.gate)
-	c.gate = nil
+	c.held = held
 }
 
 // others returns the instances but one.
