@@ -68,20 +68,17 @@ type cluster struct {
 	runs map[int][]string // the instances that have run the job, by tick
 }
 
-// newCluster starts three instances with a Locker or, with elect, with an Elector. The first one is to fail in
-// the tests of faults: it has a short lease and leads first.
-func newCluster(t *testing.T, elect bool, opts ...gocronlocker.Option) *cluster {
+// newCluster starts three instances with a Locker or, with elect, with an Elector. The first one, which has the
+// leases of that TTL, leads first.
+func newCluster(t *testing.T, elect bool, ttl time.Duration, opts ...gocronlocker.Option) *cluster {
 	c := &cluster{server: embedtest.Start(t), runs: make(map[int][]string)}
 	c.observer = newClient(t, c.server.Client(t))
 	for n := range 3 {
 		i := &instance{name: fmt.Sprint("instance ", n), proxy: c.server.Proxy(t), cluster: c, clock: clockwork.NewFakeClockAt(epoch.Add(interval / 2)),
 			decisions: make(chan error, 10000), began: make(chan struct{}, 10000), finished: make(chan error, 10000)}
 		i.etcd = i.proxy.Client(t)
-		ttl := unhurried
-		if n == 0 {
-			ttl = brief
-		}
 		i.client = newClient(t, i.etcd, locker.WithTTL(ttl))
+		ttl = unhurried
 		i.start(t, elect, append([]gocronlocker.Option{gocronlocker.WithClock(i.clock)}, opts...))
 		c.instances = append(c.instances, i)
 		if elect {
