@@ -104,11 +104,12 @@ func TestLocker_TakesNoTickWhenTheLockIsLostBeforeTheRecord(t *testing.T) {
 func TestLocker_UnlockReportsALoss(t *testing.T) {
 	t.Parallel()
 	server := embedtest.Start(t)
-	l := newLocker(t, newClient(t, server.Client(t)))
-	run := lock(t, l, within(t), "a")
-	if _, err := server.Client(t).Delete(within(t), locker.DefaultPrefix+"gocron%2Fa/", clientv3.WithPrefix()); err != nil {
-		t.Fatal(err)
+	client := newClient(t, server.Client(t), locker.WithTTL(brief))
+	run := lock(t, newLocker(t, client), within(t), "a")
+	if holder, err := client.Get(within(t), "gocron/a"); err == nil {
+		server.ExpireLease(t, holder.Lease)
 	}
+	eventually(t, "the loss is noticed", func() bool { return run.(interface{ Err() error }).Err() != nil })
 	want(t, run.Unlock(within(t)), locker.ErrLost)
 }
 
