@@ -45,9 +45,9 @@ const (
 // it called Lock is taken to come to another tick.
 //
 // A tick runs at most once: it is not repeated if its instance dies. An instance that is
-// killed, or disconnected, while it runs a job keeps its name locked until the lease expires,
-// so ticks of that job are missed for up to the TTL of the client (more with
-// locker.WithLockDelay). Otherwise none is missed while one instance reaches etcd. As with any
+// killed, or disconnected, while it runs a job or asks for it may keep its name locked until
+// the lease expires, so ticks of that job are missed for up to the TTL of the client (more
+// with locker.WithLockDelay). Otherwise none is missed while one instance reaches etcd. As with any
 // locker of gocron, there is no tick while the job still runs for an earlier one.
 //
 // gocron does not tell a job that its lock was lost. Task does.
