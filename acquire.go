@@ -391,8 +391,10 @@ func (l *Lock) queuedAt(created int64, positions []*position) {
 			e.position = nil
 		case created == l.token.Load():
 			e.position = positions[i]
-			l.traceAhead(positions[i])
 		}
+	}
+	if positions != nil && created == l.token.Load() {
+		l.traceAhead(positions)
 	}
 }
 

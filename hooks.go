@@ -11,17 +11,22 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Hooks are functions that a Client calls at what happens, for metrics, traces and logs of the
-// program's own. Any may be nil. They must be safe for concurrent use, and should return soon.
+// Hooks are functions that a Client calls when something happens, for metrics, traces and logs of
+// the program's own. Any may be nil. They must be safe for concurrent use, and should return soon.
 // None is called under a mutex, and all may call methods of the Client.
 //
 // LockStart and LockEnd, and the HoldEnd of an Unlock, are called in the goroutine of the call
 // that they are about. If one of them blocks, that call takes longer, and if it panics, so does
-// the call: then nothing is held, and nobody else is affected. The others, and the HoldEnd of
-// a hold that ends in any other way, are called one after the other, in the order in which
-// things happened, in a goroutine of the Client that does nothing else. If one of them blocks,
-// those after it wait, and nothing else does; if it panics, that is logged at level Error, see
-// WithLogger. Close waits for them, within its bound.
+// the call: then nothing is held, and nobody else is affected. (If a hold ends before LockEnd has
+// returned, its HoldEnd is called there, after LockEnd.)
+//
+// The others, and the HoldEnd of a hold that ends in any other way, are called one after the
+// other, in the order in which things happened, in a goroutine of the Client that does nothing
+// else. If one of them blocks, those after it wait, and so does Client.Close, within its bound,
+// but nothing else; if it panics, that is logged at level Error, see WithLogger. If one of them
+// calls Close, that waits for itself for as long: let it start a goroutine.
+//
+// Of several Hooks each is called, even if another panics.
 type Hooks struct {
 	// LockStart is called when a call of Lock, TryLock or Do begins, and for each lock that
 	// Campaign waits for; not if the arguments are refused. It returns the context for
@@ -38,11 +43,11 @@ type Hooks struct {
 	// SessionStart is called when a session has been opened: by NewSession or AdoptSession,
 	// or by the Client for its locks.
 	SessionStart func(e SessionStart)
-	// Renewal is called when the lease of a session was renewed, or lost while etcd was asked to
-	// renew it. That happens every third of the TTL.
+	// Renewal is called when the lease of a session was renewed, which happens every third of the
+	// TTL; and after SessionEnd, if it was lost while etcd was asked to renew it.
 	Renewal func(e Renewal)
-	// SessionEnd is called once for each SessionStart, when the session is over, after the
-	// HoldEnd of each of its holds that had been reported as held by then.
+	// SessionEnd is called once for each SessionStart, when the session is over. The HoldEnd of
+	// each of its holds comes before, unless it is called in the goroutine of an Unlock or a Lock.
 	SessionEnd func(e SessionEnd)
 
 	// WatchReset is called when watches have ended by themselves, and are opened again: all
@@ -50,7 +55,7 @@ type Hooks struct {
 	WatchReset func(e WatchReset)
 }
 
-// LockStart describes the begin of a call that locks.
+// LockStart describes the start of a call that locks.
 type LockStart struct {
 	Name string // the first one, if there are several
 	Verb string // "Lock", "TryLock", "Do" or "Campaign"
@@ -62,9 +67,13 @@ type LockEnd struct {
 	Verb   string
 	Token  int64         // 0 with an error
 	Waited time.Duration // since LockStart
-	Ahead  int           // how many entries were found ahead in the queue, 0 if that is not known
-	Err    error         // why nothing is held; nil if Lock is
+	Err    error         // why nothing is held, without the name of the call; nil if the lock is held
 	Lock   *Lock         // nil with an error; also identifies the hold in HoldEnd
+
+	// Ahead is how many entries were ahead of its own in the queue when that was put: for a shared
+	// lock, of those that are not shared; of several names, in the longest queue. It is 0 if that
+	// is not known. Goroutines of the same Client that have yet to put an entry do not count.
+	Ahead int
 }
 
 // HoldEnd describes the end of a hold.
@@ -82,7 +91,7 @@ type SessionStart struct {
 	TTL   time.Duration // as granted by etcd, without a lock-delay
 }
 
-// Renewal describes how a lease was renewed, or was not.
+// Renewal describes a renewal of a lease, successful or not.
 type Renewal struct {
 	Lease    clientv3.LeaseID
 	Took     time.Duration // from the first request until the answer
@@ -107,7 +116,8 @@ type WatchReset struct {
 }
 
 // WithHooks adds hooks, which are called in the order in which they were added. The default is
-// none. Functions that are nil cost nothing.
+// none. Functions that are nil cost nothing. (A hook that locks the name that its event is about
+// may wait for itself, as any caller may.)
 func WithHooks(h ...Hooks) Option {
 	return func(c *Client) error {
 		c.hooks = append(c.hooks, h...)
@@ -121,50 +131,39 @@ type hooks []Hooks
 // ofLocks reports whether one of the functions is about locks.
 func (h Hooks) ofLocks() bool { return h.LockStart != nil || h.LockEnd != nil || h.HoldEnd != nil }
 
-func (h hooks) lockStart(ctx context.Context, e LockStart) context.Context {
-	for i := range h {
-		if f := h[i].LockStart; f != nil {
-			if next := f(ctx, e); next != nil {
-				ctx = next
-			}
-		}
-	}
-	return ctx
-}
-
-func (h hooks) lockEnd(ctx context.Context, e LockEnd) {
-	for i := range h {
-		if f := h[i].LockEnd; f != nil {
-			f(ctx, e)
-		}
+// each calls f for each of the Hooks, even if it panics for one of them.
+func (h hooks) each(f func(*Hooks)) {
+	if len(h) > 0 {
+		defer h[1:].each(f)
+		f(&h[0])
 	}
 }
 
-func (h hooks) holdEnd(e HoldEnd) { call(h, e, func(h *Hooks) func(HoldEnd) { return h.HoldEnd }) }
-
-// call calls one of the functions of each of the Hooks.
-func call[E any](h hooks, e E, function func(*Hooks) func(E)) {
-	for i := range h {
-		if f := function(&h[i]); f != nil {
-			f(e)
+func (h hooks) holdEnd(e HoldEnd) {
+	h.each(func(h *Hooks) {
+		if h.HoldEnd != nil {
+			h.HoldEnd(e)
 		}
-	}
-}
-
-// report calls hooks after all those of earlier reports, in a goroutine of its own. It does not
-// block, and may be called under a mutex.
-func (c *Client) report(call func(hooks)) {
-	if c.hooks == nil {
-		return
-	}
-	c.reports.Run(func() {
-		defer func() {
-			if problem := recover(); problem != nil {
-				c.log.Error("hook panicked", "panic", problem, "stack", string(debug.Stack()))
-			}
-		}()
-		call(c.hooks)
 	})
+}
+
+// report has one of the functions of each of the Hooks called, after those of earlier reports,
+// in a goroutine of its own. It does not block, and may be called under a mutex.
+func report[E any](c *Client, e E, function func(*Hooks) func(E)) {
+	for i := range c.hooks {
+		f := function(&c.hooks[i])
+		if f == nil {
+			continue
+		}
+		c.reports.Run(func() {
+			defer func() {
+				if problem := recover(); problem != nil {
+					c.log.Error("hook panicked", "panic", problem, "stack", string(debug.Stack()))
+				}
+			}()
+			f(e)
+		})
+	}
 }
 
 // awaitReports waits until all reports have been made, or ctx ends. None may follow.
@@ -174,6 +173,14 @@ func (c *Client) awaitReports(ctx context.Context) {
 	}
 	done := make(chan struct{})
 	c.reports.Run(func() { close(done) })
+	late := time.NewTimer(reportsWait) // ctx may have ended for another reason
+	defer late.Stop()
+	select {
+	case <-done:
+		c.reporting.Join()
+		return
+	case <-late.C:
+	}
 	select {
 	case <-done:
 		c.reporting.Join()
@@ -182,9 +189,12 @@ func (c *Client) awaitReports(ctx context.Context) {
 	}
 }
 
+// reportsWait is how long Close waits for hooks in any case.
+const reportsWait = 100 * time.Millisecond
+
 // trace is what the hooks have yet to be told of a call that locks, and of its hold.
 type trace struct {
-	hooks hooks
+	hooks hooks           // those whose LockStart has returned
 	ctx   context.Context // that LockStart has returned, for LockEnd
 	began time.Time
 	call  LockEnd // as far as it is known
@@ -197,16 +207,31 @@ type trace struct {
 	steps atomic.Int32
 }
 
-// begin calls LockStart, and returns a trace; nil if no hook wants to know of locks.
+// begin calls LockStart, and returns a trace; nil if no hook is about locks. If one
+// panics, LockEnd is called for those before it.
 func (h hooks) begin(ctx context.Context, name, verb string) *trace {
 	if !slices.ContainsFunc(h, Hooks.ofLocks) {
 		return nil
 	}
-	t := &trace{hooks: h, call: LockEnd{Name: name, Verb: verb}}
-	t.ctx = h.lockStart(ctx, LockStart{Name: name, Verb: verb})
+	t := &trace{ctx: ctx, began: time.Now(), call: LockEnd{Name: name, Verb: verb}}
+	defer func() {
+		if len(t.hooks) < len(h) {
+			t.lockEnd(nil, errHookPanicked)
+		}
+	}()
+	for i := range h {
+		if f := h[i].LockStart; f != nil {
+			if next := f(t.ctx, LockStart{Name: name, Verb: verb}); next != nil {
+				t.ctx = next
+			}
+		}
+		t.hooks = h[:i+1]
+	}
 	t.began = time.Now()
 	return t
 }
+
+var errHookPanicked = errors.New("a hook panicked")
 
 // lockEnd calls LockEnd. The call returns l or err.
 func (t *trace) lockEnd(l *Lock, err error) {
@@ -222,15 +247,26 @@ func (t *trace) lockEnd(l *Lock, err error) {
 			_ = l.Unlock(endedContext(ErrReleased)) // which goes on in the background
 		}
 	}()
-	t.hooks.lockEnd(t.ctx, e)
+	t.hooks.each(func(h *Hooks) {
+		if h.LockEnd != nil {
+			h.LockEnd(t.ctx, e)
+		}
+	})
 	panicked = false
 }
 
-// traceAhead notes how many entries were ahead of one that was put. The caller holds the mutex.
-func (l *Lock) traceAhead(p *position) {
-	if l.trace != nil && p != nil {
-		l.trace.ahead.Store(max(l.trace.ahead.Load(), p.total))
+// traceAhead notes where in their queues the entries were put.
+func (l *Lock) traceAhead(positions []*position) {
+	if l.trace == nil {
+		return
 	}
+	ahead := int64(0)
+	for _, p := range positions {
+		if p != nil {
+			ahead = max(ahead, p.total)
+		}
+	}
+	l.trace.ahead.Store(ahead)
 }
 
 // traceHold notes that the hold begins. The caller holds the mutex.
@@ -257,7 +293,7 @@ func (l *Lock) reportEnd() {
 // reportEndLater is reportEnd for a hold that was not ended by its holder.
 func (l *Lock) reportEndLater() {
 	if l.trace != nil && l.trace.steps.Add(1) == 2 {
-		l.client.report(func(h hooks) { h.holdEnd(l.trace.end) })
+		report(l.client, l.trace.end, func(h *Hooks) func(HoldEnd) { return h.HoldEnd })
 	}
 }
 
@@ -268,25 +304,29 @@ func (s *Session) reportStart() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.reported = !s.over; s.reported {
-		s.client.report(func(h hooks) { call(h, e, func(h *Hooks) func(SessionStart) { return h.SessionStart }) })
+		report(s.client, e, func(h *Hooks) func(SessionStart) { return h.SessionStart })
 	}
 }
 
-// reportRenewal reports how a renewal has ended, unless the session was closed meanwhile.
+// reportRenewal reports how a renewal that began then has ended, unless the session was closed
+// meanwhile, or its start was not reported.
 func (s *Session) reportRenewal(e Renewal, began time.Time) {
 	e.Took = time.Since(began)
-	if e.Err = context.Cause(s.ctx); e.Err == nil || errors.Is(e.Err, ErrLost) {
-		s.client.report(func(h hooks) { call(h, e, func(h *Hooks) func(Renewal) { return h.Renewal }) })
+	s.mu.Lock()
+	reported := s.reported
+	s.mu.Unlock()
+	if reported && (e.Err == nil || errors.Is(e.Err, ErrLost)) {
+		report(s.client, e, func(h *Hooks) func(Renewal) { return h.Renewal })
 	}
 }
 
 // reportEnd reports that the session is over.
 func (s *Session) reportEnd(cause error) {
 	e := SessionEnd{Lease: s.lease, Cause: cause}
-	s.client.report(func(h hooks) { call(h, e, func(h *Hooks) func(SessionEnd) { return h.SessionEnd }) })
+	report(s.client, e, func(h *Hooks) func(SessionEnd) { return h.SessionEnd })
 }
 
 // reportReset reports that watches are opened again.
 func (c *Client) reportReset(cause string) {
-	c.report(func(h hooks) { call(h, WatchReset{cause}, func(h *Hooks) func(WatchReset) { return h.WatchReset }) })
+	report(c, WatchReset{cause}, func(h *Hooks) func(WatchReset) { return h.WatchReset })
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/jagregory/locker/v2"
+	"github.com/jagregory/locker/v2/internal/fakeetcd"
 	"github.com/jagregory/locker/v2/internal/locktest"
 )
 
@@ -120,6 +122,15 @@ func TestHooks_ReportHowManyWereAhead(t *testing.T) {
 	locktest.Unlock(t, locktest.LockOf(t, third))
 	if end := locktest.Await[locker.LockEnd](t, events, 1); end.Ahead != 2 {
 		t.Errorf("%d entries were ahead", end.Ahead)
+	}
+	for i, kind := range []locker.LockOption{locker.WithShared(), locker.WithLimit(3)} {
+		name := fmt.Sprint("beside", i)
+		locktest.Lock(t, c, name, "", kind)
+		locktest.Lock(t, c, "free", "", locker.And(name, "", kind), locker.WithShared())
+		ends := locktest.EventsOf[locker.LockEnd](events)
+		if got := ends[len(ends)-1].Ahead; got != i { // those that are shared do not count for each other
+			t.Errorf("%d entries were ahead in %s", got, name)
+		}
 	}
 	closed(t, c, events)
 }
@@ -339,8 +350,8 @@ func TestHooks_ThatPanicHarmOnlyTheirCall(t *testing.T) {
 	} {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
-			events := new(locktest.Events)
-			c := locktest.NewClient(t, b.Server.Client(t), locker.WithHooks(events.Hooks(), hooks))
+			before, after := new(locktest.Events), new(locktest.Events)
+			c := locktest.NewClient(t, b.Server.Client(t), locker.WithHooks(before.Hooks(), hooks, after.Hooks()))
 			neighbour := locktest.Lock(t, c, "neighbour of "+when, "")
 			func() {
 				defer func() {
@@ -360,32 +371,52 @@ func TestHooks_ThatPanicHarmOnlyTheirCall(t *testing.T) {
 			if err := neighbour.Err(); err != nil {
 				t.Error(err)
 			}
-			if when == "LockStart" { // there is no LockEnd for it
-				if err := c.Close(); err != nil {
-					t.Error(err)
-				}
-				return
-			}
-			closed(t, c, events)
+			closed(t, c, before)
+			after.Complete(t)
 		})
 	}
 }
 
-func TestHooks_ThatPanicInTheBackgroundAreLogged(t *testing.T) {
+func TestHooks_ThatEndTheirGoroutineInTheBackgroundStopNothing(t *testing.T) {
 	t.Parallel()
-	b := locktest.Setup(t)
-	var log bytes.Buffer
-	events := new(locktest.Events)
-	crash := locker.Hooks{
-		SessionStart: func(locker.SessionStart) { panic("out of order") },
-		HoldEnd:      func(locker.HoldEnd) { panic("out of order") },
+	for how, end := range map[string]func(){"panic": func() { panic("out of order") }, "Goexit": runtime.Goexit} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			var log bytes.Buffer
+			before, after := new(locktest.Events), new(locktest.Events)
+			ends := locker.Hooks{
+				SessionStart: func(locker.SessionStart) { end() },
+				HoldEnd:      func(locker.HoldEnd) { end() },
+				SessionEnd:   func(locker.SessionEnd) { end() },
+			}
+			c := locktest.NewClient(t, locktest.Setup(t).Etcd, locker.WithHooks(before.Hooks(), ends, after.Hooks()),
+				locker.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+			locktest.Lock(t, c, "a", "")
+			closed(t, c, before) // which ends the hold
+			after.Complete(t)
+			if n := strings.Count(log.String(), "hook panicked"); how == "panic" && n != 3 {
+				t.Errorf("logged %d times: %s", n, log.String())
+			}
+		})
 	}
-	c := locktest.NewClient(t, b.Etcd, locker.WithHooks(events.Hooks(), crash), locker.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
-	locktest.Lock(t, c, "a", "")
-	closed(t, c, events) // which ends the hold
-	if n := strings.Count(log.String(), "hook panicked"); n != 2 {
-		t.Errorf("logged %d times: %s", n, log.String())
-	}
+}
+
+func TestClose_ReportsNoHookThatIsStillAtWorkWhereThereIsNone(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		var log bytes.Buffer
+		events := new(locktest.Events)
+		c := sim.Client(locker.WithHooks(events.Hooks()), locker.WithTTL(time.Minute), locker.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+		locktest.Lock(sim, c, "a", "")
+		sim.Always(fakeetcd.Revoke, fakeetcd.Fate{Lost: true})
+		if err := c.Close(); err == nil { // it has taken as long as it may
+			sim.Error("the revocation was confirmed")
+		}
+		if strings.Contains(log.String(), "hook") {
+			sim.Errorf("logged: %s", log.String())
+		}
+		events.Complete(sim)
+	})
 }
 
 func TestHooks_EachStartHasItsEndUnderFaults(t *testing.T) {

@@ -170,6 +170,7 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 	for {
 		select {
 		case <-s.ctx.Done():
+			outcome.Err = context.Cause(s.ctx)
 			s.reportRenewal(outcome, began)
 			return nil
 		case <-again.C:
@@ -198,12 +199,12 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 				continue
 			case a.err == nil && a.ttl <= 0:
 				a.by.cancel()
-				_ = s.fail(rpctypes.ErrLeaseNotFound) // the session keeps the error
+				outcome.Err = s.fail(rpctypes.ErrLeaseNotFound)
 				s.reportRenewal(outcome, began)
 				return nil
 			case a.err == nil:
 				s.renewed = a
-				outcome.Left = s.extend(a)
+				outcome.Left, outcome.Err = s.extend(a)
 				s.reportRenewal(outcome, began)
 				if givenUp {
 					return nil // it was given up just before the answer came
@@ -220,11 +221,11 @@ func (s *Session) renew(kept *keepAlive) *keepAlive {
 }
 
 // extend moves the deadline after a renewal; backwards, if etcd has lowered the TTL. It returns
-// how much was left until the former one. Renewals that count are answered in the order in
-// which they were sent.
-func (s *Session) extend(r renewal) (left time.Duration) {
-	if s.check() != nil {
-		return 0 // too late: what is lost stays lost
+// how much was left until the former one, or why the session is over: what is lost stays lost.
+// Renewals that count are answered in the order in which they were sent.
+func (s *Session) extend(r renewal) (left time.Duration, err error) {
+	if err := s.check(); err != nil {
+		return 0, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,7 +235,7 @@ func (s *Session) extend(r renewal) (left time.Duration) {
 		s.deadline = s.until(r)
 		s.setAlarm()
 	}
-	return left
+	return left, nil
 }
 
 // noteFailure keeps why a renewal failed, in case the deadline passes.

@@ -350,15 +350,17 @@ func (s *Session) endIf(cause error, condition func() bool) bool {
 			}
 		}
 	}
+	for _, l := range holds {
+		l.reportEndLater()
+	}
+	if reported {
+		s.reportEnd(cause)
+	}
 	s.cancel(cause)
 	s.client.pool.unshare(s)
 	for _, l := range holds {
 		s.deleteLater(l)
 		l.detach()
-		l.reportEndLater()
-	}
-	if reported {
-		s.reportEnd(cause)
 	}
 	if isLost {
 		s.client.log.Warn("session lost", "lease", s.member, "reason", lost.Reason, "cause", lost.Cause, "holds", len(holds))

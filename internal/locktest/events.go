@@ -23,7 +23,7 @@ type Events struct {
 // call is in the context that LockStart returns.
 type call struct{ name string }
 
-type callKey struct{}
+type callKey struct{ of *Events }
 
 // Hooks returns the hooks that record.
 func (e *Events) Hooks() locker.Hooks {
@@ -37,12 +37,12 @@ func (e *Events) Hooks() locker.Hooks {
 			}
 			e.pending[this] = true
 			e.all = append(e.all, start)
-			return context.WithValue(ctx, callKey{}, this)
+			return context.WithValue(ctx, callKey{e}, this)
 		},
 		LockEnd: func(ctx context.Context, end locker.LockEnd) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
-			this, _ := ctx.Value(callKey{}).(*call)
+			this, _ := ctx.Value(callKey{e}).(*call)
 			if !e.pending[this] || this.name != end.Name {
 				e.extra++
 			}
@@ -109,15 +109,27 @@ func (e *Events) Complete(t testing.TB) {
 			}
 			delete(holds, event.Lock)
 		case locker.SessionStart:
+			if _, ok := sessions[event.Lease]; ok {
+				t.Errorf("event %d is a second start of the session: %+v", i, event)
+			}
 			sessions[event.Lease] = true
+		case locker.Renewal:
+			if open, ok := sessions[event.Lease]; !ok || open != (event.Err == nil) {
+				t.Errorf("event %d is a renewal in a session that is open: %v, ended: %v: %+v", i, open, ok && !open, event)
+			}
 		case locker.SessionEnd:
 			if !sessions[event.Lease] {
-				t.Errorf("event %d is the end of no session: %+v", i, event)
+				t.Errorf("event %d is the end of no open session: %+v", i, event)
 			}
-			delete(sessions, event.Lease)
+			sessions[event.Lease] = false
 		}
 	}
-	if len(holds) != 0 || len(sessions) != 0 {
-		t.Errorf("%d holds and %d sessions have not been reported to end", len(holds), len(sessions))
+	for lease, open := range sessions {
+		if open {
+			t.Errorf("the session %x has not been reported to end", lease)
+		}
+	}
+	if len(holds) != 0 {
+		t.Errorf("%d holds have not been reported to end", len(holds))
 	}
 }

@@ -56,3 +56,28 @@ func TestRenewal_ThatFailsIsReportedWithTheLoss(t *testing.T) {
 		}
 	})
 }
+
+func TestRenewal_IsReportedOnlyOfASessionThatHasBegun(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		const ttl = 9 * time.Second
+		events := new(locktest.Events)
+		c := sim.Client(locker.WithTTL(ttl), locker.WithHooks(events.Hooks()))
+		sim.Always(fakeetcd.Txn, fakeetcd.Fate{Lost: true}) // so the record cannot be written
+		locking := locktest.LockAsync(locktest.Within(sim), c, "a", "")
+		sim.At(2 * ttl)
+		if renewals := locktest.EventsOf[locker.Renewal](events); len(renewals) != 0 || len(sim.Sent(fakeetcd.KeepAlive)) == 0 {
+			sim.Errorf("%d were sent, and reported: %+v", len(sim.Sent(fakeetcd.KeepAlive)), renewals)
+		}
+		sim.Always(fakeetcd.Txn, fakeetcd.Fate{})
+		locktest.LockOf(sim, locking)
+		sim.At(4 * ttl)
+		if renewals := locktest.EventsOf[locker.Renewal](events); len(renewals) == 0 {
+			sim.Error("none was reported")
+		}
+		if err := c.Close(); err != nil {
+			sim.Error(err)
+		}
+		events.Complete(sim)
+	})
+}

@@ -21,7 +21,9 @@ type Backlog struct {
 func NewBacklog(g *Group, limit int) *Backlog { return &Backlog{group: g, limit: limit} }
 
 // Run starts work in a goroutine, or queues it until one is free and reports false. It does
-// not block. Only what is itself counted in the group may call it.
+// not block. Only what is itself counted in the group may call it. Work is started in the order
+// of the calls; with a limit of 1, one begins when the one before it has ended, even if that was
+// by runtime.Goexit.
 func (b *Backlog) Run(work func()) (started bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -30,13 +32,23 @@ func (b *Backlog) Run(work func()) (started bool) {
 		return false
 	}
 	b.atWork++
-	b.group.Run(func() {
-		for work != nil {
-			work()
-			work = b.next()
-		}
-	})
+	b.group.Run(func() { b.run(work) })
 	return true
+}
+
+// run does work, and then what is waiting.
+func (b *Backlog) run(work func()) {
+	returned := false
+	defer func() {
+		if !returned { // the goroutine ends: another goes on
+			b.group.Run(func() { b.run(b.next()) })
+		}
+	}()
+	for work != nil {
+		work()
+		work = b.next()
+	}
+	returned = true
 }
 
 // next returns the work that has waited longest, nil if there is none.

@@ -13,6 +13,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -296,6 +297,33 @@ func TestMux_ReportsWhyWatchesEnd(t *testing.T) {
 				}
 				open(t, m, "a").Close()
 				if !c.resets(cause) {
+					t.Errorf("it reports %q", c.causes)
+				}
+			})
+		})
+	}
+}
+
+func TestMux_ReportsARefusalOnce(t *testing.T) {
+	for what, reason := range map[string]string{"of all": "no token", "of one": rpctypes.ErrGRPCPermissionDenied.Error()} {
+		t.Run(what, func(t *testing.T) {
+			c := &cluster{revision: 1}
+			c.script = func(n int, peer pb.Watch_WatchServer, request *pb.WatchRequest) error {
+				if create := request.GetCreateRequest(); n == 0 && create != nil && string(create.Key) == "b" {
+					return peer.Send(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: 1}, WatchId: -1, Created: true, Canceled: true, CancelReason: reason})
+				}
+				return confirm(peer, request, 1)
+			}
+			inBubble(t, c, func(t *testing.T, m *Mux) {
+				first := open(t, m, "a")
+				if _, err := m.Open(t.Context(), Target{Key: "b"}); !errors.Is(err, ErrEnded) {
+					t.Fatal(err)
+				}
+				if endsWithin(t, first, delay) != (what == "of all") {
+					t.Error("the wrong watches have ended")
+				}
+				first.Close()
+				if !c.resets(refused) {
 					t.Errorf("it reports %q", c.causes)
 				}
 			})

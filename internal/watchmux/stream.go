@@ -176,7 +176,7 @@ func (s *stream) end(cause string) {
 		return
 	}
 	s.ended = true
-	if len(s.watches)+len(s.creating) > 0 {
+	if s.cause != "" || len(s.watches) > 0 || slices.ContainsFunc(s.creating, func(w *Watch) bool { return !w.closed }) {
 		s.reset(cmp.Or(s.cause, cause))
 	}
 	for item := s.outbox.Front(); item != nil; item = item.Next() {
@@ -367,6 +367,11 @@ func (s *stream) dispatch(answer *pb.WatchResponse) {
 	case w == nil: // closed meanwhile
 	case answer.Canceled:
 		s.drop(w, answer)
+		if answer.CompactRevision != 0 {
+			s.reset(compaction)
+		} else {
+			s.reset(refused)
+		}
 	default:
 		w.add(answer)
 	}
@@ -411,6 +416,8 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 		if answer.CancelReason != rpctypes.ErrGRPCPermissionDenied.Error() {
 			s.cause = refused
 			s.cancel() // the next stream has a new authentication token
+		} else {
+			s.reset(refused)
 		}
 	case w.closed:
 		s.sendCancel(answer.WatchId)
@@ -426,13 +433,6 @@ func (s *stream) confirm(answer *pb.WatchResponse) {
 
 // drop ends a watch that etcd has ended. The caller holds the mutex.
 func (s *stream) drop(w *Watch, answer *pb.WatchResponse) {
-	switch {
-	case w.closed:
-	case answer.CompactRevision != 0:
-		s.reset(compaction)
-	default:
-		s.reset(refused)
-	}
 	if s.watches[w.id] == w {
 		delete(s.watches, w.id)
 	}
