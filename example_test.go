@@ -733,3 +733,42 @@ func ExampleWithProgram() {
 	}
 	// Output: held by mailer
 }
+
+// A log of calls that lock, and of how holds end.
+func ExampleWithHooks() {
+	etcd, stop := startEtcd()
+	defer stop()
+	client, err := locker.New(etcd, locker.WithHooks(locker.Hooks{
+		LockEnd: func(_ context.Context, e locker.LockEnd) {
+			switch {
+			case e.Err == nil:
+				fmt.Println(e.Verb, e.Name, "- held")
+			case errors.Is(e.Err, locker.ErrLocked):
+				fmt.Println(e.Verb, e.Name, "- somebody else holds it")
+			default:
+				fmt.Println(e.Verb, e.Name, "-", e.Err)
+			}
+		},
+		HoldEnd: func(e locker.HoldEnd) { fmt.Println("HoldEnd", e.Name, "-", e.Cause) },
+	}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ctx := context.Background()
+
+	lock, err := client.Lock(ctx, "invoices", "worker 1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := client.TryLock(ctx, "invoices", "worker 2"); !errors.Is(err, locker.ErrLocked) {
+		log.Fatal("not refused: ", err)
+	}
+	if err := lock.Unlock(ctx); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// Lock invoices - held
+	// TryLock invoices - somebody else holds it
+	// HoldEnd invoices - lock released
+}

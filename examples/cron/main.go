@@ -33,9 +33,13 @@ func run(ctx context.Context, out io.Writer, endpoints []string) error {
 	program := func(ctx context.Context, i *recipe.Instance) error {
 		return schedule(ctx, i.Client, i.Name, "* * * * * *", func(ctx context.Context, lock *locker.Lock) { d.job(ctx, i, lock) })
 	}
+	d.log.Print("a, b and c compete for a lock; its holder runs a job every second")
 	err = errors.Join(instances.Run(ctx, program, d.script), instances.Close())
 	if d.overlaps.Load() {
 		return errors.New("two instances ran the job at one time")
+	}
+	if err == nil {
+		d.log.Print("the job never ran on two instances at one time")
 	}
 	return err
 }

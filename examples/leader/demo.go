@@ -27,9 +27,13 @@ func run(ctx context.Context, out io.Writer, endpoints []string) error {
 		return err
 	}
 	d := &demo{log: log.New(out, "", log.Lmicroseconds), led: make(chan hold)}
+	d.log.Print("a and b are instances of an HTTP service; the one that holds a lock leads")
 	err = errors.Join(instances.Run(ctx, d.program, d.script), instances.Close())
 	if d.overlaps.Load() {
 		return errors.New("two instances led at one time")
+	}
+	if err == nil {
+		d.log.Print("no two instances led at one time")
 	}
 	return err
 }

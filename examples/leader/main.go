@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"log"
 	"net"
@@ -24,7 +23,7 @@ import (
 )
 
 func main() {
-	listen := flag.String("listen", "", "`address` of one instance that runs until SIGTERM; without it, two demonstrate what they do")
+	listen := flag.String("listen", "", "`address` of one instance that runs until SIGTERM, with -endpoints; without it, two demonstrate what they do")
 	recipe.Main(func(ctx context.Context, out io.Writer, endpoints []string) error {
 		if *listen == "" {
 			return run(ctx, out, endpoints)
@@ -35,9 +34,12 @@ func main() {
 
 // serve runs one instance until ctx ends.
 func serve(ctx context.Context, log *log.Logger, address string, endpoints []string) (err error) {
+	if len(endpoints) == 0 {
+		return errors.New("-listen needs -endpoints as well")
+	}
 	etcd, err := clientv3.New(locker.ClientConfig(endpoints...))
 	if err != nil {
-		return fmt.Errorf("with -endpoints: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, etcd.Close()) }()
 	client, err := locker.New(etcd)

@@ -43,9 +43,13 @@ func run(ctx context.Context, out io.Writer, endpoints []string) error {
 		redis:    asynq.RedisClientOpt{Addr: redis.Addr(), DialTimeout: time.Second, ReadTimeout: time.Second, WriteTimeout: time.Second},
 		enqueued: make(chan enqueued),
 	}
+	d.log.Print("a and b compete for a lock; its holder enqueues a task every second, in a Redis inside this program")
 	err = errors.Join(instances.Run(ctx, d.program, d.script), instances.Close())
 	if d.overlaps.Load() {
 		return errors.New("two schedulers ran at one time")
+	}
+	if err == nil {
+		d.log.Print("there were never two schedulers at one time")
 	}
 	return err
 }
@@ -95,7 +99,7 @@ func (d *demo) script(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.log.Printf("%s  disconnected from etcd", first.by.Name)
+	d.log.Printf("%s  disconnected from etcd; it still holds the lock until shortly before its lease expires", first.by.Name)
 	first.by.Network.Cut()
 	for last := first; last.by == first.by; {
 		if last, err = d.next(ctx); err != nil {

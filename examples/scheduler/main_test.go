@@ -36,7 +36,7 @@ func TestRun_TheOtherSchedulerStartsWhenThatOfTheFirstIsShutDown(t *testing.T) {
 	if err := run(testContext(t), &out, nil); err != nil {
 		t.Fatalf("%v, after\n%s", err, &out)
 	}
-	steps := regexp.MustCompile(`(?s)([ab])  has enqueued task.*([ab])  disconnected from etcd\n.*([ab])  Scheduler stopped.*([ab])  Scheduler starting.*([ab])  has enqueued task`)
+	steps := regexp.MustCompile(`(?s)([ab])  has enqueued task.*([ab])  disconnected from etcd;.*([ab])  Scheduler stopped.*([ab])  Scheduler starting.*([ab])  has enqueued task`)
 	found := steps.FindSubmatch(out.Bytes())
 	if found == nil {
 		t.Fatalf("the output lacks %v:\n%s", steps, &out)

@@ -52,6 +52,7 @@ func run(ctx context.Context, out io.Writer, endpoints []string) error {
 	if err != nil {
 		return err
 	}
+	log.Printf("workers a1 to e2, two in each of five instances, call a backend that bears %d calls at one time", limit)
 	err = errors.Join(d.instances.Run(ctx, d.program, d.script), d.instances.Close())
 	return errors.Join(err, d.backend.check())
 }
