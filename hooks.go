@@ -26,7 +26,7 @@ import (
 // but nothing else; if it panics, that is logged at level Error, see WithLogger. If one of them
 // calls Close, that waits for itself for as long: let it start a goroutine.
 //
-// Of several Hooks each is called, even if another panics.
+// Of several Hooks, those after one that panics are called as well, except for LockStart.
 type Hooks struct {
 	// LockStart is called when a call of Lock, TryLock or Do begins, and for each lock that
 	// Campaign waits for; not if the arguments are refused. It returns the context for
