@@ -43,6 +43,8 @@ const (
 // does not matter, up to a minute. What matters is how late an instance comes to a tick by its
 // own clock: less than the splay, see WithSplay. One that was stopped for longer just before
 // it called Lock is taken to come to another tick.
+// gocron.LimitModeWait makes an instance late, because gocron calls Lock when a waiting run is
+// to start: use gocron.LimitModeReschedule instead.
 //
 // A tick runs at most once: it is not repeated if its instance dies. An instance that is
 // killed, or disconnected, while it runs a job or asks for it may keep its name locked until

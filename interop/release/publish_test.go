@@ -60,7 +60,7 @@ var published = sync.OnceValues(func() (*release, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.output(".", "git", "clone", "--quiet", "--no-tags", here, r.dir); err != nil {
+	if _, err := r.output(".", "git", "clone", "--quiet", "--no-tags", "--config=core.autocrlf=false", here, r.dir); err != nil {
 		return nil, err
 	}
 	if err := r.tag(); err != nil {
