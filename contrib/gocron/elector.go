@@ -164,11 +164,12 @@ func (e *Elector) lead(ctx context.Context, lock *locker.Lock) error {
 	return nil
 }
 
-// fail keeps the error of a campaign, nil if it went well.
+// fail keeps the error of a campaign, nil if it went well. A later one replaces that of a loss.
 func (e *Elector) fail(err error) {
 	if err == nil {
 		e.failure.Store(nil)
 		return
 	}
 	e.failure.Store(&err)
+	e.term.Store(nil)
 }

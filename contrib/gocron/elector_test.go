@@ -3,11 +3,13 @@ package gocronlocker_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/go-co-op/gocron/v2"
 	"github.com/google/uuid"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -100,6 +102,29 @@ func TestElector_CampaignsAgainAfterARefusal(t *testing.T) {
 	if _, err := root.RoleGrantPermission(within(t), "role", locker.DefaultPrefix, clientv3.GetPrefixRangeEnd(locker.DefaultPrefix), all); err != nil {
 		t.Fatal(err)
 	}
+	leads(t, e)
+}
+
+func TestElector_SaysThatEtcdRefusesAfterALoss(t *testing.T) {
+	t.Parallel()
+	server := embedtest.Start(t)
+	var refuses atomic.Bool
+	client := newClient(t, server.ClientWith(t, func(_ context.Context, _ string, request any, call func() error) error {
+		if _, writes := request.(*etcdserverpb.TxnRequest); writes && refuses.Load() {
+			return rpctypes.ErrGRPCPermissionDenied
+		}
+		return call()
+	}), locker.WithTTL(brief))
+	e := newElector(t, client, "a", "me", soon)
+	leads(t, e)
+	holder, err := client.Get(within(t), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuses.Store(true)
+	server.ExpireLease(t, holder.Lease)
+	eventually(t, "etcd refuses", func() bool { return errors.Is(e.IsLeader(t.Context()), rpctypes.ErrPermissionDenied) })
+	refuses.Store(false)
 	leads(t, e)
 }
 

@@ -105,9 +105,7 @@ func WithNames(f func(name string) string) Option {
 // Hooks returns hooks for locker.WithHooks that record metrics and spans. They may be given to
 // several Clients, whose metrics are then added up. They do not block, as long as the
 // providers and the function of WithNames do not, and are safe for concurrent use. For each
-// lock that is held they keep a little memory, which they free when the hold ends. Give them
-// to a Client before hooks that may panic; even so, a call in which LockStart of another
-// panics is counted as waiting for good, and its span does not end.
+// lock that is held they keep a little memory, which they free when the hold ends.
 //
 // Errors: those of the meter provider.
 func Hooks(opts ...Option) (locker.Hooks, error) {

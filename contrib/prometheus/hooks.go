@@ -13,8 +13,7 @@ import (
 )
 
 // Hooks returns the hooks for a Client, for locker.WithHooks. Call it once for each Client; their
-// metrics are added up. Give them to the Client before hooks that may panic; even so, a call in
-// which LockStart of another panics is counted as waiting for good.
+// metrics are added up.
 func (m *Metrics) Hooks() locker.Hooks {
 	s := &sessions{metrics: m}
 	return locker.Hooks{
