@@ -81,3 +81,22 @@ func TestRenewal_IsReportedOnlyOfASessionThatHasBegun(t *testing.T) {
 		events.Complete(sim)
 	})
 }
+
+func TestRenewal_ThatCloseInterruptsIsNotReported(t *testing.T) {
+	t.Parallel()
+	locktest.Simulate(t, func(sim locktest.Simulation) {
+		const ttl = 9 * time.Second
+		events := new(locktest.Events)
+		c := sim.Client(locker.WithTTL(ttl), locker.WithHooks(events.Hooks()))
+		locktest.Lock(sim, c, "a", "")
+		sim.Always(fakeetcd.KeepAlive, fakeetcd.Fate{Lost: true})
+		sim.At(ttl/3 + time.Millisecond)
+		if err := c.Close(); err != nil || len(sim.Sent(fakeetcd.KeepAlive)) != 1 {
+			sim.Errorf("%v, after %d requests", err, len(sim.Sent(fakeetcd.KeepAlive)))
+		}
+		if renewals := locktest.EventsOf[locker.Renewal](events); len(renewals) != 0 {
+			sim.Errorf("reported: %+v", renewals)
+		}
+		events.Complete(sim)
+	})
+}
